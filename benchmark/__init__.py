@@ -1,0 +1,7 @@
+"""Winnow's fixed part: types, stages and the command line. Filters, tasks and board entries live beside it."""
+
+__version__ = "0.1.0"
+
+from benchmark.registry import register_filter, register_selector, register_suite, register_task
+
+__all__ = ["register_filter", "register_selector", "register_suite", "register_task"]

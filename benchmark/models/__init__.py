@@ -1,0 +1,99 @@
+"""The embedded scales' models, and how any model of a recipe is built: always through open_clip."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+MODELS_DIR = Path(__file__).parent
+NUM_MERGES = 3500  # of CLIP's byte-pair merges; 512 bytes + 3500 merges + 2 marks = a vocabulary of 4,014
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+class PlainCNN(nn.Module):
+    """Four convolutions with GroupNorm, three poolings and a linear read-out of the flattened 4 x 4 map.
+
+    No layer mixes the samples of a batch, so gradients do not depend on how a batch is split.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        channels = [3, width, 2 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.GroupNorm(8, after), nn.ReLU(inplace=True)]
+            if index < 3:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels[-1] * 16, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (n, 3, 32, 32) to embeddings (n, num_classes)."""
+        return self.head(self.features(images).flatten(1))
+
+
+@register_model
+def winnow_cnn(pretrained: bool = False, num_classes: int = 96, width: int = 16, **_: Any) -> PlainCNN:
+    """Build the embedded scales' image tower; timm passes options that it has no use for."""
+    assert not pretrained
+    return PlainCNN(width, num_classes)
+
+
+@register_model
+def winnow_cnn_small(pretrained: bool = False, num_classes: int = 96, **_: Any) -> PlainCNN:
+    """Build the image tower of `pico`."""
+    assert not pretrained
+    return PlainCNN(8, num_classes)
+
+
+@lru_cache
+def register_configs() -> None:
+    """Make the shipped model configurations known to open_clip, once."""
+    open_clip.add_model_config(MODELS_DIR)
+
+
+def build_model(name: str, seed: int = 0) -> nn.Module:
+    """Build an open_clip model with weights drawn from `seed`, in float32, leaving torch's global generator alone."""
+    register_configs()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.create_model(name, pretrained=None, precision="fp32", output_dict=True)
+
+
+def build_tokenizer(name: str) -> Tokenizer:
+    """Build the tokenizer that belongs to a model; it maps n texts to an int64 tensor (n, context length)."""
+    register_configs()
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"unknown model {name!r}; open_clip lists {open_clip.list_models()}")
+    text = config["text_cfg"]
+    bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
+    if bpe_path is None:
+        return open_clip.get_tokenizer(name)
+    return open_clip.SimpleTokenizer(bpe_path=str(MODELS_DIR / bpe_path), context_length=text["context_length"])
+
+
+def write_vocabulary(path: Path) -> None:
+    """Cut CLIP's byte-pair merges (Radford et al. 2021, as open_clip carries them) down to the first 3,500."""
+    source = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(source.read_bytes()).decode().split("\n")
+    path.write_bytes(gzip.compress("\n".join(lines[: NUM_MERGES + 1]).encode(), mtime=0))
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Return the model's open_clip configuration."""
+    register_configs()
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"unknown model {name!r}; open_clip lists {open_clip.list_models()}")
+    return json.loads(json.dumps(config))

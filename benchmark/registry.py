@@ -1,0 +1,300 @@
+"""Strategies (filters and selectors) and tasks: how one file adds one, and how they are found.
+
+`filters/` and `eval_tasks/` stand next to this package and are loaded by path, as are a user's own files
+(`plugins=[my_filter.py]`). A file registers what it has with the decorators below; nothing else is edited.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from benchmark.names import nearest_name
+
+if TYPE_CHECKING:
+    from benchmark.tasks import Suite, Task
+
+ROOT_DIR = Path(__file__).resolve().parent.parent
+FILTERS_DIR = ROOT_DIR / "filters"
+TASKS_DIR = ROOT_DIR / "eval_tasks"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword argument of a strategy."""
+
+    name: str
+    type: Any  # an annotation such as int, float, str, bool, list[str] or `str | None`
+    default: Any  # `inspect.Parameter.empty` where the user must give it
+
+    @property
+    def type_name(self) -> str:
+        """Spell the type as it stands in the file."""
+        return self.type.__name__ if isinstance(self.type, type) else str(self.type)
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A rule that chooses samples: a filter judges each alone, a selector sees the whole pool."""
+
+    name: str
+    kind: str  # "filter" or "selector"
+    function: Callable[..., Any]
+    options: dict[str, Option]
+    columns: tuple[str, ...] = ()  # of the metadata; `{option}` is filled in
+    features: tuple[str, ...] = ()  # arrays of the .npz
+    planted: tuple[str, ...] = ()  # of planted.parquet; references only
+    fraction: float | None = None  # the declared cut
+    threshold: float | None = None
+    reference: bool = False  # uses what no participant may use
+    paper: str = ""  # first line of the module
+    summary: str = ""  # first line of the function's docstring
+    source_path: Path = field(default_factory=Path)
+
+    @property
+    def has_cut(self) -> bool:
+        """Tell whether the filter scores, and a cut turns its scores into choices."""
+        return self.fraction is not None or self.threshold is not None
+
+    def needed_columns(self, options: dict[str, Any]) -> list[str]:
+        """Return the metadata columns needed with these options."""
+        return [column.format(**options) for column in self.columns]
+
+    def needed_features(self, options: dict[str, Any]) -> list[str]:
+        """Return the .npz arrays needed with these options."""
+        return [feature.format(**options) for feature in self.features]
+
+
+STRATEGIES: dict[str, Strategy] = {}
+TASKS: dict[str, Task] = {}
+SUITES: dict[str, Suite] = {}
+
+CUT_OPTIONS = ("fraction", "threshold")
+
+
+def register_filter(
+    *,
+    columns: Sequence[str] = (),
+    features: Sequence[str] = (),
+    planted: Sequence[str] = (),
+    fraction: float | None = None,
+    threshold: float | None = None,
+    reference: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a function from rows (a DataFrame) to one value per row as a filter of the function's name.
+
+    bool keeps or drops, float scores (declare the paper's cut: `fraction` or `threshold`), int says how many copies.
+    Its keyword-only arguments are its options. `columns` are the metadata columns that it reads; `features` are
+    arrays of the .npz, handed over as a second argument: a dict of name to array (rows, dimension). `{option}` in a
+    name is filled in with that option's value.
+    """
+    if fraction is not None and threshold is not None:
+        raise ValueError("a filter declares fraction= or threshold=, not both")
+    if planted and not reference:
+        raise ValueError("planted labels are for filters marked reference=True")
+
+    def register(function: Function) -> Function:
+        strategy = _make_strategy(
+            function, "filter", tuple(columns), tuple(features), tuple(planted), fraction, threshold, reference
+        )
+        for name in CUT_OPTIONS:
+            if name in strategy.options:
+                raise ValueError(f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator")
+        _add(STRATEGIES, strategy.name, strategy, "strategy")
+        return function
+
+    return register
+
+
+def register_selector(
+    *, columns: Sequence[str] = (), features: Sequence[str] = (), reference: bool = False
+) -> Callable[[Function], Function]:
+    """Register a function from a `PoolView` (and its `seed`) to a `Subset` as a selector of the function's name."""
+
+    def register(function: Function) -> Function:
+        strategy = _make_strategy(function, "selector", tuple(columns), tuple(features), (), None, None, reference)
+        if "seed" not in strategy.options:
+            raise ValueError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
+        _add(STRATEGIES, strategy.name, strategy, "strategy")
+        return function
+
+    return register
+
+
+def register_task(task: Task) -> Task:
+    """Register a task under its name."""
+    _add(TASKS, task.name, task, "task")
+    return task
+
+
+def register_suite(suite: Suite) -> Suite:
+    """Register a named, versioned list of tasks."""
+    _add(SUITES, suite.name, suite, "suite")
+    return suite
+
+
+def load_strategies(plugins: Iterable[str | Path] = ()) -> dict[str, Strategy]:
+    """Load `filters/` and the plugins, once; return every strategy by name."""
+    for path in sorted(FILTERS_DIR.glob("*.py")):
+        _load_file(path)
+    load_plugins(plugins)
+    return STRATEGIES
+
+
+def load_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:
+    """Load `eval_tasks/` and the plugins, once; return every task by name."""
+    for path in sorted(TASKS_DIR.glob("*.py")):
+        _load_file(path)
+    load_plugins(plugins)
+    return TASKS
+
+
+def load_plugins(plugins: Iterable[str | Path]) -> None:
+    """Load a user's files, each once; what they register is theirs by its path."""
+    for plugin in plugins:
+        path = Path(plugin).expanduser().resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"plugins: there is no file {plugin}")
+        _load_file(path)
+
+
+def get_strategy(name: str) -> Strategy:
+    """Look a strategy up; raises KeyError with the nearest name."""
+    if name not in STRATEGIES:
+        known = ", ".join(sorted(STRATEGIES))
+        raise KeyError(f"unknown filter {name!r}.{nearest_name(name, STRATEGIES)} Filters: {known}.")
+    return STRATEGIES[name]
+
+
+def tasks_named(names: Sequence[str]) -> list[Task]:
+    """Return the tasks with these names, or in these groups or suites; raises KeyError with the nearest name."""
+    groups: dict[str, list[str]] = {suite.name: list(suite.tasks) for suite in SUITES.values()}
+    for task in TASKS.values():
+        for group in task.groups:
+            groups.setdefault(group, []).append(task.name)
+    chosen: dict[str, Task] = {}
+    for name in names:
+        if name not in TASKS and name not in groups:
+            nearest = nearest_name(name, [*TASKS, *groups])
+            raise KeyError(f"unknown task or group {name!r}.{nearest} `winnow list tasks` lists them.")
+        for member in [name] if name in TASKS else groups[name]:
+            chosen[member] = TASKS[member]
+    return list(chosen.values())
+
+
+def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the strategy's options with defaults filled in, the cut's left out.
+
+    Raises ValueError where a value has the wrong type, or an option without a default is missing.
+    """
+    options: dict[str, Any] = {}
+    for option in strategy.options.values():
+        value = given.get(option.name, option.default)
+        if option.is_required and value in (inspect.Parameter.empty, "???"):
+            raise ValueError(f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given")
+        options[option.name] = _as_type(value, option.type, f"filters.{strategy.name}.{option.name}")
+    return options
+
+
+def _make_strategy(
+    function: Callable[..., Any],
+    kind: str,
+    columns: tuple[str, ...],
+    features: tuple[str, ...],
+    planted: tuple[str, ...],
+    fraction: float | None,
+    threshold: float | None,
+    reference: bool,
+) -> Strategy:
+    name = function.__name__
+    parameters = list(inspect.signature(function).parameters.values())
+    hints = typing.get_type_hints(function)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    others = [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    wanted = ["pool"] if kind == "selector" else ["rows", "features"] if features else ["rows"]
+    if len(positional) != len(wanted) or others:
+        raise ValueError(f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)")
+    options = {
+        p.name: Option(p.name, hints.get(p.name, typing.Any), p.default) for p in parameters if p.kind is p.KEYWORD_ONLY
+    }
+    module = sys.modules.get(function.__module__)
+    return Strategy(
+        name=name,
+        kind=kind,
+        function=function,
+        options=options,
+        columns=columns,
+        features=features,
+        planted=planted,
+        fraction=fraction,
+        threshold=threshold,
+        reference=reference,
+        paper=_first_line(module.__doc__ if module else None),
+        summary=_first_line(function.__doc__),
+        source_path=Path(inspect.getsourcefile(function) or ""),
+    )
+
+
+def _add(table: dict[str, Any], name: str, item: Any, noun: str) -> None:
+    if name in table:
+        raise ValueError(f"two files register the {noun} {name!r}; rename one of them")
+    table[name] = item
+
+
+_LOADED: set[Path] = set()
+
+
+def _load_file(path: Path) -> None:
+    if path in _LOADED:
+        return
+    module_name = f"winnow_{path.parent.name}_{path.stem}".replace("-", "_")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    _LOADED.add(path)
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0].strip()
+
+
+def _as_type(value: Any, annotation: Any, where: str) -> Any:
+    if annotation is typing.Any:
+        return value
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _as_type(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is not None or annotation in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}={value!r} is not a list")
+        inner = arguments[0] if arguments else typing.Any
+        return [_as_type(item, inner, where) for item in value]
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(annotation, type) or not isinstance(value, annotation) or (
+        annotation is int and isinstance(value, bool)
+    ):
+        raise ValueError(f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}")
+    return value

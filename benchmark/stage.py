@@ -1,0 +1,213 @@
+"""Stages on disk: atomic writes, locks, the record of what an output was made from, and its costs.
+
+A stage writes every file under a temporary name and renames it; the record, a small JSON that names the stage's
+options and inputs, comes last. A record that fits means "skip"; one that does not fit is an error that names both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from benchmark import __version__
+
+Json = Any  # what json.dumps accepts
+
+TEMPORARY_SUFFIX = ".tmp"
+LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage's output was made from, and what came out."""
+
+    stage: str
+    version: int  # of the stage's code, raised by hand when its output changes
+    made_from: dict[str, Json]
+    result: dict[str, Json]
+
+    @property
+    def hash(self) -> str:
+        """Return the sha256 that identifies this output, made from its inputs alone."""
+        return digest({"stage": self.stage, "version": self.version, "made_from": self.made_from})
+
+
+def say(message: str) -> None:
+    """Tell the user one line of progress."""
+    print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """Tell the user something that needs attention but does not stop the work."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, renamed to it when the block ends well.
+
+    The temporary name is fixed, so what a killed process left is overwritten by its successor.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    rename(temporary, path)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Put a finished file in place; every output of a stage goes through here."""
+    os.replace(source, target)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write JSON for people, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON file; raises ValueError that names the file when it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again") from error
+
+
+def digest(value: Json) -> str:
+    """Return the sha256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write the small file that says "complete"; call it last."""
+    write_json(
+        path,
+        {
+            "stage": record.stage,
+            "version": record.version,
+            "made_from": record.made_from,
+            "result": record.result,
+        },
+    )
+
+
+def read_record(path: Path) -> Record | None:
+    """Read a record, or None where there is none."""
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        return Record(value["stage"], value["version"], value["made_from"], value["result"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no record of a stage: {error}") from error
+
+
+def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -> Record | None:
+    """Return the record at `path` if it fits, None if there is none.
+
+    Raises ValueError that names every difference when the output there was made from something else.
+    """
+    record = read_record(path)
+    if record is None:
+        return None
+    wanted = {"stage": stage, "version": version, **_flatten(json.loads(json.dumps(made_from)))}
+    there = {"stage": record.stage, "version": record.version, **_flatten(record.made_from)}
+    if wanted == there:
+        return record
+    differences = [
+        f"{key} is {_short(there[key]) if key in there else 'absent'} there and "
+        f"{_short(wanted[key]) if key in wanted else 'absent'} now"
+        for key in dict.fromkeys([*wanted, *there])
+        if wanted.get(key) != there.get(key) or (key in wanted) != (key in there)
+    ]
+    shown = "; ".join(differences[:4]) + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
+    raise ValueError(
+        f"{path.parent} was made with other settings ({path.name}): {shown}. "
+        "Choose another folder, repeat those settings, or delete it."
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; a second process waits. The lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{folder}: another process is at work here, waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed stage left half written in a folder that the caller has locked."""
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink()
+
+
+@contextmanager
+def cost(folder: Path, stage: str, **numbers: Json) -> Iterator[dict[str, Json]]:
+    """Time a stage and append what it cost to `costs.jsonl`, which is outside every hash.
+
+    The yielded dict takes further numbers.
+    """
+    start_wall, start_cpu = time.time(), time.process_time()
+    more: dict[str, Json] = {}
+    yield more
+    line = {
+        "stage": stage,
+        "seconds": round(time.time() - start_wall, 3),
+        "cpu_seconds": round(time.process_time() - start_cpu, 3),
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "winnow": __version__,
+        **numbers,
+        **more,
+    }
+    with (folder / "costs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _flatten(value: Json, prefix: str = "") -> dict[str, Json]:
+    if isinstance(value, dict) and value:
+        flat: dict[str, Json] = {}
+        for key, inner in value.items():
+            flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: value}
+
+
+def _short(value: Json) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:24] + "…" + text[-8:]

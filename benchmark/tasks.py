@@ -1,0 +1,63 @@
+"""Kinds of tasks and suites. A task is data: an instance of one of these in a file of `eval_tasks/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`."""
+
+    name: str  # for DataComp's tasks, DataComp's key
+    title: str  # for tables
+    groups: tuple[str, ...] = ()
+    version: int = 1  # raised when a number it gives would change
+    main_metric: str = ""
+
+    kind: ClassVar[str] = "task"
+
+    @property
+    def folder_name(self) -> str:
+        """Return the data set's folder, as DataComp names it (formats.md: `wds_{key, / to -}_test`)."""
+        return f"wds_{self.name.removeprefix('fairness/').replace('/', '-')}_test"
+
+    @property
+    def file_stem(self) -> str:
+        """Return the name of the task's result files."""
+        return self.name.replace("/", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotClassification(Task):
+    """Choose the class whose prompts (class names in templates) are nearest to the image (Radford et al. 2021)."""
+
+    main_metric: str = "acc1"
+    kind: ClassVar[str] = "classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstGroup(ZeroShotClassification):
+    """Zero-shot classification scored by its worst group; `.npy` members hold each sample's group at `group_field`."""
+
+    main_metric: str = "acc_wg"
+    group_field: int = 0
+    group_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Task):
+    """Find the caption of an image and the image of a caption (recall@1, 5, 10 in both directions)."""
+
+    main_metric: str = "mean_recall@1"
+    kind: ClassVar[str] = "retrieval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A named, versioned list of tasks; its average is the mean of their main metrics."""
+
+    name: str
+    version: int
+    tasks: tuple[str, ...]
