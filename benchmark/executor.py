@@ -1,0 +1,51 @@
+"""The one way work is spread over processes: a function of one item, results in the items' order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from benchmark.registry import load_strategies
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_items(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, plugins: Sequence[str] = (), name: str
+) -> Iterator[Result]:
+    """Yield function(item) for every item, in order; `workers` 0 stays in this process.
+
+    Workers are spawned, load the strategies and the plugins first, and hold at most two items each. Raises
+    RuntimeError where a worker dies: its item is never silently left out.
+    """
+    progress = tqdm(total=len(items), desc=name, disable=None, leave=False)
+    if workers <= 0:
+        for item in items:
+            yield function(item)
+            progress.update()
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=load_strategies, initargs=(tuple(plugins),)) as pool:
+            waiting: list[Future[Result]] = []
+            position = 0
+            try:
+                while waiting or position < len(items):
+                    while position < len(items) and len(waiting) < 2 * workers:
+                        waiting.append(pool.submit(function, items[position]))
+                        position += 1
+                    yield waiting.pop(0).result()
+                    progress.update()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"a worker process died while working on {name} (killed, or out of memory?); try fewer workers"
+                ) from error
+            finally:
+                for future in waiting:
+                    future.cancel()
+    progress.close()

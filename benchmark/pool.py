@@ -1,0 +1,176 @@
+"""Pools: a folder in CommonPool's layout, with its fingerprint, coverage and the columns that filters read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmark.index import PoolIndex, read_index
+from benchmark.names import nearest_name
+from benchmark.stage import Json, write_json
+from benchmark.uids import fingerprint_of, parse_uids
+
+FINGERPRINT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PoolIdentity:
+    """What tells pools apart: stages compare the fingerprint, boards all of it."""
+
+    fingerprint: str  # of the metadata's uids
+    content_hash: str  # of the images
+    rows: int  # in the metadata
+    present: int  # samples with image and caption in the tars
+
+    def as_json(self) -> dict[str, Json]:
+        return {
+            "fingerprint": self.fingerprint,
+            "content_hash": self.content_hash,
+            "rows": self.rows,
+            "present": self.present,
+        }
+
+
+class Pool:
+    """A pool on disk, opened for reading; nothing but its footers is read at first."""
+
+    def __init__(self, pool_dir: str | Path) -> None:
+        """Open the pool; raises FileNotFoundError where there is none."""
+        self.dir = Path(pool_dir)
+        self.metadata_paths = sorted((self.dir / "metadata").glob("*.parquet"))
+        if not self.dir.is_dir():
+            raise FileNotFoundError(f"there is no pool at {self.dir}")
+        if not self.metadata_paths:
+            raise FileNotFoundError(f"{self.dir} is no pool: it has no metadata/*.parquet")
+        for path in self.metadata_paths:
+            if "uid" not in self._schema(path).names:
+                raise ValueError(f"{path} has no column 'uid'; it has {self._schema(path).names}")
+
+    @cached_property
+    def index(self) -> PoolIndex:
+        """Return the index of the samples that are there, in pool order."""
+        return read_index(self.dir)
+
+    @cached_property
+    def identity(self) -> PoolIdentity:
+        """Return fingerprint, content hash and coverage."""
+        return PoolIdentity(self.fingerprint, self.index.content_hash, self.num_rows, len(self.index))
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Return the number of metadata rows."""
+        return sum(pq.read_metadata(path).num_rows for path in self.metadata_paths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the sum modulo 2^256 of the sha256 of every uid, as 64 hex characters.
+
+        Kept per metadata shard in the user's cache; a shard is read again when its size or time changed.
+        """
+        cache_path = cache_dir() / "fingerprints" / f"{hashlib.sha256(str(self.dir.resolve()).encode()).hexdigest()}.json"
+        known: dict[str, list[Json]] = _read_cache(cache_path)
+        sums: dict[str, list[Json]] = {}
+        for path in self.metadata_paths:
+            stat = path.stat()
+            state = [FINGERPRINT_VERSION, stat.st_size, stat.st_mtime_ns]
+            if path.name in known and known[path.name][:3] == state:
+                sums[path.name] = known[path.name]
+            else:
+                sums[path.name] = [*state, f"{fingerprint_of(self.read_uids(path)):064x}"]
+        if sums != known:
+            write_json(cache_path, sums)
+        return f"{sum(int(entry[3], 16) for entry in sums.values()) % 2**256:064x}"
+
+    def read_uids(self, path: Path) -> np.ndarray:
+        """Read the uids of one metadata shard, shape (rows,)."""
+        return parse_uids(pq.read_table(path, columns=["uid"])["uid"], str(path))
+
+    def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+        """Read columns of one metadata shard with pandas' default types."""
+        table = pq.read_table(path, columns=list(columns))
+        # A plain RangeIndex even where no column is asked for.
+        return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(pq.read_metadata(path).num_rows))
+
+    def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Read arrays of the .npz beside a metadata shard, each (rows, dimension)."""
+        features = {}
+        if names:
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                features = {name: arrays[name] for name in names}
+        return features
+
+    def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
+        """Raise ValueError where a metadata shard lacks one of the columns."""
+        for path in self.metadata_paths:
+            names = self._schema(path).names
+            for column in columns:
+                if column not in names:
+                    raise ValueError(
+                        f"{needed_by} needs the column {column!r}, which {path} lacks."
+                        f"{nearest_name(column, names)} It has {names}."
+                    )
+
+    def check_features(self, features: Sequence[str], needed_by: str) -> None:
+        """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has another length."""
+        for path in self.metadata_paths if features else []:
+            npz_path = path.with_suffix(".npz")
+            if not npz_path.exists():
+                raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
+            shapes = _npz_shapes(npz_path)
+            rows = pq.read_metadata(path).num_rows
+            for feature in features:
+                if feature not in shapes:
+                    raise ValueError(f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}")
+                if shapes[feature][:1] != (rows,):
+                    raise ValueError(f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows")
+
+    def _schema(self, path: Path) -> pa.Schema:
+        if path not in self._schemas:
+            try:
+                self._schemas[path] = pq.read_schema(path)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{path} is not a parquet file: {error}") from error
+        return self._schemas[path]
+
+    @cached_property
+    def _schemas(self) -> dict[Path, pa.Schema]:
+        return {}
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder: $WINNOW_CACHE_DIR, else the platform's (`~/.cache/winnow`)."""
+    base = os.environ.get("WINNOW_CACHE_DIR")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "winnow"
+
+
+def _read_cache(path: Path) -> dict[str, list[Json]]:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of an .npz's arrays from their headers."""
+    shapes = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    shapes[name.removesuffix(".npy")] = read(member)[0]
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return shapes

@@ -1,0 +1,18 @@
+"""Exact de-duplication: keep one pair per image, by the sha256 of its bytes (cf. LAION-5B's removal of repeats)."""
+
+import numpy as np
+
+from benchmark import register_selector
+from benchmark.filtering import PoolView
+from benchmark.subset import Subset
+from benchmark.uids import uid_order
+
+
+@register_selector(columns=["sha256"])
+def dedup(pool: PoolView, *, seed: int = 0) -> Subset:
+    """Keep of all pairs with the same image one drawn by the seed (0: the smallest uid); a null hash is unique."""
+    hashes = pool.columns["sha256"]
+    order = np.random.default_rng(seed).permutation(len(hashes)) if seed else np.arange(len(hashes))
+    order = order[uid_order(pool.uids[order])] if seed == 0 else order
+    is_repeat = hashes.iloc[order].duplicated().to_numpy() & hashes.iloc[order].notna().to_numpy()
+    return Subset.of(pool.uids[order[~is_repeat]])
