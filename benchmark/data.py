@@ -1,0 +1,247 @@
+"""Training data: samples read in place from the pool's tars by offset, decoded, augmented, batched by step.
+
+The same decoding serves the samples held in memory and those read on the way, so both give the same batches.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from benchmark.index import PoolIndex
+from benchmark.order import AUGMENT_STREAM, SampleOrder, keyed_uint64, keyed_uniform
+from benchmark.scales import Scale
+
+MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
+MAX_PIXELS = 1 << 26  # a larger image counts as undecodable: no decompression bombs
+MAX_UNDECODABLE = 0.01  # of the samples seen; more stops the run
+
+
+class Tokenizer(Protocol):
+    """Map n captions to int64 tokens (n, context length)."""
+
+    def __call__(self, texts: list[str]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch, before normalisation."""
+
+    images: np.ndarray  # (batch, size, size, 3) uint8
+    tokens: np.ndarray  # (batch, context length) int32
+    undecodable: int  # samples that others stand in for
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class SampleReader:
+    """Reads the samples of P from the tars: image bytes and caption by offset, one open file per tar."""
+
+    def __init__(self, index: PoolIndex, samples: np.ndarray) -> None:
+        self.index = index
+        self.samples = samples  # P: places in the index
+
+    def read(self, place: int) -> tuple[bytes, bytes]:
+        """Return image bytes and caption bytes of P's sample at `place`."""
+        row = self.samples[place]
+        index = self.index
+        with index.tar_paths[index.tar_number[row]].open("rb") as file:
+            file.seek(int(index.image_offset[row]))
+            image = file.read(int(index.image_length[row]))
+            file.seek(int(index.text_offset[row]))
+            return image, file.read(int(index.text_length[row]))
+
+
+def decode_image(data: bytes) -> Image.Image | None:
+    """Decode to RGB, or None where the bytes are no picture or too large a one."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            return None
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Resize the shorter side to `size` (bicubic) and cut out the centre: (size, size, 3) uint8."""
+    if image.size != (size, size):
+        shorter = min(image.size)
+        width, height = (max(size, round(side * size / shorter)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return np.asarray(image)
+
+
+def shift_images(images: np.ndarray, pixels: int, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Move each picture by up to `pixels` in both directions, edges repeated: (n, size, size, 3) uint8."""
+    span = 2 * pixels + 1
+    draws = (keyed_uint64(AUGMENT_STREAM, seed, positions) % np.uint64(span * span)).astype(np.int64)
+    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+    shifted = np.empty_like(images)
+    size = images.shape[1]
+    for draw in np.unique(draws):
+        top, left = divmod(int(draw), span)
+        chosen = draws == draw
+        shifted[chosen] = padded[chosen, top : top + size, left : left + size]
+    return shifted
+
+
+def crop_and_resize(image: Image.Image, size: int, area: tuple[float, float], seed: int, position: int) -> np.ndarray:
+    """Cut out a random area share and resize it (bicubic): (size, size, 3) uint8.
+
+    torchvision's RandomResizedCrop with open_clip's defaults (aspect 3/4 to 4/3, ten attempts, then the centre), its
+    random numbers keyed by (seed, position).
+    """
+    width, height = image.size
+    draws = keyed_uniform(AUGMENT_STREAM, seed, position, np.arange(40)).reshape(10, 4)
+    for share, shape, across, down in draws.tolist():
+        target = width * height * (area[0] + (area[1] - area[0]) * share)
+        aspect = (3 / 4) * (16 / 9) ** shape  # log-uniform between 3/4 and 4/3
+        crop_width, crop_height = round((target * aspect) ** 0.5), round((target / aspect) ** 0.5)
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = int(across * (width - crop_width + 1)), int(down * (height - crop_height + 1))
+            break
+    else:
+        crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    box = (left, top, left + crop_width, top + crop_height)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+@dataclass(frozen=True)
+class HeldSamples:
+    """Every distinct sample of a run, decoded once: what `StepBatches` takes from memory."""
+
+    images: np.ndarray  # (distinct, size, size, 3) uint8
+    tokens: np.ndarray  # (distinct, context length) int32
+    is_decodable: np.ndarray  # (distinct,) bool
+    row_of: np.ndarray  # (len(P),): which of them P's sample is
+
+
+def fits_memory(order: SampleOrder) -> bool:
+    """Tell whether the run's samples are held in memory; only pictures that need no fresh crop can be."""
+    size = order.scale.image_size
+    return order.scale.augmentation.kind == "shift" and len(np.unique(order.samples)) * size * size * 3 <= MEMORY_BYTES
+
+
+def hold_samples(reader: SampleReader, tokenizer: Tokenizer, scale: Scale) -> HeldSamples:
+    """Read and decode every distinct sample of P once, with as many threads as the recipe has."""
+    _, first, row_of = np.unique(reader.samples, return_index=True, return_inverse=True)
+    size = scale.image_size
+    images = np.zeros((len(first), size, size, 3), dtype=np.uint8)
+    is_decodable = np.zeros(len(first), dtype=bool)
+    captions = [""] * len(first)
+
+    def hold(row: int) -> None:
+        data, text = reader.read(int(first[row]))
+        captions[row] = text.decode(errors="replace")
+        image = decode_image(data)
+        if image is not None:
+            images[row], is_decodable[row] = resize_and_crop(image, size), True
+
+    progress = tqdm(total=len(first), desc="read samples", unit="sample", disable=None, leave=False)
+    with ThreadPoolExecutor(scale.threads) as pool:
+        for _ in pool.map(hold, range(len(first))):
+            progress.update()
+    progress.set_description("tokenize")
+    tokens = tokenize(tokenizer, captions)
+    progress.close()
+    return HeldSamples(images, tokens, is_decodable, row_of)
+
+
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
+    """Tokenize captions, each different one once: (n, context length) int32."""
+    distinct = list(dict.fromkeys(captions))
+    number = {caption: row for row, caption in enumerate(distinct)}
+    tokens = tokenizer(distinct).numpy().astype(np.int32)
+    return tokens[[number[caption] for caption in captions]]
+
+
+class StepBatches(Dataset[Batch]):
+    """The batch of every step, a function of (order, step) alone: any worker may make any of them."""
+
+    def __init__(self, order: SampleOrder, reader: SampleReader, tokenizer: Tokenizer, held: HeldSamples | None) -> None:
+        self.order = order
+        self.reader = reader
+        self.tokenizer = tokenizer
+        self.held = held
+
+    def __len__(self) -> int:
+        return self.order.scale.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        scale, seed = self.order.scale, self.order.seed
+        places = self.order.batch(step)
+        positions = step * scale.batch_size + np.arange(len(places))
+        if self.held is not None:
+            return self._from_memory(self.held, places, positions)
+        images, captions, undecodable = [], [], 0
+        for place, position in zip(places.tolist(), positions.tolist(), strict=True):
+            image, caption, attempts = self._read(place, position)
+            undecodable += attempts > 0
+            captions.append(caption)
+            if scale.augmentation.kind == "shift":
+                images.append(resize_and_crop(image, scale.image_size))
+            else:
+                images.append(crop_and_resize(image, scale.image_size, scale.augmentation.area, seed, position))
+        stacked = np.stack(images)
+        if scale.augmentation.kind == "shift":
+            stacked = shift_images(stacked, scale.augmentation.pixels, seed, positions)
+        return Batch(stacked, tokenize(self.tokenizer, captions), undecodable)
+
+    def _from_memory(self, held: HeldSamples, places: np.ndarray, positions: np.ndarray) -> Batch:
+        rows = held.row_of[places]
+        undecodable = 0
+        for slot in np.flatnonzero(~held.is_decodable[rows]):
+            undecodable += 1
+            for attempt in range(1, 1 + len(held.row_of)):
+                rows[slot] = held.row_of[self.order.replacement(int(positions[slot]), attempt)]
+                if held.is_decodable[rows[slot]]:
+                    break
+        images = shift_images(held.images[rows], self.order.scale.augmentation.pixels, self.order.seed, positions)
+        return Batch(images, held.tokens[rows], undecodable)
+
+    def _read(self, place: int, position: int) -> tuple[Image.Image, str, int]:
+        for attempt in range(1 + len(self.order.samples)):
+            data, text = self.reader.read(self.order.replacement(position, attempt) if attempt else place)
+            image = decode_image(data)
+            if image is not None:
+                return image, text.decode(errors="replace"), attempt
+        raise ValueError("no sample of the subset can be decoded")
+
+
+def batches_from(dataset: StepBatches, first_step: int, workers: int) -> Iterator[Batch]:
+    """Yield the batches of the steps from `first_step` on, made in `workers` processes (0: in this one)."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first_step, len(dataset)),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def normalise(images: np.ndarray, scale: Scale, device: str) -> Tensor:
+    """Turn uint8 pictures (n, size, size, 3) into the model's input: (n, 3, size, size) float32."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+    mean = torch.tensor(scale.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(scale.std, device=device).view(1, 3, 1, 1)
+    return pixels.sub_(mean).div_(std).contiguous()
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
