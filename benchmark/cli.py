@@ -1,0 +1,407 @@
+"""The command line: `winnow VERB ...`. What a user can mend prints as one sentence; exit codes mean what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmark import __version__
+from benchmark.names import nearest_name
+from benchmark.stage import say, warn
+
+CONF_DIR = Path(__file__).resolve().parent / "conf"
+EXIT_USER, EXIT_SWEEP, EXIT_INTERRUPTED = 2, 3, 130
+
+HELP = """\
+winnow: a benchmark for data filtering. Training and evaluation are fixed; you bring the rule that chooses the data.
+
+  winnow run                        everything: pool, filter, training, evaluation, a table (embedded pool by default)
+  winnow filter | train | evaluate  one stage of it
+  winnow pool build                 draw an embedded pool
+  winnow subset info FILE           what is in a subset file
+  winnow list filters|tasks|scales  what there is
+  winnow leaderboard table          the board
+
+`winnow VERB --help` explains a verb. run, filter, train and evaluate take key=value options, and sweep with -m:
+  winnow run filters=clip_score filters.clip_score.fraction=0.2 seeds=[0,1,2]
+  winnow run -m filters=no_filter,clip_score,random
+A traceback instead of a sentence: WINNOW_TRACEBACK=1.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _reported(lambda: _dispatch(arguments), arguments)
+
+
+def entry_point() -> None:
+    """Run as the installed command `winnow`."""
+    sys.exit(main())
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "--version":
+        print(f"winnow {__version__}")
+        return 0
+    ordinary: dict[str, Callable[[list[str]], int]] = {
+        "pool": _pool,
+        "subset": _subset,
+        "list": _list,
+        "leaderboard": _leaderboard,
+    }
+    hydra_verbs = ("run", "filter", "train", "evaluate")
+    if verb in ordinary:
+        return ordinary[verb](rest)
+    if verb in hydra_verbs:
+        return HydraCommand.parse(verb, rest).execute()
+    known = [*hydra_verbs, *ordinary]
+    raise KeyError(f"unknown verb {verb!r}.{nearest_name(verb, known)} Verbs: {', '.join(known)}.")
+
+
+def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Run `work`; print what the user can mend as one sentence and return the exit code."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(
+            f"\nwinnow: interrupted. What is finished is kept; to go on, run the same command again:\n"
+            f"  winnow {' '.join(arguments)}",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        if os.environ.get("WINNOW_TRACEBACK"):
+            traceback.print_exc()
+        print(f"winnow: {_sentence(error)}", file=sys.stderr)
+        return EXIT_USER
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+# --- Hydra verbs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class HydraCommand:
+    """A verb with key=value options, composed by Hydra after its names are checked."""
+
+    verb: str
+    arguments: list[str]
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    is_sweep: bool = False
+    plugins: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, verb: str, arguments: list[str]) -> HydraCommand:
+        """Sort the arguments into overrides and flags."""
+        command = cls(verb, arguments)
+        for argument in arguments:
+            if argument in ("-m", "--multirun"):
+                command.is_sweep = True
+            elif argument.startswith("-"):
+                command.flags.append(argument)
+            elif "=" in argument or argument.startswith("~"):
+                command.overrides.append(argument)
+            else:
+                raise ValueError(f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help")
+        return command
+
+    def execute(self) -> int:
+        """Check, compose and run; in a sweep, run every job and list the failures at the end."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        from benchmark.registry import load_strategies
+
+        try:
+            parsed = OverridesParser.create().parse_overrides(self.overrides)
+        except HydraException as error:
+            raise ValueError(f"cannot read the options: {str(error).splitlines()[0]}") from error
+        self.plugins = [os.path.abspath(path) for path in _flat_values(parsed, "plugins")]
+        if {"-h", "--help"} & set(self.flags):
+            load_strategies(self.plugins)
+            print(_verb_help(self.verb), end="")
+            return 0
+        load_strategies(self.plugins)
+        self._check(parsed)
+        return self._compose_and_run()
+
+    def _check(self, parsed: list[Any]) -> None:
+        from benchmark.options import check_override_name, takes_filters
+        from benchmark.registry import get_strategy
+        from benchmark.scales import get_scale
+
+        for override in parsed:
+            check_override_name(self.verb, override.key_or_group)
+        for name in _flat_values(parsed, "scale"):
+            get_scale(name)
+        swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+        if swept and not self.is_sweep:
+            raise ValueError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
+        given = {override.key_or_group for override in parsed}
+        if "exp_dir" in given - swept and swept - {"seeds", "exp_dir"} and self.verb in ("run", "filter"):
+            raise ValueError(
+                f"a sweep over {', '.join(sorted(swept - {'seeds'}))} with one exp_dir would mix different experiments in "
+                "it; leave exp_dir out, and each job gets a folder of its own"
+            )
+        if not takes_filters(self.verb):
+            return
+        if "subset" in given and "filters" in given:
+            raise ValueError("subset= takes a file as it is; give filters= or subset=, not both")
+        names = [str(name) for name in _flat_values(parsed, "filters")]
+        for name in names:
+            get_strategy(name)
+        selected = names or _default_filters(self.verb)
+        for key in given:
+            if key.startswith("filters.") and key.split(".")[1] not in selected:
+                raise ValueError(f"{key} is given, but the filters are {selected}; add {key.split('.')[1]!r} to filters=")
+
+    def _compose_and_run(self) -> int:
+        import hydra
+        from hydra.core.config_store import ConfigStore
+
+        from benchmark.options import VERBS, filter_defaults, known_strategies
+
+        store = ConfigStore.instance()
+        store.store(name=f"{self.verb}_options", node=VERBS[self.verb])
+        for strategy in known_strategies():
+            # `selected` tells what a job uses from what a sweep merely has options for.
+            node = {"selected": True, **filter_defaults(strategy)}
+            store.store(group="filters", name=strategy.name, node=node, package=f"filters.{strategy.name}")
+
+        outcomes: list[int] = []
+        sweep_dir = Path("experiments") / "sweeps" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+        def job(config: Any) -> int:
+            code = self._run_job(config, sweep_dir)
+            outcomes.append(code)
+            return code
+
+        overrides = list(self.overrides)
+        if self.is_sweep:
+            # A job that does not use a filter must not fail over that filter's options: `++` adds them where they are
+            # not; their names are checked already.
+            overrides = [f"++{text}" if text.startswith("filters.") else text for text in overrides]
+            overrides += [f"hydra.sweep.dir={sweep_dir}", "--multirun"]
+        before = sys.argv
+        sys.argv = ["winnow", *self.flags, *overrides]
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=self.verb)(job)()
+        finally:
+            sys.argv = before
+        return _sweep_outcome(sweep_dir) if self.is_sweep else max(outcomes, default=0)
+
+    def _run_job(self, config: Any, sweep_dir: Path) -> int:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        from benchmark import verbs
+        from benchmark.stage import write_json
+
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        assert isinstance(plain, dict)
+        plain = {str(key): value for key, value in plain.items()}
+        plain["plugins"] = self.plugins
+        chosen = plain.get("filters") or {}
+        plain["filters"] = {
+            name: {key: value for key, value in options.items() if key != "selected"}
+            for name, options in chosen.items()
+            if options.get("selected")
+        }
+        hydra_config = HydraConfig.get()
+        if self.is_sweep:
+            say(f"\njob {hydra_config.job.num}: {' '.join(hydra_config.overrides.task) or self.verb}")
+        failure: list[str] = []
+
+        def work() -> int:
+            try:
+                verbs.FUNCTIONS[self.verb](plain, ["winnow", self.verb, *self.arguments])
+            except (ValueError, KeyError, OSError, RuntimeError) as error:
+                failure.append(_sentence(error))
+                raise
+            return 0
+
+        code = _reported(work, [self.verb, *self.arguments])
+        if self.is_sweep:
+            outcome = {"overrides": list(hydra_config.overrides.task), "failure": failure[0] if failure else None}
+            write_json(sweep_dir / f"job-{hydra_config.job.num}.json", outcome)
+            if code == EXIT_INTERRUPTED:
+                raise SystemExit(code)
+        return code
+
+
+def _flat_values(parsed: list[Any], key: str) -> list[Any]:
+    """Return the single values that the overrides give a key, lists and sweeps taken apart."""
+
+    def flatten(value: Any) -> list[Any]:
+        if isinstance(value, list | tuple):
+            return [inner for item in value for inner in flatten(item)]
+        if hasattr(value, "list"):  # a ChoiceSweep
+            return flatten(value.list)
+        return [value.text if hasattr(value, "text") else value]
+
+    return [item for override in parsed if override.key_or_group == key for item in flatten(override.value())]
+
+
+def _default_filters(verb: str) -> list[str]:
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.load(CONF_DIR / f"{verb}.yaml").defaults
+    return next(list(item.filters) for item in defaults if "filters" in item)
+
+
+def _sweep_outcome(sweep_dir: Path) -> int:
+    jobs = [json.loads(path.read_text()) for path in sweep_dir.glob("job-*.json")]
+    failed = [job for job in jobs if job["failure"]]
+    say(f"\nsweep: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded ({sweep_dir})")
+    for job in failed:
+        warn(f"failed: {' '.join(job['overrides'])}: {job['failure']}")
+    return EXIT_SWEEP if failed else 0
+
+
+def _verb_help(verb: str) -> str:
+    from benchmark.options import VERBS, describe_options, takes_filters
+
+    lines = [(VERBS[verb].__doc__ or "").strip(), "", f"  winnow {verb} key=value ...      -m sweeps over a,b,c", ""]
+    for name, default, text in describe_options(verb):
+        lines.append(f"  {name:<10} {text}" + (f" (default: {default})" if default else ""))
+    if takes_filters(verb):
+        default = ",".join(_default_filters(verb))
+        lines += [f"  {'filters':<10} the strategy, one name or a list of them (default: {default})", "", "Filters:"]
+        lines += _filter_lines()
+    return "\n".join(lines) + "\n"
+
+
+def _filter_lines() -> list[str]:
+    from benchmark.options import filter_defaults, known_strategies
+
+    lines = []
+    for strategy in known_strategies():
+        kind = strategy.kind + (", reference: cannot be submitted" if strategy.reference else "")
+        lines += [f"  {strategy.name} ({kind}): {strategy.summary}", f"      {strategy.paper}"]
+        if strategy.has_cut:
+            cut = f"fraction={strategy.fraction:g}" if strategy.fraction is not None else f"threshold={strategy.threshold:g}"
+            lines.append(f"      filters.{strategy.name}.fraction, .threshold: number (declared cut: {cut})")
+        for option in strategy.options.values():
+            default = "required" if option.is_required else repr(filter_defaults(strategy)[option.name])
+            lines.append(f"      filters.{strategy.name}.{option.name}: {option.type_name} (default: {default})")
+    return lines
+
+
+# --- Ordinary verbs ------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one sentence like ours."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def _pool(arguments: list[str]) -> int:
+    parser = _Parser(prog="winnow pool", description="Make pools.")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    build = actions.add_parser("build", help="draw an embedded pool, its evaluation sets and its index")
+    build.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
+    build.add_argument("--pool-seed", type=int, default=0, help="which drawing (default: %(default)s)")
+    build.add_argument("--pool-dir", type=Path, help="the folder (default: pools/<scale>, for seed 0)")
+    build.add_argument("--workers", type=int, default=None, help="processes that draw (default: one per core)")
+    options = parser.parse_args(arguments)
+    from benchmark.options import scale_and_pool_dir
+    from benchmark.verbs import build_embedded_pool
+
+    pool_dir = None if options.pool_dir is None else str(options.pool_dir)
+    scale, folder, seed = scale_and_pool_dir(
+        {"scale": options.scale, "pool_seed": options.pool_seed, "pool_dir": pool_dir}
+    )
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
+    build_embedded_pool(scale, folder, seed, options.workers)
+    return 0
+
+
+def _subset(arguments: list[str]) -> int:
+    parser = _Parser(prog="winnow subset", description="Look at subset files.")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    info = actions.add_parser("info", help="how many uids and copies a subset file holds")
+    info.add_argument("file", type=Path)
+    options = parser.parse_args(arguments)
+    from benchmark.stage import sha256_of
+    from benchmark.subset import load_subset
+    from benchmark.uids import format_uids
+
+    subset = load_subset(options.file)
+    say(f"{options.file}")
+    say(f"  samples        {len(subset):,} (copies counted)")
+    say(f"  distinct uids  {subset.num_distinct:,}")
+    say(f"  most copies    {subset.max_copies:,}")
+    if len(subset):
+        say(f"  first uid      {format_uids(subset.uids[:1])[0]}")
+        say(f"  last uid       {format_uids(subset.uids[-1:])[0]}")
+    say(f"  sha256         {sha256_of(options.file)}")
+    return 0
+
+
+def _list(arguments: list[str]) -> int:
+    parser = _Parser(prog="winnow list", description="List what there is.")
+    parser.add_argument("what", choices=["filters", "tasks", "scales"])
+    parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files")
+    options = parser.parse_args(arguments)
+    from benchmark.registry import SUITES, load_strategies, load_tasks
+    from benchmark.scales import SCALES
+
+    if options.what == "filters":
+        load_strategies(options.plugins)
+        print("\n".join(_filter_lines()))
+    elif options.what == "tasks":
+        tasks = load_tasks(options.plugins)
+        width = max(map(len, tasks))
+        for task in tasks.values():
+            print(f"{task.name:<{width}}  {task.title:<22} {task.main_metric:<16} groups: {', '.join(task.groups)}")
+        for suite in SUITES.values():
+            print(f"suite {suite.name} (version {suite.version}): {len(suite.tasks)} tasks")
+    else:
+        for scale in SCALES.values():
+            print(
+                f"{scale.name:<8} recipe {scale.recipe}: {scale.model}, {scale.samples_seen:,} samples seen in "
+                f"{scale.steps:,} steps of {scale.batch_size}, pool of {scale.pool_size:,}, suite {scale.suite}"
+            )
+    return 0
+
+
+def _leaderboard(arguments: list[str]) -> int:
+    parser = _Parser(prog="winnow leaderboard", description="The board.")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    table = actions.add_parser("table", help="print a board")
+    table.add_argument("--board", default="nano", help="a shipped board's name, or a board's folder (default: nano)")
+    table.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
+    table.add_argument("--entry", type=Path, help="an experiment's entry.json to stand among them")
+    options = parser.parse_args(arguments)
+    from benchmark.verbs import board_table
+
+    print(board_table(options.board, options.entry, options.format))
+    return 0

@@ -1,0 +1,303 @@
+"""Experiments: one rule at one scale on one pool, with its seeds, and the stages that fill its folder.
+
+    exp_dir/subset.npy, subset.json       the filter stage's choice, made once
+    exp_dir/seed-N/checkpoint/, eval/     a folder per training seed
+    exp_dir/entry.json                    the scores of all evaluated seeds, as the leaderboard reads them
+    exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmark.filtering import Rule, RuleReport, check_pool_has, run_filters
+from benchmark.pool import Pool
+from benchmark.registry import SUITES, TASKS, load_tasks, tasks_named
+from benchmark.scales import Scale
+from benchmark.stage import (
+    Json,
+    Record,
+    cost,
+    digest,
+    finished,
+    locked,
+    read_record,
+    remove_temporary,
+    say,
+    sha256_of,
+    write_record,
+)
+from benchmark.subset import Subset, load_subset
+from benchmark.uids import count_of, format_uids, sort_uids, unique_uids
+
+if TYPE_CHECKING:
+    from benchmark.tasks import Task
+    from leaderboard.entries import Entry
+
+FILTER_VERSION = 1
+SUBSET_NAME = "subset.npy"
+SUBSET_RECORD_NAME = "subset.json"
+ENTRY_NAME = "entry.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the subset comes about: rules (within an earlier subset, perhaps), or a file of somebody else's."""
+
+    rules: tuple[Rule, ...] = ()
+    within_path: Path | None = None
+    subset_path: Path | None = None
+
+    def made_from(self, pool: Pool) -> dict[str, Json]:
+        """Return what identifies the subset; its hash names the experiment's folder."""
+        return {
+            "pool": pool.fingerprint,
+            "filters": [rule.as_json() for rule in self.rules],
+            "within": sha256_of(self.within_path) if self.within_path else None,
+            "subset": sha256_of(self.subset_path) if self.subset_path else None,
+        }
+
+    @property
+    def name(self) -> str:
+        """Return the readable part of the folder's name."""
+        return "subset" if self.subset_path else "+".join(rule.name for rule in self.rules)
+
+
+def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:
+    """Return `experiments/<scale>/<filters>-<hash>`."""
+    return Path("experiments") / scale.name / f"{choice.name}-{digest(choice.made_from(pool))[:8]}"
+
+
+def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plugins: Sequence[str]) -> Record:
+    """Choose the subset, or reuse the one that is there and fits."""
+    for path in (choice.within_path, choice.subset_path):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"there is no subset file {path}")
+    check_pool_has(pool, choice.rules)
+    made_from = choice.made_from(pool)
+    record_path = exp_dir / SUBSET_RECORD_NAME
+    # Looked at before the folder is touched, so that a refusal leaves nothing behind.
+    finished(record_path, "filter", FILTER_VERSION, made_from)
+    with locked(exp_dir):
+        remove_temporary(exp_dir)
+        record = finished(record_path, "filter", FILTER_VERSION, made_from)
+        if record is not None:
+            say(f"filter: {record.result['size']:,} of {record.result['rows']:,} rows, as before ({exp_dir / SUBSET_NAME})")
+            return record
+        with cost(exp_dir, "filter", workers=workers):
+            result = _choose(exp_dir, pool, choice, workers, plugins)
+        record = Record("filter", FILTER_VERSION, made_from, result)
+        write_record(record_path, record)
+    say(f"filter: kept {result['size']:,} of {result['rows']:,} rows ({exp_dir / SUBSET_NAME})")
+    return record
+
+
+def describe_filters(record: Record) -> list[str]:
+    """Return one line per rule: what it dropped, alone and together with others."""
+    reports = [RuleReport(**report) for report in record.result["rules"]]
+    width = max([len(report.name) for report in reports], default=0)
+    return [
+        f"  {report.name:<{width}}  kept {report.kept:>10,}   dropped {report.dropped:>10,}"
+        f"   only it dropped {report.only_dropped:>10,}   no verdict {report.no_verdict:>8,}"
+        for report in reports
+    ]
+
+
+def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *, device: str, workers: int) -> None:
+    """Train every seed that is not trained yet."""
+    from benchmark.train import STATE_NAMES, TrainingData, checkpoint_if_finished, train
+
+    subset_path, subset_record = open_experiment(exp_dir, pool)
+    data: TrainingData | None = None
+    for seed in seeds:
+        made_from = {
+            "recipe": {"scale": scale.name, "version": scale.recipe, "hash": scale.hash},
+            "pool": pool.identity.as_json(),
+            "subset": subset_record.result["sha256"],
+            "seed": seed,
+            "device": device,
+        }
+        checkpoint_dir = exp_dir / f"seed-{seed}" / "checkpoint"
+        checkpoint_if_finished(checkpoint_dir, made_from)
+        with locked(exp_dir / f"seed-{seed}"):
+            if checkpoint_if_finished(checkpoint_dir, made_from) is not None:
+                for name in STATE_NAMES:  # what a kill between the record and this clean-up left
+                    (checkpoint_dir / name).unlink(missing_ok=True)
+                say(f"train: seed {seed} as before ({checkpoint_dir})")
+                continue
+            if data is None:
+                data = TrainingData(pool.index, load_subset(subset_path), scale)
+                _say_coverage(data.num_absent, len(data.samples))
+            checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            record = train(data, seed, checkpoint_dir, made_from, device=device, workers=workers)
+            say(
+                f"train: seed {seed}, {scale.steps:,} steps of {scale.batch_size}, final loss "
+                f"{record.result['final_loss']:.3f} ({checkpoint_dir})"
+            )
+
+
+def evaluate_stage(
+    exp_dir: Path, scale: Scale, seeds: Sequence[int], eval_dir: Path, task_names: Sequence[str], *, device: str
+) -> None:
+    """Evaluate every trained seed on every task that has no result yet."""
+    from benchmark.evaluate import evaluate
+    from benchmark.models import build_model, build_tokenizer
+    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, load_weights, recipe_threads
+
+    tasks = chosen_tasks(scale, task_names)
+    for seed in seeds:
+        seed_dir = exp_dir / f"seed-{seed}"
+        trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
+        if trained is None:
+            raise FileNotFoundError(f"{seed_dir} has no checkpoint yet; run `winnow train exp_dir={exp_dir} seeds={seed}`")
+        if trained.made_from["recipe"]["hash"] != scale.hash:
+            there = trained.made_from["recipe"]
+            raise ValueError(
+                f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
+                f"not by recipe {scale.recipe} of {scale.name!r}"
+            )
+        with locked(seed_dir), recipe_threads(scale):
+            weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
+            model = build_model(scale.model)
+            load_weights(model, weights_path)
+            with cost(exp_dir, "evaluate", seed=seed, tasks=len(tasks)):
+                evaluate(
+                    model.to(device),
+                    build_tokenizer(scale.model),
+                    tasks,
+                    eval_dir,
+                    seed_dir,
+                    made_from={"model": scale.model, "checkpoint": sha256_of(weights_path), "device": device},
+                    image_size=scale.image_size,
+                    mean=scale.mean,
+                    std=scale.std,
+                    device=device,
+                )
+
+
+def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
+    """Return the named tasks or groups, or the scale's suite where none is named."""
+    load_tasks()
+    return tasks_named(names or [scale.suite])
+
+
+def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
+    """Return the experiment's subset file and record; raises where there is none or it was made from another pool."""
+    record = read_record(exp_dir / SUBSET_RECORD_NAME)
+    if record is None:
+        raise FileNotFoundError(f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first")
+    if record.made_from["pool"] != pool.fingerprint:
+        raise ValueError(
+            f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, but {pool.dir} is {pool.fingerprint[:12]}"
+        )
+    return exp_dir / SUBSET_NAME, record
+
+
+def finished_seeds(exp_dir: Path, scale: Scale) -> dict[int, dict[str, float]]:
+    """Return the main metrics, by task, of every seed that has results of this recipe for the whole suite."""
+    from benchmark.results import read_results, suite_scores
+    from benchmark.train import RECORD_NAME
+
+    load_tasks()
+    suite = SUITES[scale.suite]
+    seeds = {}
+    for seed_dir in exp_dir.glob("seed-*"):
+        trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
+        records = read_results(seed_dir, [TASKS[name] for name in suite.tasks])
+        if trained is not None and trained.made_from["recipe"]["hash"] == scale.hash and len(records) == len(suite.tasks):
+            seeds[int(seed_dir.name.removeprefix("seed-"))] = suite_scores(suite, TASKS, records).scores
+    return dict(sorted(seeds.items()))
+
+
+def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | None:
+    """Join the seeds' scores in `entry.json`; returns None while no seed has the whole suite."""
+    from leaderboard.entries import Entry, PoolUsed, StrategyUsed, SubsetUsed, SuiteName, write_entry
+
+    seeds = finished_seeds(exp_dir, scale)
+    if not seeds:
+        return None
+    _, record = open_experiment(exp_dir, pool)
+    suite = SUITES[scale.suite]
+    entry = Entry(
+        name=_entry_name(record),
+        strategy=tuple(StrategyUsed(**rule) for rule in record.made_from["filters"]),
+        within=record.made_from["within"],
+        given_subset=record.made_from["subset"],
+        reference=record.result["reference"],
+        scale=scale.name,
+        recipe=scale.recipe,
+        recipe_hash=scale.hash,
+        suite=SuiteName(suite.name, suite.version),
+        pool=PoolUsed(**pool.identity.as_json()),
+        subset=SubsetUsed(record.result["size"], record.result["distinct"], record.result["sha256"]),
+        seeds=seeds,
+        made_with=_versions(),
+    )
+    with locked(exp_dir):
+        write_entry(exp_dir / ENTRY_NAME, entry)
+    return entry
+
+
+def _choose(
+    exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]
+) -> dict[str, Json]:
+    """Write subset.npy and return the record's results."""
+    if choice.subset_path is not None:
+        subset, rows, repeated, reports = _given_subset(pool, choice.subset_path)
+    else:
+        within = load_subset(choice.within_path) if choice.within_path else None
+        outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins)
+        subset, rows, repeated, reports = outcome.subset, outcome.rows, outcome.repeated_uids, outcome.reports
+    subset.save(exp_dir / SUBSET_NAME)
+    return {
+        "size": len(subset),
+        "distinct": subset.num_distinct,
+        "max_copies": subset.max_copies,
+        "rows": rows,
+        "repeated_uids": repeated,
+        "rules": [asdict(report) for report in reports],
+        "reference": any(rule.strategy.reference for rule in choice.rules),
+        "sha256": sha256_of(exp_dir / SUBSET_NAME),
+    }
+
+
+def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleReport]]:
+    subset = load_subset(path)
+    if len(subset) == 0:
+        raise ValueError(f"{path} is empty")
+    known = sort_uids(np.concatenate([pool.read_uids(shard) for shard in pool.metadata_paths]))
+    distinct, _ = unique_uids(subset.uids)
+    unknown = distinct[count_of(distinct, known) == 0]
+    if len(unknown):
+        example = ", ".join(format_uids(unknown[:3]))
+        raise ValueError(f"{path}: {len(unknown):,} of {len(distinct):,} uids are not in {pool.dir}, such as {example}")
+    return Subset(np.asarray(subset.uids)), len(known), len(known) - len(unique_uids(known)[0]), []
+
+
+def _say_coverage(num_absent: int, num_present: int) -> None:
+    if num_absent:
+        say(f"train: {num_absent:,} chosen uids have no image in the pool; {num_present:,} samples are there")
+
+
+def _entry_name(record: Record) -> str:
+    """Name an entry after its rules and their cuts, such as `basic+clip_score-0.3`."""
+    if record.made_from["subset"]:
+        return f"subset-{record.made_from['subset'][:8]}"
+    parts = []
+    for rule in record.made_from["filters"]:
+        cut = "".join(f"-{value:g}" for value in (rule["cut"] or {}).values())
+        options = "".join(f"-{value}" for value in rule["options"].values() if isinstance(value, str))
+        parts.append(f"{rule['name']}{options}{cut}".lower())
+    return "+".join(parts) + (f"-within-{record.made_from['within'][:8]}" if record.made_from["within"] else "")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("winnow-bench", "torch", "open_clip_torch", "numpy", "pandas", "pillow")
+    return {package: version(package) for package in packages}

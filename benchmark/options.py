@@ -1,0 +1,216 @@
+"""The options of the Hydra verbs: names, defaults and help, and their way from the command line into plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from benchmark.filtering import Cut, Rule
+from benchmark.names import nearest_name
+from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_strategy
+from benchmark.scales import Scale, get_scale
+
+MISSING = "???"
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class PoolOptions:
+    """What every verb knows: the scale and where the pool is."""
+
+    scale: str = _option("nano", "the fixed recipe; `winnow list scales` lists them")
+    pool_dir: Any = _option(None, "the pool's folder [pools/<scale>]; an embedded one is built when it is not there")
+    pool_seed: Any = _option(0, "which drawing of the embedded pool; others than 0 go to pools/<scale>-<pool_seed>")
+
+
+@dataclass
+class SeedOptions(PoolOptions):
+    seeds: Any = _option(0, "training seeds, such as 0 or [0,1,2]; each has a folder of its own")
+    device: Any = _option(None, "cpu or cuda [what the scale's reference runs used]")
+
+
+@dataclass
+class ChoiceOptions(PoolOptions):
+    exp_dir: Any = _option(None, "the experiment's folder [experiments/<scale>/<filters>-<hash>]")
+    within: Any = _option(None, "a subset file: filter inside it, as if its rows were the pool")
+    subset: Any = _option(None, "a subset file (.npy or raw) to take as it is, instead of filters")
+    plugins: Any = _option((), "your own files with filters or tasks: [my_filter.py,...]")
+    workers: Any = _option(0, "worker processes; 0 works in this one; results do not depend on it")
+
+
+@dataclass
+class FilterOptions(ChoiceOptions):
+    """winnow filter: choose a subset."""
+
+
+@dataclass
+class RunOptions(ChoiceOptions, SeedOptions):
+    """winnow run: filter, train, evaluate, table."""
+
+    eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")
+    tasks: Any = _option((), "task names or groups [the scale's suite]; `winnow list tasks` lists them")
+
+
+@dataclass
+class TrainOptions(SeedOptions):
+    """winnow train: train on an experiment's subset."""
+
+    exp_dir: Any = _option(MISSING, "the experiment's folder; it has a subset")
+    workers: Any = _option(0, "loader processes; 0 loads in this one; results do not depend on it")
+
+
+@dataclass
+class EvaluateOptions(SeedOptions):
+    """winnow evaluate: score an experiment's checkpoints."""
+
+    exp_dir: Any = _option(MISSING, "the experiment's folder; its seeds are trained")
+    eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")
+    tasks: Any = _option((), "task names or groups [the scale's suite]; `winnow list tasks` lists them")
+    plugins: Any = _option((), "your own files with tasks: [my_task.py,...]")
+
+
+VERBS: dict[str, type[PoolOptions]] = {
+    "run": RunOptions,
+    "filter": FilterOptions,
+    "train": TrainOptions,
+    "evaluate": EvaluateOptions,
+}
+
+
+def option_names(verb: str) -> list[str]:
+    """Return the verb's option names."""
+    return [option.name for option in fields(VERBS[verb])]
+
+
+def takes_filters(verb: str) -> bool:
+    """Tell whether the verb chooses samples."""
+    return issubclass(VERBS[verb], ChoiceOptions)
+
+
+def filter_defaults(strategy: Strategy) -> dict[str, Any]:
+    """Return the strategy's part of the configuration: its options, and both cuts null where it scores."""
+    options = {name: MISSING if option.is_required else option.default for name, option in strategy.options.items()}
+    return {**({name: None for name in CUT_OPTIONS} if strategy.has_cut else {}), **options}
+
+
+def make_rule(name: str, given: dict[str, Any]) -> Rule:
+    """Make a rule from its part of the configuration; the declared cut applies while both cuts are null."""
+    strategy = get_strategy(name)
+    cuts = {}
+    for kind in CUT_OPTIONS:
+        value = given.get(kind)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise ValueError(f"filters.{name}.{kind}={value!r} is not a number")
+        if value is not None:
+            cuts[kind] = float(value)
+    if len(cuts) == 2:
+        raise ValueError(
+            f"filters.{name}: fraction={cuts['fraction']:g} and threshold={cuts['threshold']:g} are both given; give one"
+        )
+    declared = {"fraction": strategy.fraction, "threshold": strategy.threshold}
+    cut = None
+    for kind, value in (cuts or declared).items():
+        if value is not None:
+            try:
+                cut = Cut(kind, value)
+            except ValueError as error:
+                raise ValueError(f"filters.{name}.{error}") from error
+    return Rule(name, check_options(strategy, given), cut)
+
+
+def as_list(value: Any, name: str) -> list[Any]:
+    """Take one value for a list of one."""
+    if value is None or value == "":
+        return []
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, list | dict) for item in values):
+        raise ValueError(f"{name}={value} is not a list of single values")
+    return values
+
+
+def as_seeds(value: Any) -> list[int]:
+    """Return the training seeds; raises ValueError where they are not different non-negative whole numbers."""
+    seeds = as_list(value, "seeds")
+    if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
+        raise ValueError(f"seeds={value} are not whole numbers from 0 on, such as 0 or [0,1,2]")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds={value} names a seed twice")
+    return seeds
+
+
+def as_count(value: Any, name: str) -> int:
+    """Return a whole number from 0 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name}={value} is not a whole number from 0 on")
+    return value
+
+
+def as_path(value: Any, name: str) -> Path | None:
+    """Return a path, or None where none is given."""
+    if value is None:
+        return None
+    if not isinstance(value, str | int):
+        raise ValueError(f"{name}={value} is not a path")
+    return Path(str(value)).expanduser()
+
+
+def as_device(value: Any, scale: Scale) -> str:
+    """Return the device to compute on; raises ValueError where there is none such."""
+    if value is None:
+        return scale.device
+    if value not in ("cpu", "cuda"):
+        raise ValueError(f"device={value} is neither cpu nor cuda")
+    if value == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device=cuda, but torch sees no GPU here")
+    return str(value)
+
+
+def scale_and_pool_dir(config: dict[str, Any]) -> tuple[Scale, Path, int]:
+    """Return scale, pool folder and pool seed."""
+    scale = get_scale(str(config["scale"]))
+    seed = as_count(config["pool_seed"], "pool_seed")
+    pool_dir = as_path(config["pool_dir"], "pool_dir")
+    return scale, pool_dir or Path("pools") / (scale.name if seed == 0 else f"{scale.name}-{seed}"), seed
+
+
+def check_override_name(verb: str, key: str) -> None:
+    """Raise KeyError, with the nearest name, where a command-line option is not one of the verb's."""
+    first, *rest = key.split(".")
+    if first == "hydra" or key.startswith("hydra/"):
+        return
+    known = [*option_names(verb), *(["filters"] if takes_filters(verb) else [])]
+    if first not in known:
+        raise KeyError(f"winnow {verb} has no option {first!r}.{nearest_name(first, known)} Options: {', '.join(known)}.")
+    if first != "filters" and rest:
+        raise KeyError(f"winnow {verb} has no option {key!r}; {first} has no parts")
+    if first == "filters" and rest:
+        strategy = get_strategy(rest[0])
+        options = list(filter_defaults(strategy))
+        if len(rest) != 2 or rest[1] not in options:
+            name = ".".join(rest[1:])
+            raise KeyError(
+                f"filter {strategy.name!r} has no option {name!r}.{nearest_name(name, options)} "
+                f"Options: {', '.join(options) or 'none'}."
+            )
+
+
+def describe_options(verb: str) -> list[tuple[str, str, str]]:
+    """Return (name, default, help) of every option of a verb."""
+    described = []
+    for option in fields(VERBS[verb]):
+        default = "" if option.default in (None, ()) else "required" if option.default == MISSING else str(option.default)
+        described.append((option.name, default, option.metadata["help"]))
+    return described
+
+
+def known_strategies() -> Sequence[Strategy]:
+    """Return the loaded strategies, by name."""
+    return [STRATEGIES[name] for name in sorted(STRATEGIES)]

@@ -1,0 +1,183 @@
+"""What the verbs do: from plain option values to stages. Nothing here sees Hydra or argparse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark.experiment import (
+    ENTRY_NAME,
+    Choice,
+    chosen_tasks,
+    default_exp_dir,
+    describe_filters,
+    evaluate_stage,
+    filter_stage,
+    open_experiment,
+    train_stage,
+    write_experiment_entry,
+)
+from benchmark.options import (
+    MISSING,
+    as_count,
+    as_device,
+    as_list,
+    as_path,
+    as_seeds,
+    make_rule,
+    scale_and_pool_dir,
+)
+from benchmark.pool import Pool
+from benchmark.registry import load_tasks
+from benchmark.scales import Scale
+from benchmark.stage import say, write_bytes
+
+Config = dict[str, Any]
+
+
+def run(config: Config, command: list[str]) -> None:
+    """Filter, train, evaluate, and print the run's table."""
+    scale, pool_dir, pool_seed = scale_and_pool_dir(config)
+    seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
+    choice, workers = _choice(config), as_count(config["workers"], "workers")
+    tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
+    load_tasks(config["plugins"])
+    chosen_tasks(scale, tasks)
+    pool = open_pool(scale, pool_dir, pool_seed)
+    exp_dir = _filter(config, command, scale, pool, choice)
+    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
+    evaluate_stage(exp_dir, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
+    report_experiment(exp_dir, scale, pool)
+
+
+def filter_pool(config: Config, command: list[str]) -> None:
+    """Choose a subset."""
+    scale, pool_dir, pool_seed = scale_and_pool_dir(config)
+    choice = _choice(config)
+    as_count(config["workers"], "workers")
+    _filter(config, command, scale, open_pool(scale, pool_dir, pool_seed), choice)
+
+
+def train(config: Config, command: list[str]) -> None:
+    """Train on an experiment's subset."""
+    scale, pool_dir, _ = scale_and_pool_dir(config)
+    seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
+    workers = as_count(config["workers"], "workers")
+    exp_dir, pool = _given_experiment(config, Pool(pool_dir))
+    _log_command(exp_dir, config, command)
+    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
+
+
+def evaluate(config: Config, command: list[str]) -> None:
+    """Score an experiment's checkpoints, and print its table where the whole suite is scored."""
+    scale, pool_dir, _ = scale_and_pool_dir(config)
+    seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
+    tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
+    load_tasks(config["plugins"])
+    chosen_tasks(scale, tasks)
+    exp_dir, pool = _given_experiment(config, Pool(pool_dir))
+    _log_command(exp_dir, config, command)
+    evaluate_stage(exp_dir, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
+    report_experiment(exp_dir, scale, pool)
+
+
+FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
+    "run": run,
+    "filter": filter_pool,
+    "train": train,
+    "evaluate": evaluate,
+}
+
+
+def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
+    """Open the pool; an embedded scale's is built first where it is not there or not finished."""
+    if scale.is_embedded and (not pool_dir.exists() or not any((pool_dir / "metadata").glob("*.parquet"))):
+        build_embedded_pool(scale, pool_dir, pool_seed, None)
+    elif scale.is_embedded and ((pool_dir / "pool.json").exists() or (pool_dir / "building.json").exists()):
+        build_embedded_pool(scale, pool_dir, pool_seed, None)
+    return Pool(pool_dir)
+
+
+def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: int | None) -> None:
+    """Draw the embedded pool of a scale, or say that it is there."""
+    from benchmark.embedded.pool import build_pool
+
+    if not scale.is_embedded:
+        raise ValueError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
+    build_pool(pool_dir, scale, pool_seed, workers)
+
+
+def report_experiment(exp_dir: Path, scale: Scale, pool: Pool) -> None:
+    """Write entry.json and print the run among the board's entries, what may be claimed, and where the files are."""
+    entry = write_experiment_entry(exp_dir, scale, pool)
+    if entry is None:
+        say(f"no seed of {exp_dir} has results for the whole suite {scale.suite!r} yet, so there is no average to show")
+        return
+    say("")
+    say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
+    say(f"\nfiles: {exp_dir} (scores: {ENTRY_NAME}; predictions: seed-*/eval/*.parquet; times: costs.jsonl)")
+
+
+def board_table(board_name: str, entry_path: Path | None, style: str) -> str:
+    """Render a board, given by name or folder, with an entry among the others."""
+    from leaderboard.entries import BOARDS_DIR, read_board, read_entries, read_entry
+    from leaderboard.table import make_table, render_markdown, render_table, to_frame
+
+    shipped = BOARDS_DIR / board_name
+    board = read_board(shipped if shipped.is_dir() else Path(board_name))
+    highlight = None if entry_path is None else read_entry(entry_path)
+    table = make_table(read_entries(board), board, highlight)
+    if style == "csv":
+        return to_frame(table).to_csv(index=False).rstrip("\n")
+    return render_markdown(table) if style == "markdown" else render_table(table)
+
+
+def _choice(config: Config) -> Choice:
+    subset = as_path(config["subset"], "subset")
+    within = as_path(config["within"], "within")
+    if subset is not None:
+        if within is not None:
+            raise ValueError("subset= takes a file as it is; within= goes with filters")
+        return Choice(subset_path=subset)
+    rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
+    if not rules:
+        raise ValueError("no filter is chosen; no_filter keeps the whole pool")
+    return Choice(rules, within)
+
+
+def _filter(config: Config, command: list[str], scale: Scale, pool: Pool, choice: Choice) -> Path:
+    for path in (choice.within_path, choice.subset_path):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"there is no subset file {path}")
+    exp_dir = as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)
+    record = filter_stage(
+        exp_dir, pool, choice, workers=as_count(config["workers"], "workers"), plugins=config["plugins"]
+    )
+    _log_command(exp_dir, config, command)
+    for line in describe_filters(record):
+        say(line)
+    return exp_dir
+
+
+def _given_experiment(config: Config, pool: Pool) -> tuple[Path, Pool]:
+    if config["exp_dir"] == MISSING:
+        raise ValueError("exp_dir must be given: the folder of an experiment with a subset, made by `winnow filter`")
+    exp_dir = as_path(config["exp_dir"], "exp_dir")
+    assert exp_dir is not None
+    open_experiment(exp_dir, pool)
+    return exp_dir, pool
+
+
+def _eval_dir(config: Config, pool_dir: Path) -> Path:
+    return as_path(config["eval_dir"], "eval_dir") or pool_dir / "eval"
+
+
+def _log_command(exp_dir: Path, config: Config, command: list[str]) -> None:
+    """Keep what was asked for, and when, outside every hash."""
+    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}.yaml"
+    text = yaml.safe_dump({"command": command, "options": config}, sort_keys=False)
+    write_bytes(exp_dir / "logs" / name, text.encode())
