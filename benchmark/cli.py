@@ -18,6 +18,7 @@ from benchmark.names import nearest_name
 from benchmark.stage import say, warn
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
+HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
 EXIT_USER, EXIT_SWEEP, EXIT_INTERRUPTED = 2, 3, 130
 
 HELP = """\
@@ -114,6 +115,7 @@ class HydraCommand:
     flags: list[str] = field(default_factory=list)
     is_sweep: bool = False
     plugins: list[str] = field(default_factory=list)
+    swept: set[str] = field(default_factory=set)  # options with several values
 
     @classmethod
     def parse(cls, verb: str, arguments: list[str]) -> HydraCommand:
@@ -122,8 +124,11 @@ class HydraCommand:
         for argument in arguments:
             if argument in ("-m", "--multirun"):
                 command.is_sweep = True
-            elif argument.startswith("-"):
+            elif argument in HYDRA_FLAGS:
                 command.flags.append(argument)
+            elif argument.startswith("-"):
+                known = ["-m", *HYDRA_FLAGS]
+                raise ValueError(f"winnow {verb} has no flag {argument!r}; flags: {', '.join(known)}")
             elif "=" in argument or argument.startswith("~"):
                 command.overrides.append(argument)
             else:
@@ -141,7 +146,7 @@ class HydraCommand:
             parsed = OverridesParser.create().parse_overrides(self.overrides)
         except HydraException as error:
             raise ValueError(f"cannot read the options: {str(error).splitlines()[0]}") from error
-        self.plugins = [os.path.abspath(path) for path in _flat_values(parsed, "plugins")]
+        self.plugins = [str(Path(path).expanduser().resolve()) for path in _flat_values(parsed, "plugins")]
         if {"-h", "--help"} & set(self.flags):
             load_strategies(self.plugins)
             print(_verb_help(self.verb), end="")
@@ -159,14 +164,14 @@ class HydraCommand:
             check_override_name(self.verb, override.key_or_group)
         for name in _flat_values(parsed, "scale"):
             get_scale(name)
-        swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+        self.swept = swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         if swept and not self.is_sweep:
             raise ValueError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
         given = {override.key_or_group for override in parsed}
         if "exp_dir" in given - swept and swept - {"seeds", "exp_dir"} and self.verb in ("run", "filter"):
             raise ValueError(
-                f"a sweep over {', '.join(sorted(swept - {'seeds'}))} with one exp_dir would mix different experiments in "
-                "it; leave exp_dir out, and each job gets a folder of its own"
+                f"a sweep over {', '.join(sorted(swept - {'seeds'}))} with one exp_dir would mix different experiments "
+                "in it; leave exp_dir out, and each job gets a folder of its own"
             )
         if not takes_filters(self.verb):
             return
@@ -178,7 +183,9 @@ class HydraCommand:
         selected = names or _default_filters(self.verb)
         for key in given:
             if key.startswith("filters.") and key.split(".")[1] not in selected:
-                raise ValueError(f"{key} is given, but the filters are {selected}; add {key.split('.')[1]!r} to filters=")
+                raise ValueError(
+                    f"{key} is given, but the filters are {selected}; add {key.split('.')[1]!r} to filters="
+                )
 
     def _compose_and_run(self) -> int:
         import hydra
@@ -222,9 +229,9 @@ class HydraCommand:
         from benchmark import verbs
         from benchmark.stage import write_json
 
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-        assert isinstance(plain, dict)
-        plain = {str(key): value for key, value in plain.items()}
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        assert isinstance(container, dict)
+        plain: dict[str, Any] = {str(key): value for key, value in container.items()}
         plain["plugins"] = self.plugins
         chosen = plain.get("filters") or {}
         plain["filters"] = {
@@ -233,8 +240,10 @@ class HydraCommand:
             if options.get("selected")
         }
         hydra_config = HydraConfig.get()
+        overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
+        name = " ".join(text for text in overrides if text.split("=")[0] in self.swept) or self.verb
         if self.is_sweep:
-            say(f"\njob {hydra_config.job.num}: {' '.join(hydra_config.overrides.task) or self.verb}")
+            say(f"\njob {hydra_config.job.num}: {name}")
         failure: list[str] = []
 
         def work() -> int:
@@ -247,7 +256,7 @@ class HydraCommand:
 
         code = _reported(work, [self.verb, *self.arguments])
         if self.is_sweep:
-            outcome = {"overrides": list(hydra_config.overrides.task), "failure": failure[0] if failure else None}
+            outcome = {"job": name, "overrides": overrides, "failure": failure[0] if failure else None}
             write_json(sweep_dir / f"job-{hydra_config.job.num}.json", outcome)
             if code == EXIT_INTERRUPTED:
                 raise SystemExit(code)
@@ -279,7 +288,7 @@ def _sweep_outcome(sweep_dir: Path) -> int:
     failed = [job for job in jobs if job["failure"]]
     say(f"\nsweep: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded ({sweep_dir})")
     for job in failed:
-        warn(f"failed: {' '.join(job['overrides'])}: {job['failure']}")
+        warn(f"failed: {job['job']}: {job['failure']}")
     return EXIT_SWEEP if failed else 0
 
 
@@ -304,7 +313,11 @@ def _filter_lines() -> list[str]:
         kind = strategy.kind + (", reference: cannot be submitted" if strategy.reference else "")
         lines += [f"  {strategy.name} ({kind}): {strategy.summary}", f"      {strategy.paper}"]
         if strategy.has_cut:
-            cut = f"fraction={strategy.fraction:g}" if strategy.fraction is not None else f"threshold={strategy.threshold:g}"
+            cut = (
+                f"fraction={strategy.fraction:g}"
+                if strategy.fraction is not None
+                else f"threshold={strategy.threshold:g}"
+            )
             lines.append(f"      filters.{strategy.name}.fraction, .threshold: number (declared cut: {cut})")
         for option in strategy.options.values():
             default = "required" if option.is_required else repr(filter_defaults(strategy)[option.name])

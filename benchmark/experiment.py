@@ -1,9 +1,9 @@
 """Experiments: one rule at one scale on one pool, with its seeds, and the stages that fill its folder.
 
-    exp_dir/subset.npy, subset.json       the filter stage's choice, made once
-    exp_dir/seed-N/checkpoint/, eval/     a folder per training seed
-    exp_dir/entry.json                    the scores of all evaluated seeds, as the leaderboard reads them
-    exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
+exp_dir/subset.npy, subset.json       the filter stage's choice, made once
+exp_dir/seed-N/checkpoint/, eval/     a folder per training seed
+exp_dir/entry.json                    the scores of all evaluated seeds, as the leaderboard reads them
+exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
 """
 
 from __future__ import annotations
@@ -75,9 +75,6 @@ def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:
 
 def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plugins: Sequence[str]) -> Record:
     """Choose the subset, or reuse the one that is there and fits."""
-    for path in (choice.within_path, choice.subset_path):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"there is no subset file {path}")
     check_pool_has(pool, choice.rules)
     made_from = choice.made_from(pool)
     record_path = exp_dir / SUBSET_RECORD_NAME
@@ -87,7 +84,8 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
         remove_temporary(exp_dir)
         record = finished(record_path, "filter", FILTER_VERSION, made_from)
         if record is not None:
-            say(f"filter: {record.result['size']:,} of {record.result['rows']:,} rows, as before ({exp_dir / SUBSET_NAME})")
+            kept, rows = record.result["size"], record.result["rows"]
+            say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
         with cost(exp_dir, "filter", workers=workers):
             result = _choose(exp_dir, pool, choice, workers, plugins)
@@ -154,7 +152,9 @@ def evaluate_stage(
         seed_dir = exp_dir / f"seed-{seed}"
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
         if trained is None:
-            raise FileNotFoundError(f"{seed_dir} has no checkpoint yet; run `winnow train exp_dir={exp_dir} seeds={seed}`")
+            raise FileNotFoundError(
+                f"{seed_dir} has no checkpoint yet; run `winnow train exp_dir={exp_dir} seeds={seed}`"
+            )
         if trained.made_from["recipe"]["hash"] != scale.hash:
             there = trained.made_from["recipe"]
             raise ValueError(
@@ -183,7 +183,7 @@ def evaluate_stage(
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
     """Return the named tasks or groups, or the scale's suite where none is named."""
     load_tasks()
-    return tasks_named(names or [scale.suite])
+    return tasks_named(names or [scale.suite], scale.suite)
 
 
 def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
@@ -193,7 +193,8 @@ def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
         raise FileNotFoundError(f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first")
     if record.made_from["pool"] != pool.fingerprint:
         raise ValueError(
-            f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, but {pool.dir} is {pool.fingerprint[:12]}"
+            f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, "
+            f"but {pool.dir} is pool {pool.fingerprint[:12]}"
         )
     return exp_dir / SUBSET_NAME, record
 
@@ -209,7 +210,11 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> dict[int, dict[str, float]]:
     for seed_dir in exp_dir.glob("seed-*"):
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
         records = read_results(seed_dir, [TASKS[name] for name in suite.tasks])
-        if trained is not None and trained.made_from["recipe"]["hash"] == scale.hash and len(records) == len(suite.tasks):
+        if (
+            trained is not None
+            and trained.made_from["recipe"]["hash"] == scale.hash
+            and len(records) == len(suite.tasks)
+        ):
             seeds[int(seed_dir.name.removeprefix("seed-"))] = suite_scores(suite, TASKS, records).scores
     return dict(sorted(seeds.items()))
 
@@ -243,9 +248,7 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
     return entry
 
 
-def _choose(
-    exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]
-) -> dict[str, Json]:
+def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]) -> dict[str, Json]:
     """Write subset.npy and return the record's results."""
     if choice.subset_path is not None:
         subset, rows, repeated, reports = _given_subset(pool, choice.subset_path)

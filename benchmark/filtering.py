@@ -133,7 +133,9 @@ def run_filters(
     subset = Subset(sort_uids(np.repeat(uids, copies)))
     reports = _reports(rules, votes, unjudged)
     if len(subset) == 0:
-        story = "; ".join(f"{r.name} kept {r.kept:,} of {len(uids):,} rows ({r.no_verdict:,} without a verdict)" for r in reports)
+        story = "; ".join(
+            f"{r.name} kept {r.kept:,} of {len(uids):,} rows ({r.no_verdict:,} without a verdict)" for r in reports
+        )
         raise ValueError(f"nothing is left of the pool: {story}")
     return FilterOutcome(subset, len(uids), len(uids) - len(unique_uids(sort_uids(uids))[0]), reports)
 
@@ -145,7 +147,9 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
         pool.check_columns(rule.strategy.needed_columns(rule.options), needed_by)
         pool.check_features(rule.strategy.needed_features(rule.options), needed_by)
         if rule.strategy.planted and not _planted_path(pool).exists():
-            raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {_planted_path(pool)} is not there")
+            raise FileNotFoundError(
+                f"{needed_by} is a reference for embedded pools; {_planted_path(pool)} is not there"
+            )
 
 
 def top_fraction(scores: np.ndarray, uids: np.ndarray, fraction: float, num_rows: int) -> np.ndarray:
@@ -181,7 +185,9 @@ def _filter_values(
         pieces = [part[1][number] for part in parts if len(part[0])]
         kinds = {piece.values.dtype for piece in pieces}
         if len({kind.kind for kind in kinds}) > 1:
-            raise ValueError(f"filter {rule.name!r} returned different types on different rows: {sorted(map(str, kinds))}")
+            raise ValueError(
+                f"filter {rule.name!r} returned different types on different rows: {sorted(map(str, kinds))}"
+            )
         values.append(
             _Verdicts(
                 np.concatenate([piece.values for piece in pieces] or [np.empty(0, dtype=bool)]),
@@ -212,8 +218,7 @@ def _evaluate_shard(pool_dir: Path, rules: list[Rule], path: Path) -> tuple[np.n
         for start in range(0, len(uids), SLICE_ROWS):
             part = needed.iloc[start : start + SLICE_ROWS].reset_index(drop=True)
             arrays = {
-                name: features[name][start : start + SLICE_ROWS]
-                for name in rule.strategy.needed_features(rule.options)
+                name: features[name][start : start + SLICE_ROWS] for name in rule.strategy.needed_features(rule.options)
             }
             pieces.append(_call_filter(rule, part, arrays, f"{path.name}, rows from {start}"))
         values = [piece.values for piece in pieces]
@@ -229,10 +234,9 @@ def _call_filter(rule: Rule, rows: pd.DataFrame, features: dict[str, np.ndarray]
     except FileNotFoundError:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(
-            f"filter {rule.name!r} failed on {where}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        ) from error
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
+        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        raise ValueError(f"filter {rule.name!r} failed on {where}: {type(error).__name__}: {error}{place}") from error
     series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
     if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):
         raise ValueError(
@@ -248,24 +252,23 @@ def _call_filter(rule: Rule, rows: pd.DataFrame, features: dict[str, np.ndarray]
         if (values < 0).any():
             raise ValueError(f"filter {rule.name!r} returned {values.min()} copies; copies are 0 or more ({where})")
     elif kind == "f":
-        values = series.fillna(0.0).to_numpy(dtype=getattr(series.dtype, "numpy_dtype", series.dtype))
-        values = values + values.dtype.type(0)  # -0.0 becomes 0.0
+        values = np.asarray(series.fillna(0.0).to_numpy()) + 0  # -0.0 becomes 0.0
     else:
         raise ValueError(
-            f"filter {rule.name!r} returned values of type {series.dtype}; return bool (keep), float (score) or int (copies)"
+            f"filter {rule.name!r} returned values of type {series.dtype}; "
+            "return bool (keep), float (score) or int (copies)"
         )
     return _Verdicts(values, is_judged)
 
 
-def _vote(
-    rule: Rule, values: np.ndarray, is_judged: np.ndarray, uids: np.ndarray
-) -> tuple[np.ndarray, int, bool]:
+def _vote(rule: Rule, values: np.ndarray, is_judged: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, int, bool]:
     """Turn a filter's values into copies per row; return them, the rows without a verdict, and whether it is a gate."""
     unjudged = int((~is_judged).sum())
     kind = values.dtype.kind
     if kind == "f" and rule.cut is None:
         raise ValueError(
-            f"filter {rule.name!r} returned scores but declares no cut: write @register_filter(fraction=...) or threshold=..."
+            f"filter {rule.name!r} returned scores but declares no cut: "
+            "write @register_filter(fraction=...) or threshold=..."
         )
     if kind != "f" and rule.cut is not None:
         raise ValueError(f"filter {rule.name!r} declares a cut but returned {values.dtype} instead of float scores")
@@ -298,7 +301,9 @@ def _run_selector(pool: Pool, rule: Rule, uids: np.ndarray, in_pool: np.ndarray)
         raise ValueError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
     foreign = chosen.uids[count_of(chosen.uids, sort_uids(uids)) == 0]
     if len(foreign):
-        raise ValueError(f"selector {rule.name!r} chose {len(foreign)} uids that it was not shown, such as {_spell(foreign)}")
+        raise ValueError(
+            f"selector {rule.name!r} chose {len(foreign)} uids that it was not shown, such as {_spell(foreign)}"
+        )
     return _copies_per_row(uids, chosen)
 
 

@@ -62,7 +62,7 @@ class PoolIndex:
 
 
 def build_index(pool_dir: Path) -> None:
-    """Index every tar of the pool that has no index yet, one parquet beside the others, each written atomically."""
+    """Index every tar that has no index or a newer time than it; each index is written atomically."""
     for tar_path in tqdm(_tar_paths(pool_dir), desc="index", unit="tar", disable=None, leave=False):
         if not _is_indexed(pool_dir, tar_path):
             table = index_tar(tar_path)
@@ -179,7 +179,11 @@ def _is_present(row: dict[str, object]) -> bool:
 def _image_digest(row: dict[str, object]) -> bytes:
     digest = row["image_sha256"]
     # Without an image hash, uid and length stand in: enough to see that another set of samples is there.
-    return digest if isinstance(digest, bytes) else hashlib.sha256(f"{row['uid']!r}{row['image_length']}".encode()).digest()
+    return (
+        digest
+        if isinstance(digest, bytes)
+        else hashlib.sha256(f"{row['uid']!r}{row['image_length']}".encode()).digest()
+    )
 
 
 def _unpack_uids(column: pa.ChunkedArray) -> np.ndarray:
@@ -200,7 +204,8 @@ def _index_path(pool_dir: Path, tar_path: Path) -> Path:
 
 def _is_indexed(pool_dir: Path, tar_path: Path) -> bool:
     path = _index_path(pool_dir, tar_path)
-    if not path.exists():
+    # Sizes alone do not tell: tars are padded to 10 kB.
+    if not path.exists() or path.stat().st_mtime_ns < tar_path.stat().st_mtime_ns:
         return False
     metadata = pq.read_schema(path).metadata or {}
     is_current = metadata.get(b"winnow_index_version") == str(INDEX_VERSION).encode()

@@ -95,7 +95,7 @@ def takes_filters(verb: str) -> bool:
 def filter_defaults(strategy: Strategy) -> dict[str, Any]:
     """Return the strategy's part of the configuration: its options, and both cuts null where it scores."""
     options = {name: MISSING if option.is_required else option.default for name, option in strategy.options.items()}
-    return {**({name: None for name in CUT_OPTIONS} if strategy.has_cut else {}), **options}
+    return {**(dict.fromkeys(CUT_OPTIONS) if strategy.has_cut else {}), **options}
 
 
 def make_rule(name: str, given: dict[str, Any]) -> Rule:
@@ -110,7 +110,8 @@ def make_rule(name: str, given: dict[str, Any]) -> Rule:
             cuts[kind] = float(value)
     if len(cuts) == 2:
         raise ValueError(
-            f"filters.{name}: fraction={cuts['fraction']:g} and threshold={cuts['threshold']:g} are both given; give one"
+            f"filters.{name}: fraction={cuts['fraction']:g} and threshold={cuts['threshold']:g} are both given; "
+            "give one of them"
         )
     declared = {"fraction": strategy.fraction, "threshold": strategy.threshold}
     cut = None
@@ -188,7 +189,9 @@ def check_override_name(verb: str, key: str) -> None:
         return
     known = [*option_names(verb), *(["filters"] if takes_filters(verb) else [])]
     if first not in known:
-        raise KeyError(f"winnow {verb} has no option {first!r}.{nearest_name(first, known)} Options: {', '.join(known)}.")
+        raise KeyError(
+            f"winnow {verb} has no option {first!r}.{nearest_name(first, known)} Options: {', '.join(known)}."
+        )
     if first != "filters" and rest:
         raise KeyError(f"winnow {verb} has no option {key!r}; {first} has no parts")
     if first == "filters" and rest:
@@ -206,7 +209,9 @@ def describe_options(verb: str) -> list[tuple[str, str, str]]:
     """Return (name, default, help) of every option of a verb."""
     described = []
     for option in fields(VERBS[verb]):
-        default = "" if option.default in (None, ()) else "required" if option.default == MISSING else str(option.default)
+        default = (
+            "" if option.default in (None, ()) else "required" if option.default == MISSING else str(option.default)
+        )
         described.append((option.name, default, option.metadata["help"]))
     return described
 

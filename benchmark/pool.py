@@ -78,7 +78,9 @@ class Pool:
 
         Kept per metadata shard in the user's cache; a shard is read again when its size or time changed.
         """
-        cache_path = cache_dir() / "fingerprints" / f"{hashlib.sha256(str(self.dir.resolve()).encode()).hexdigest()}.json"
+        cache_path = (
+            cache_dir() / "fingerprints" / f"{hashlib.sha256(str(self.dir.resolve()).encode()).hexdigest()}.json"
+        )
         known: dict[str, list[Json]] = _read_cache(cache_path)
         sums: dict[str, list[Json]] = {}
         for path in self.metadata_paths:
@@ -131,9 +133,13 @@ class Pool:
             rows = pq.read_metadata(path).num_rows
             for feature in features:
                 if feature not in shapes:
-                    raise ValueError(f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}")
+                    raise ValueError(
+                        f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}"
+                    )
                 if shapes[feature][:1] != (rows,):
-                    raise ValueError(f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows")
+                    raise ValueError(
+                        f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows"
+                    )
 
     def _schema(self, path: Path) -> pa.Schema:
         if path not in self._schemas:
@@ -169,7 +175,11 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     version = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
                     shapes[name.removesuffix(".npy")] = read(member)[0]
     except (zipfile.BadZipFile, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -112,7 +112,9 @@ def register_filter(
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
-                raise ValueError(f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator")
+                raise ValueError(
+                    f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator"
+                )
         _add(STRATEGIES, strategy.name, strategy, "strategy")
         return function
 
@@ -179,12 +181,15 @@ def get_strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def tasks_named(names: Sequence[str]) -> list[Task]:
-    """Return the tasks with these names, or in these groups or suites; raises KeyError with the nearest name."""
+def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
+    """Return the tasks with these names, in these groups of the suite, or in these suites.
+
+    Raises KeyError with the nearest name.
+    """
     groups: dict[str, list[str]] = {suite.name: list(suite.tasks) for suite in SUITES.values()}
-    for task in TASKS.values():
-        for group in task.groups:
-            groups.setdefault(group, []).append(task.name)
+    for member in SUITES[suite_name].tasks:
+        for group in TASKS[member].groups:
+            groups.setdefault(group, []).append(member)
     chosen: dict[str, Task] = {}
     for name in names:
         if name not in TASKS and name not in groups:
@@ -293,8 +298,10 @@ def _as_type(value: Any, annotation: Any, where: str) -> Any:
         return [_as_type(item, inner, where) for item in value]
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(annotation, type) or not isinstance(value, annotation) or (
-        annotation is int and isinstance(value, bool)
+    if (
+        not isinstance(annotation, type)
+        or not isinstance(value, annotation)
+        or (annotation is int and isinstance(value, bool))
     ):
         raise ValueError(f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}")
     return value

@@ -5,7 +5,7 @@ A recipe cannot be changed from the command line; `tests/test_scales.py` pins ev
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from benchmark.names import nearest_name
 from benchmark.stage import Json, digest
@@ -78,13 +78,21 @@ class Scale:
         return digest(self.as_json())
 
 
-_EMBEDDED = dict(
+NANO = Scale(
+    name="nano",
     recipe=0,  # becomes 1 when the embedded benchmark is frozen
+    pool_size=60_000,
+    suite="nano",
+    model="nano_cnn",
+    image_size=32,
+    samples_seen=60_000,
+    batch_size=64,
     optimizer="adamw",
     learning_rate=1e-3,
     betas=(0.9, 0.98),
     eps=1e-6,
     weight_decay=0.1,
+    warmup_steps=94,  # a tenth of the steps
     schedule="cosine",
     grad_clip_norm=1.0,
     precision="fp32",
@@ -100,30 +108,9 @@ _EMBEDDED = dict(
     threads=2,
     device="cpu",
     is_embedded=True,
-    image_size=32,
 )
 
-NANO = Scale(
-    name="nano",
-    pool_size=60_000,
-    suite="nano",
-    model="nano_cnn",
-    samples_seen=60_000,
-    batch_size=64,
-    warmup_steps=94,  # a tenth of the steps
-    **_EMBEDDED,  # type: ignore[arg-type]
-)
-
-PICO = Scale(
-    name="pico",
-    pool_size=4_000,
-    suite="pico",
-    model="pico_cnn",
-    samples_seen=8_000,
-    batch_size=64,
-    warmup_steps=12,
-    **_EMBEDDED,  # type: ignore[arg-type]
-)
+PICO = replace(NANO, name="pico", suite="pico", pool_size=4_000, model="pico_cnn", samples_seen=8_000, warmup_steps=12)
 
 SCALES: dict[str, Scale] = {scale.name: scale for scale in (PICO, NANO)}
 

@@ -71,7 +71,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def rename(source: Path, target: Path) -> None:
     """Put a finished file in place; every output of a stage goes through here."""
-    os.replace(source, target)
+    source.replace(target)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -200,6 +200,8 @@ def cost(folder: Path, stage: str, **numbers: Json) -> Iterator[dict[str, Json]]
 
 
 def _flatten(value: Json, prefix: str = "") -> dict[str, Json]:
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
     if isinstance(value, dict) and value:
         flat: dict[str, Json] = {}
         for key, inner in value.items():

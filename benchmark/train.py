@@ -1,4 +1,4 @@
-"""Training: the fixed loop. The same scale, pool, subset and seed give the same weights, however often it was killed."""
+"""Training, the fixed loop: the same scale, pool, subset and seed give the same weights, however often it is killed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from benchmark.data import (
     HeldSamples,
     SampleReader,
     StepBatches,
-    Tokenizer,
     batches_from,
     fits_memory,
     hold_samples,
     normalise,
 )
 from benchmark.index import PoolIndex
-from benchmark.models import build_model, build_tokenizer
+from benchmark.models import Tokenizer, build_model, build_tokenizer
 from benchmark.order import SampleOrder, present_samples
 from benchmark.scales import Scale
 from benchmark.stage import (
@@ -83,7 +82,8 @@ class Curves:
 def make_optimizer(model: nn.Module, scale: Scale) -> torch.optim.Optimizer:
     """Build AdamW as open_clip does: no weight decay for vectors, norms, biases and the logit scale."""
     assert scale.optimizer == "adamw"
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_spared = parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
         (spared if is_spared else decayed).append(parameter)
@@ -122,7 +122,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     outputs = model(images, tokens)
     loss = contrastive_loss(outputs["image_features"], outputs["text_features"], outputs["logit_scale"])
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     limit = math.inf if scale.grad_clip_norm is None else scale.grad_clip_norm
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     optimizer.step()
@@ -214,14 +214,12 @@ def save_state(
     metadata = {"run": identity, "step": str(step), "undecodable": str(curves.undecodable)}
     newest, before = (folder / name for name in STATE_NAMES)
     with atomic_path(newest) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        _write_tensors(temporary, tensors, metadata)
         if newest.exists():
             rename(newest, before)
 
 
-def load_state(
-    folder: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, Curves]:
+def load_state(folder: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Curves]:
     """Bring model and optimiser to the newest saved state of this run; return the next step and the curves.
 
     A damaged state is passed over with a warning; raises ValueError for a state of another run.
@@ -238,7 +236,9 @@ def load_state(
             warn(f"{path} is damaged ({error}); going on from the state before it")
             continue
         if metadata["run"] != identity:
-            raise ValueError(f"{path} is the state of a run with other settings; choose another folder or delete {folder}")
+            raise ValueError(
+                f"{path} is the state of a run with other settings; choose another folder or delete {folder}"
+            )
         model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
         for parameter_name, parameter in model.named_parameters():
             prefix = f"optimizer.{parameter_name}."
@@ -266,9 +266,7 @@ class recipe_threads:  # noqa: N801  # reads as a statement
         torch.set_num_threads(self.before)
 
 
-def _refuse_bad_step(
-    stats: StepStats, step: int, curves: Curves, undecodable: int, scale: Scale, folder: Path
-) -> None:
+def _refuse_bad_step(stats: StepStats, step: int, curves: Curves, undecodable: int, scale: Scale, folder: Path) -> None:
     if not math.isfinite(stats.loss) or not math.isfinite(stats.grad_norm):
         raise ValueError(
             f"training diverged at step {step}: loss {stats.loss}, gradient norm {stats.grad_norm}; "
@@ -282,6 +280,11 @@ def _refuse_bad_step(
         )
 
 
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
 def _finish(
     folder: Path,
     model: nn.Module,
@@ -291,7 +294,7 @@ def _finish(
     made_from: dict[str, Json],
 ) -> Record:
     with atomic_path(folder / WEIGHTS_NAME) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
+        _write_tensors(temporary, model.state_dict())
     lines = [json.dumps({"step": step, **asdict(stats)}) for step, stats in enumerate(curves.stats)]
     write_bytes(folder / "train.jsonl", ("\n".join(lines) + "\n").encode())
     last = curves.stats[-max(1, len(curves.stats) // 20) :]
@@ -320,4 +323,3 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors checkpoint into the model."""
     with safe_open(path, framework="pt") as file:
         model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-

@@ -25,6 +25,8 @@ def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where:
     array = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, type=pa.string())
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
+    if len(array) == 0:  # of whatever type: writers give a column without values any
+        return np.empty(0, dtype=UID_DTYPE)
     if not pa.types.is_string(array.type):
         if not (pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)):
             raise ValueError(f"{where}: uids are {array.type}, expected strings of 32 hex characters")
@@ -33,8 +35,6 @@ def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"{where}: the uid in row {row} is null ({array.null_count} in all)")
     count = len(array)
-    if count == 0:
-        return np.empty(0, dtype=UID_DTYPE)
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int32, count=count + 1, offset=array.offset * 4)
     _refuse_malformed(np.flatnonzero(np.diff(offsets) != 32), array, where)
     characters = np.frombuffer(array.buffers()[2], dtype=np.uint8, count=32 * count, offset=int(offsets[0]))
@@ -94,9 +94,7 @@ def count_of(uids: np.ndarray, sorted_uids: np.ndarray) -> np.ndarray:
 def fingerprint_of(uids: np.ndarray) -> int:
     """Return the sum modulo 2^256 of the sha256 of every uid's 16 big-endian bytes; order does not matter."""
     data = np.stack([uids["f0"], uids["f1"]], axis=1).astype(">u8").tobytes()
-    total = sum(
-        int.from_bytes(hashlib.sha256(data[start : start + 16]).digest()) for start in range(0, len(data), 16)
-    )
+    total = sum(int.from_bytes(hashlib.sha256(data[start : start + 16]).digest()) for start in range(0, len(data), 16))
     return total % 2**256
 
 
@@ -104,5 +102,6 @@ def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:
     if len(rows):
         row = int(rows[0])
         raise ValueError(
-            f"{where}: the uid in row {row} is {array[row].as_py()!r}; a uid is 32 hex characters ({len(rows)} malformed)"
+            f"{where}: the uid in row {row} is {array[row].as_py()!r}; "
+            f"a uid is 32 hex characters ({len(rows)} malformed in all)"
         )

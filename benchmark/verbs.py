@@ -67,7 +67,9 @@ def train(config: Config, command: list[str]) -> None:
     scale, pool_dir, _ = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     workers = as_count(config["workers"], "workers")
-    exp_dir, pool = _given_experiment(config, Pool(pool_dir))
+    exp_dir = _given_exp_dir(config)
+    pool = Pool(pool_dir)
+    open_experiment(exp_dir, pool)
     _log_command(exp_dir, config, command)
     train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
 
@@ -79,7 +81,9 @@ def evaluate(config: Config, command: list[str]) -> None:
     tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
-    exp_dir, pool = _given_experiment(config, Pool(pool_dir))
+    exp_dir = _given_exp_dir(config)
+    pool = Pool(pool_dir)
+    open_experiment(exp_dir, pool)
     _log_command(exp_dir, config, command)
     evaluate_stage(exp_dir, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
     report_experiment(exp_dir, scale, pool)
@@ -95,9 +99,8 @@ FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
 
 def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
     """Open the pool; an embedded scale's is built first where it is not there or not finished."""
-    if scale.is_embedded and (not pool_dir.exists() or not any((pool_dir / "metadata").glob("*.parquet"))):
-        build_embedded_pool(scale, pool_dir, pool_seed, None)
-    elif scale.is_embedded and ((pool_dir / "pool.json").exists() or (pool_dir / "building.json").exists()):
+    is_ours = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
+    if scale.is_embedded and (is_ours or not pool_dir.exists()):
         build_embedded_pool(scale, pool_dir, pool_seed, None)
     return Pool(pool_dir)
 
@@ -119,7 +122,7 @@ def report_experiment(exp_dir: Path, scale: Scale, pool: Pool) -> None:
         return
     say("")
     say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
-    say(f"\nfiles: {exp_dir} (scores: {ENTRY_NAME}; predictions: seed-*/eval/*.parquet; times: costs.jsonl)")
+    say(f"files: {exp_dir} (scores: {ENTRY_NAME}; predictions: seed-*/eval/*.parquet; times: costs.jsonl)")
 
 
 def board_table(board_name: str, entry_path: Path | None, style: str) -> str:
@@ -139,6 +142,9 @@ def board_table(board_name: str, entry_path: Path | None, style: str) -> str:
 def _choice(config: Config) -> Choice:
     subset = as_path(config["subset"], "subset")
     within = as_path(config["within"], "within")
+    for path in (within, subset):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"there is no subset file {path}")
     if subset is not None:
         if within is not None:
             raise ValueError("subset= takes a file as it is; within= goes with filters")
@@ -150,9 +156,6 @@ def _choice(config: Config) -> Choice:
 
 
 def _filter(config: Config, command: list[str], scale: Scale, pool: Pool, choice: Choice) -> Path:
-    for path in (choice.within_path, choice.subset_path):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"there is no subset file {path}")
     exp_dir = as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)
     record = filter_stage(
         exp_dir, pool, choice, workers=as_count(config["workers"], "workers"), plugins=config["plugins"]
@@ -163,13 +166,11 @@ def _filter(config: Config, command: list[str], scale: Scale, pool: Pool, choice
     return exp_dir
 
 
-def _given_experiment(config: Config, pool: Pool) -> tuple[Path, Pool]:
-    if config["exp_dir"] == MISSING:
+def _given_exp_dir(config: Config) -> Path:
+    exp_dir = None if config["exp_dir"] == MISSING else as_path(config["exp_dir"], "exp_dir")
+    if exp_dir is None:
         raise ValueError("exp_dir must be given: the folder of an experiment with a subset, made by `winnow filter`")
-    exp_dir = as_path(config["exp_dir"], "exp_dir")
-    assert exp_dir is not None
-    open_experiment(exp_dir, pool)
-    return exp_dir, pool
+    return exp_dir
 
 
 def _eval_dir(config: Config, pool_dir: Path) -> Path:

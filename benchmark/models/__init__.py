@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ class PlainCNN(nn.Module):
         super().__init__()
         channels = [3, width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.GroupNorm(8, after), nn.ReLU(inplace=True)]
-            if index < 3:
-                layers.append(nn.MaxPool2d(2))
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.GroupNorm(8, after)]
+            layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        layers.pop()  # three poolings: 32 to 4 pixels
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels[-1] * 16, num_classes)
 
@@ -65,9 +67,13 @@ def register_configs() -> None:
 def build_model(name: str, seed: int = 0) -> nn.Module:
     """Build an open_clip model with weights drawn from `seed`, in float32, leaving torch's global generator alone."""
     register_configs()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return open_clip.create_model(name, pretrained=None, precision="fp32", output_dict=True)
+    logging.disable(logging.WARNING)  # open_clip warns that the weights are not pretrained; here they never are
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return open_clip.create_model(name, pretrained=None, precision="fp32", output_dict=True)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def build_tokenizer(name: str) -> Tokenizer:

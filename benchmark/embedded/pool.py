@@ -1,0 +1,421 @@
+"""The embedded pool: pairs drawn one by one from (generator version, pool seed, index), written as CommonPool is.
+
+`build_pool` draws tar shards in worker processes, scores all pairs with the two reference models and writes the
+metadata, the planted labels, the evaluation sets and the index. Its bytes do not depend on the workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image, features
+from pyarrow import feather
+from tqdm import tqdm
+
+from benchmark.embedded import noise
+from benchmark.embedded.evalsets import evaluation_sets, write_evaluation_set
+from benchmark.embedded.reference_models import (
+    REFERENCE_MODELS,
+    encode_pairs,
+    reference_path,
+)
+from benchmark.embedded.world import (
+    IMAGE_SIZE,
+    draw_picture,
+    draw_random_scene,
+    write_caption,
+)
+from benchmark.scales import Scale
+from benchmark.stage import (
+    LOCK_NAME,
+    TEMPORARY_SUFFIX,
+    Json,
+    Record,
+    atomic_path,
+    cost,
+    finished,
+    locked,
+    remove_temporary,
+    say,
+    sha256_of,
+    write_record,
+)
+from benchmark.tars import write_tar
+
+GENERATOR_VERSION = 1  # raised when any pixel or caption changes
+
+KIND_SHARES = {  # what a pair is, before anything else happens to it
+    "clean": 0.26,
+    "other_language": 0.21,
+    "swapped": 0.14,
+    "boilerplate": 0.14,
+    "off_domain": 0.11,
+    "partly_wrong": 0.05,
+    "text_only": 0.05,
+    "corrupt": 0.04,
+}
+OVERLAYS = (
+    "small",  # the shorter side had fewer than 200 pixels
+    "low_resolution",  # so few that little detail is left
+    "extreme_aspect",
+    "watermark",
+    "toxic",
+    "duplicate",  # of a pair that stands earlier in the pool
+    "exact_duplicate",  # with the same bytes
+)
+KINDS = (*(kind for kind in KIND_SHARES if kind != "clean"), *OVERLAYS)
+HARMLESS_KINDS = frozenset({"small"})
+
+NUM_SOURCES = 400  # the first pairs of the pool are what its duplicates repeat
+DUPLICATE_SHARE = 0.13
+DEAD_LINK_SHARE = 0.01
+SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.56, 0.36  # shorter side under 200 pixels; small pictures tend to be junk
+EXTREME_ASPECT_SHARE = 0.07
+JPEG_QUALITY = 90
+
+BUILDING_NAME = "building.json"  # says that a pool is being built here, and which
+PARTS_NAME = "building"  # what is drawn and not yet in the metadata
+POOL_NAME = "pool.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image-text pair of the embedded pool, with what was planted in it."""
+
+    uid: str  # 32 hex characters
+    image: bytes  # a 32-px JPEG
+    text: str
+    url: str
+    original_width: int
+    original_height: int
+    kinds: frozenset[str]  # of KINDS
+    is_dead_link: bool  # listed in the metadata, in no shard
+
+    @property
+    def is_clean(self) -> bool:
+        """Tell whether the pair is useful: aligned, English, of a task's domain, in full detail, not a repeat."""
+        return self.kinds <= HARMLESS_KINDS
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What a pair is drawn as, before it is encoded."""
+
+    picture: Image.Image
+    text: str
+    width: int
+    height: int
+    kinds: frozenset[str]
+
+
+def draw_pair(pool_seed: int, index: int) -> Pair:
+    """Draw the pair at `index` of a pool: the same wherever and in whatever order it is drawn."""
+    key = f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}"
+    rng = Random(f"{key}/pair")
+    is_duplicate = rng.random() < DUPLICATE_SHARE and index >= NUM_SOURCES
+    drawing = _draw_duplicate(pool_seed, rng) if is_duplicate else _draw_original(pool_seed, index)
+    file = io.BytesIO()
+    drawing.picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    uid = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return Pair(
+        uid=uid,
+        image=file.getvalue(),
+        text=drawing.text,
+        url=f"https://{_SITES[int(len(_SITES) * rng.random() ** 2)]}/{uid[:2]}/{uid[2:12]}.jpg",
+        original_width=drawing.width,
+        original_height=drawing.height,
+        kinds=drawing.kinds,
+        is_dead_link=rng.random() < DEAD_LINK_SHARE,
+    )
+
+
+def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | None = None) -> None:
+    """Build an embedded scale's pool in `pool_dir`; a finished one is skipped, a killed build goes on.
+
+    `workers` counts drawing processes (0: draw in this one; None: chosen by the pool's size); no byte depends on it.
+    Raises ValueError where the folder holds a pool made otherwise, or something that is no pool of ours.
+    """
+    from benchmark.index import build_index
+
+    if not scale.is_embedded:
+        raise ValueError(f"scale {scale.name!r} has no embedded pool; download its pool from where it is published")
+    if pool_seed < 0:
+        raise ValueError(f"pool_seed is {pool_seed}; choose 0 or more")
+    made_from: dict[str, Json] = {
+        "generator_version": GENERATOR_VERSION,
+        "scale": scale.name,
+        "pool_size": scale.pool_size,
+        "pool_seed": pool_seed,
+        "reference_models": {name: sha256_of(reference_path(name)) for name in REFERENCE_MODELS},
+    }
+    _refuse_foreign_folder(pool_dir)
+    with locked(pool_dir):
+        if finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, made_from):
+            _remove_scaffold(pool_dir)
+            say(f"{pool_dir}: the pool is there already, skipped")
+            return
+        if not finished(pool_dir / BUILDING_NAME, "pool building", GENERATOR_VERSION, made_from):
+            write_record(pool_dir / BUILDING_NAME, Record("pool building", GENERATOR_VERSION, made_from, {}))
+        remove_temporary(pool_dir)
+        with cost(pool_dir, "pool build", scale=scale.name, pool_seed=pool_seed):
+            _draw_everything(pool_dir, scale, pool_seed, workers)
+            drawn = pa.concat_tables([feather.read_table(path) for path in sorted((pool_dir / PARTS_NAME).glob("*"))])
+            _write_metadata(pool_dir, scale, pool_seed, drawn)
+            build_index(pool_dir)
+        result: dict[str, Json] = {
+            "rows": drawn.num_rows,
+            "samples": drawn.num_rows - pc.sum(drawn["is_dead_link"]).as_py(),
+            "versions": {
+                "pillow": PIL.__version__,
+                "freetype": features.version("freetype2"),
+                "matplotlib": metadata.version("matplotlib"),
+                "numpy": np.__version__,
+            },
+        }
+        write_record(pool_dir / POOL_NAME, Record("pool", GENERATOR_VERSION, made_from, result))
+        _remove_scaffold(pool_dir)
+        say(f"{pool_dir}: {result['rows']} pairs, {result['samples']} of them with a picture")
+
+
+def write_shard(pool_dir: Path, pool_seed: int, shard: int, start: int, stop: int) -> None:
+    """Draw the pairs from `start` to `stop` into a tar, and keep what the metadata needs of them."""
+    pairs = [draw_pair(pool_seed, index) for index in range(start, stop)]
+    hashes = [hashlib.sha256(pair.image).hexdigest() for pair in pairs]
+    write_tar(_tar_path(pool_dir, shard), _members(shard, pairs, hashes))
+    columns: dict[str, pa.Array] = {
+        "uid": pa.array([pair.uid for pair in pairs]),
+        "url": pa.array([pair.url for pair in pairs]),
+        "text": pa.array([pair.text for pair in pairs]),
+        "original_width": pa.array([pair.original_width for pair in pairs], pa.int64()),
+        "original_height": pa.array([pair.original_height for pair in pairs], pa.int64()),
+        "sha256": pa.array(hashes),
+        "is_dead_link": pa.array([pair.is_dead_link for pair in pairs]),
+        "is_clean": pa.array([pair.is_clean for pair in pairs]),
+        **{kind: pa.array([kind in pair.kinds for pair in pairs]) for kind in KINDS},
+        "pixels": pa.array([_decode(pair.image) for pair in pairs], pa.binary()),
+    }
+    with atomic_path(_part_path(pool_dir, shard)) as temporary:
+        feather.write_feather(pa.table(columns), temporary, compression="uncompressed")
+
+
+def _members(shard: int, pairs: list[Pair], hashes: list[str]) -> Iterator[tuple[str, bytes]]:
+    for place, (pair, sha256) in enumerate(zip(pairs, hashes, strict=True)):
+        if pair.is_dead_link:
+            continue
+        key = f"{shard:08d}{place:04d}"
+        about = {
+            "uid": pair.uid,
+            "caption": pair.text,
+            "url": pair.url,
+            "key": key,
+            "status": "success",
+            "error_message": None,
+            "width": IMAGE_SIZE,
+            "height": IMAGE_SIZE,
+            "original_width": pair.original_width,
+            "original_height": pair.original_height,
+            "sha256": sha256,
+        }
+        yield f"{key}.jpg", pair.image
+        yield f"{key}.json", json.dumps(about).encode()
+        yield f"{key}.txt", pair.text.encode()
+
+
+def _decode(image: bytes) -> bytes:
+    with Image.open(io.BytesIO(image)) as picture:
+        return picture.tobytes()
+
+
+@lru_cache(maxsize=NUM_SOURCES)
+def _draw_source(pool_seed: int, index: int) -> _Drawing:
+    return _draw_original(pool_seed, index)
+
+
+def _draw_original(pool_seed: int, index: int) -> _Drawing:
+    """Draw a pair that repeats no other."""
+    rng = Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}/original")
+    kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
+    kinds = set() if kind == "clean" else {kind}
+    picture, text = _draw_kind(kind, rng)
+    if rng.random() < 0.07:
+        picture = noise.add_watermark(picture, rng)
+        kinds.add("watermark")
+    if rng.random() < 0.015:
+        text = noise.add_toxic_word(text, rng)
+        kinds.add("toxic")
+    aspect = math.exp(min(abs(rng.gauss(0, 0.35)), 1.0))
+    is_wide = rng.random() < 0.6
+    if rng.random() < EXTREME_ASPECT_SHARE:
+        aspect = rng.uniform(3.2, 6)
+        picture = noise.squash(picture, aspect, is_wide, rng)
+        kinds.add("extreme_aspect")
+    is_small = rng.random() < (SMALL_SHARE_OF_CLEAN if kind == "clean" else SMALL_SHARE)
+    shorter = _log_uniform(rng, 48, 199) if is_small else _log_uniform(rng, 200, 1600)
+    picture, more_kinds = _fit_detail(picture, shorter)
+    longer = round(shorter * aspect)
+    width, height = (longer, shorter) if is_wide else (shorter, longer)
+    return _Drawing(picture, text, width, height, frozenset(kinds | more_kinds))
+
+
+def _draw_kind(kind: str, rng: Random) -> tuple[Image.Image, str]:
+    if kind == "off_domain":
+        return noise.draw_off_domain(rng)
+    if kind == "text_only":
+        return noise.draw_word(rng)
+    scene = draw_random_scene(rng)
+    picture = draw_picture(scene, rng)
+    match kind:
+        case "clean":
+            return picture, write_caption(scene, rng)
+        case "other_language":
+            shown = scene if rng.random() < 0.6 else draw_random_scene(rng)
+            return picture, noise.write_foreign_caption(shown, rng)
+        case "swapped":
+            return picture, noise.write_swapped_caption(scene, rng)
+        case "boilerplate":
+            return picture, noise.write_boilerplate(rng)
+        case "partly_wrong":
+            return picture, noise.write_partly_wrong_caption(scene, rng)
+    assert kind == "corrupt", kind
+    text = write_caption(scene, rng)
+    return (noise.draw_corrupt(rng), text) if rng.random() < 0.5 else (picture, noise.garble(text, rng))
+
+
+def _draw_duplicate(pool_seed: int, rng: Random) -> _Drawing:
+    """Draw a repeat of one of the pool's first pairs, some of which are repeated much more often than others."""
+    source = _draw_source(pool_seed, int(NUM_SOURCES * rng.random() ** 2))
+    if rng.random() < 0.5:
+        return replace(source, kinds=source.kinds | {"duplicate", "exact_duplicate"})
+    shrink = rng.uniform(0.3, 1.0)
+    width, height = max(48, round(source.width * shrink)), max(48, round(source.height * shrink))
+    picture, more_kinds = _fit_detail(noise.change_slightly(source.picture, rng), min(width, height))
+    return _Drawing(picture, source.text, width, height, source.kinds | more_kinds | {"duplicate"})
+
+
+def _fit_detail(picture: Image.Image, shorter: int) -> tuple[Image.Image, set[str]]:
+    """Return a picture with the detail that its shorter side (in pixels) leaves, and the kinds that this makes it."""
+    if shorter >= 200:
+        return picture, set()
+    resolution = max(6, round(IMAGE_SIZE * shorter / 200))
+    kinds = {"small"} if resolution >= 20 else {"small", "low_resolution"}
+    return noise.lose_detail(picture, resolution), kinds
+
+
+def _log_uniform(rng: Random, low: float, high: float) -> int:
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _draw_everything(pool_dir: Path, scale: Scale, pool_seed: int, workers: int | None) -> None:
+    """Draw the tars and evaluation sets that are not there yet."""
+    step = _samples_per_shard(scale)
+    tasks: list[tuple[Callable[..., None], tuple[object, ...]]] = [
+        (write_shard, (pool_dir, pool_seed, shard, start, min(start + step, scale.pool_size)))
+        for shard, start in enumerate(range(0, scale.pool_size, step))
+        if not (_tar_path(pool_dir, shard).exists() and _part_path(pool_dir, shard).exists())
+    ]
+    tasks += [(write_evaluation_set, (pool_dir / "eval", each)) for each in evaluation_sets(scale.suite)]
+    if workers is None:
+        workers = 0 if scale.pool_size <= 10_000 else (os.cpu_count() or 1)
+    with tqdm(total=len(tasks), desc="drawing", unit="file", disable=None) as progress:
+        if workers == 0:
+            for function, arguments in tasks:
+                function(*arguments)
+                progress.update()
+            return
+        # Spawned, so that no worker inherits the threads of torch.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as executor:
+            for future in as_completed([executor.submit(function, *arguments) for function, arguments in tasks]):
+                future.result()
+                progress.update()
+
+
+def _write_metadata(pool_dir: Path, scale: Scale, pool_seed: int, drawn: pa.Table) -> None:
+    """Score all pairs and write the metadata shards that are not there yet, rows in an order of their own."""
+    order = list(range(drawn.num_rows))
+    Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/order").shuffle(order)
+    drawn = drawn.take(pa.array(order))
+    with atomic_path(pool_dir / "planted.parquet") as temporary:
+        pq.write_table(drawn.select(["uid", "is_clean", *KINDS]), temporary)
+    step = _rows_per_metadata_shard(scale)
+    missing = {
+        start: path
+        for start in range(0, drawn.num_rows, step)
+        if not (path := _metadata_path(pool_dir, scale, pool_seed, start)).exists()
+    }
+    if not missing:
+        return
+    pixels = np.frombuffer(b"".join(drawn["pixels"].to_pylist()), np.uint8)
+    embeddings = encode_pairs(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3), drawn["text"].to_pylist())
+    for start, path in missing.items():
+        rows = drawn.slice(start, step)
+        arrays = {key: array[start : start + step] for key, array in embeddings.items()}
+        with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+            halves = {key: array.astype(np.float16) for key, array in arrays.items()}
+            np.savez(file, **halves)  # type: ignore[arg-type]
+        columns = {key: rows[key] for key in ("uid", "url", "text", "original_width", "original_height")}
+        for model in REFERENCE_MODELS:
+            scores = (arrays[f"{model}_img"] * arrays[f"{model}_txt"]).sum(axis=1)
+            columns[f"clip_{model}_similarity_score"] = pa.array(scores, pa.float32())
+        columns["face_bboxes"] = pa.array([[]] * rows.num_rows, pa.list_(pa.list_(pa.float64())))
+        columns["sha256"] = rows["sha256"]
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+
+def _refuse_foreign_folder(pool_dir: Path) -> None:
+    """Raise ValueError where a folder holds something that is neither a pool of ours nor one half built."""
+    if not pool_dir.exists():
+        return
+    names = {path.name for path in pool_dir.iterdir()} - {LOCK_NAME, BUILDING_NAME + TEMPORARY_SUFFIX}
+    if names and not names & {POOL_NAME, BUILDING_NAME}:
+        raise ValueError(
+            f"{pool_dir} is not empty and holds no embedded pool (found {min(names)}); choose a new or empty folder"
+        )
+
+
+def _remove_scaffold(pool_dir: Path) -> None:
+    shutil.rmtree(pool_dir / PARTS_NAME, ignore_errors=True)
+    (pool_dir / BUILDING_NAME).unlink(missing_ok=True)
+
+
+def _tar_path(pool_dir: Path, shard: int) -> Path:
+    return pool_dir / "shards" / f"{shard:08d}.tar"
+
+
+def _part_path(pool_dir: Path, shard: int) -> Path:
+    return pool_dir / PARTS_NAME / f"{shard:08d}.feather"
+
+
+def _metadata_path(pool_dir: Path, scale: Scale, pool_seed: int, start: int) -> Path:
+    name = hashlib.sha256(f"winnow/{GENERATOR_VERSION}/{scale.name}/{pool_seed}/metadata/{start}".encode()).hexdigest()
+    return pool_dir / "metadata" / f"{name[:32]}.parquet"
+
+
+def _samples_per_shard(scale: Scale) -> int:
+    return 2000 if scale.pool_size > 10_000 else 1000
+
+
+def _rows_per_metadata_shard(scale: Scale) -> int:
+    return 10_000 if scale.pool_size > 10_000 else 800  # other boundaries than the tars', as in the real pool
+
+
+_SITES = ("pictures.example", "shop.example", "blog.example", "news.example", "stickers.example", "school.example")

@@ -1,0 +1,115 @@
+"""Metrics: pure functions from arrays to numbers, for what a paper has a formula for.
+
+One rule for ties everywhere: of two equal scores the smaller index counts as higher (a stable sort by descending
+score). So an item is in the top k exactly if its rank is at most k, and a model that gives one score to everything
+gets what guessing gets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def top_k(scores: Array, k: int) -> Array:
+    """Return the indices of the k highest scores of each row, best first: (n, min(k, candidates)), int32.
+
+    Scores are finite, shape (n, candidates).
+    """
+    rest = scores.copy()
+    rows = np.arange(len(rest))
+    best = np.empty((len(rest), min(k, scores.shape[1])), dtype=np.int32)
+    for place in range(best.shape[1]):
+        best[:, place] = rest.argmax(axis=1)  # the first of equals
+        rest[rows, best[:, place]] = -np.inf
+    return best
+
+
+def first_positive(scores: Array, positives: Array) -> tuple[Array, Array]:
+    """Return for each query its best-placed positive's index and rank (1 = best), both (queries,), int32.
+
+    `scores` and the booleans `positives` have shape (queries, candidates); every query has a positive.
+    """
+    assert positives.any(axis=1).all()
+    index = np.where(positives, scores, -np.inf).argmax(axis=1)
+    score = np.take_along_axis(scores, index[:, None], axis=1)
+    is_before = np.arange(scores.shape[1]) < index[:, None]
+    rank = 1 + (scores > score).sum(axis=1) + ((scores == score) & is_before).sum(axis=1)
+    return index.astype(np.int32), rank.astype(np.int32)
+
+
+def accuracy(labels: Array, predictions: Array) -> float:
+    """Return the share of predictions that equal their label, both (n,)."""
+    return float(np.mean(labels == predictions))
+
+
+def top_k_accuracy(labels: Array, ranked: Array) -> float:
+    """Return the share of samples whose label, (n,), is in its row of `ranked`, (n, k)."""
+    return float(np.mean((ranked == labels[:, None]).any(axis=1)))
+
+
+def mean_per_class_recall(labels: Array, predictions: Array) -> float:
+    """Return the mean over classes of each class's accuracy; a class without samples is ignored.
+
+    This is scikit-learn's balanced accuracy, as CLIP_benchmark uses it.
+    """
+    return float(np.mean(list(accuracy_per_group(labels == predictions, labels).values())))
+
+
+def accuracy_per_group(is_hit: Array, groups: Array) -> dict[int, float]:
+    """Return the share of hits, (n,) booleans, in each group, (n,) ints; an empty group is not there."""
+    names, places = np.unique(groups, return_inverse=True)
+    shares = np.bincount(places, weights=is_hit) / np.bincount(places)
+    return dict(zip(names.tolist(), shares.tolist(), strict=True))
+
+
+def worst_group_accuracy(is_hit: Array, groups: Array) -> float:
+    """Return the lowest accuracy of a group that has samples (Sagawa et al. 2020; WILDS)."""
+    return min(accuracy_per_group(is_hit, groups).values())
+
+
+def recall_at_k(ranks: Array, k: int) -> float:
+    """Return the share of queries with a positive in the top k, from the ranks of their first positives.
+
+    So CLIP papers define it (Radford et al. 2021): one hit is enough, also where a query has several positives.
+    """
+    return float(np.mean(ranks <= k))
+
+
+def chance_recall_at_k(num_positives: Array, num_candidates: int, k: int) -> float:
+    """Return the expected recall@k of a random order, for queries with these numbers of positives."""
+    drawn = min(k, num_candidates)
+    values, counts = np.unique(num_positives, return_counts=True)
+    misses = [math.comb(num_candidates - int(value), drawn) / math.comb(num_candidates, drawn) for value in values]
+    return float(1 - np.average(misses, weights=counts))
+
+
+def chance_worst_group_accuracy(group_sizes: Sequence[int], hit_rate: float) -> float:
+    """Return the expected accuracy of the worst group when every sample is a hit with probability `hit_rate`.
+
+    It is lower than `hit_rate`, as the smallest of several noisy numbers: the integral of P(all groups reach t).
+    """
+    # P(accuracy of the group >= t) changes at the multiples of 1 / size alone.
+    steps = np.unique(np.concatenate([np.arange(1, size + 1) / size for size in group_sizes]))
+    reached = np.ones(len(steps))
+    for size in group_sizes:
+        # Guarded against 3 * (1 / 3) > 1: a step counts as its nearest multiple where it is one.
+        needed = np.ceil(steps * size - 1e-9).astype(int)
+        reached *= _binomial_tail(size, hit_rate)[needed]
+    return float(np.sum(np.diff(steps, prepend=0.0) * reached))
+
+
+def _binomial_tail(size: int, hit_rate: float) -> Array:
+    """Return P(hits >= j) for j = 0..size."""
+    if hit_rate in (0.0, 1.0):
+        return np.array([1.0] + [hit_rate] * size)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])
+    hits = np.arange(size + 1)
+    log_choices = log_factorial[size] - log_factorial - log_factorial[::-1]
+    probability = np.exp(log_choices + hits * math.log(hit_rate) + (size - hits) * math.log1p(-hit_rate))
+    tail: Array = np.cumsum(probability[::-1])[::-1]
+    return tail

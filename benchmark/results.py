@@ -1,0 +1,368 @@
+"""Results on disk: each sample's prediction, the metrics that follow from them, and the scores of a suite.
+
+Layout below a seed's folder, `out_dir`:
+
+    eval/<task>.parquet    each sample's prediction
+    eval/<task>.json       the record: what it was made from, and the metrics; written last
+    eval_results.jsonl     one line per task, as DataComp writes it
+
+A predictions table has one row per query and, by kind of task, exactly these columns, in this order (a contract:
+what was published stays readable, and every metric is computed from the table alone).
+
+Classification, one row per image, sorted by key:
+
+    key          string        the sample's key in the evaluation set
+    label        int32         the right class, an index into classnames.txt
+    prediction   int32         the class with the highest similarity
+    score        float32       cosine similarity of the image and the right class
+    top5         list<int32>   the five nearest classes, best first; all classes where there are fewer
+    group        int32         the sample's group; null in tasks without groups
+    num_classes  int32         the same in every row
+
+Retrieval, first one row per image (sorted by key), then one per caption (in the order of their images):
+
+    key            string        the image's key
+    direction      string        "image_to_text" or "text_to_image"
+    caption        int32         which of the image's captions asks, from 0; null in image_to_text
+    num_positives  int32         how many candidates are right
+    rank           int32         the place of the first right candidate, 1 = best
+    score          float32       its cosine similarity
+    top5           list<int32>   the five nearest candidates, best first, counted from 0 among the rows of the other
+                                 direction; all where there are fewer
+
+Equal similarities rank by index, the smaller first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmark import metrics
+from benchmark.stage import Json, Record, atomic_path, read_record, write_bytes, write_record
+from benchmark.tasks import Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
+
+STAGE = "evaluate"
+VERSION = 1  # of what an evaluation writes, raised by hand when it changes
+TOP = 5  # candidates kept per row
+RECALL_AT = (1, 5, 10)
+
+EVAL_FOLDER = "eval"
+LINES_NAME = "eval_results.jsonl"
+
+CLASSIFICATION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("prediction", pa.int32()),
+        ("score", pa.float32()),
+        ("top5", pa.list_(pa.int32())),
+        ("group", pa.int32()),
+        ("num_classes", pa.int32()),
+    ]
+)
+RETRIEVAL_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("direction", pa.string()),
+        ("caption", pa.int32()),
+        ("num_positives", pa.int32()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("top5", pa.list_(pa.int32())),
+    ]
+)
+NULLABLE = frozenset({"group", "caption"})
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
+
+Metrics = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """One model's main metrics on every task of a suite."""
+
+    suite: Suite
+    tasks: tuple[Task, ...]  # in the suite's order
+    scores: dict[str, float]  # task -> main metric
+    chance: dict[str, float]  # task -> what guessing gets
+
+    @property
+    def average(self) -> float:
+        """Return the mean over the suite's tasks."""
+        return float(np.mean(list(self.scores.values())))
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """Return each group's mean over its tasks, groups in the order in which the suite first names them."""
+        members: dict[str, list[float]] = {}
+        for task in self.tasks:
+            for group in task.groups:
+                members.setdefault(group, []).append(self.scores[task.name])
+        return {group: float(np.mean(scores)) for group, scores in members.items()}
+
+
+def schema_of(task: Task) -> pa.Schema:
+    """Return the columns of the task's predictions."""
+    if isinstance(task, ZeroShotClassification):
+        return CLASSIFICATION_SCHEMA
+    if isinstance(task, Retrieval):
+        return RETRIEVAL_SCHEMA
+    raise ValueError(f"task {task.name!r} is of a kind that has no predictions table: {type(task).__name__}")
+
+
+def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
+    """Compute every metric of a task from its predictions alone, under DataComp's names.
+
+    Besides there are `num_samples` (images), `chance` (the expected main metric of guessing) and `main_metric`.
+    `acc5` is None where there are fewer than 5 classes. Raises ValueError where the table contradicts itself.
+    """
+    check_predictions(task, predictions)
+    if isinstance(task, Retrieval):
+        found, chances = _retrieval_metrics(predictions)
+    else:
+        found, chances = _classification_metrics(task, predictions)
+    if task.main_metric not in chances:
+        raise ValueError(f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(chances)}")
+    return {**found, "chance": chances[task.main_metric], "main_metric": found[task.main_metric]}
+
+
+def check_predictions(task: Task, predictions: pa.Table) -> None:
+    """Raise ValueError that names the task where a predictions table is not what the contract above says."""
+    schema = schema_of(task)
+    where = f"predictions of {task.name!r}"
+    # Names and types: what else a schema says (null or not, how a list's element is called) differs between writers.
+    if [(field.name, field.type) for field in predictions.schema] != [(field.name, field.type) for field in schema]:
+        raise ValueError(f"{where} have the columns {_columns(predictions.schema)} instead of {_columns(schema)}")
+    if predictions.num_rows == 0:
+        raise ValueError(f"{where} are empty")
+    for name in schema.names:
+        if name not in NULLABLE and predictions[name].null_count:
+            raise ValueError(f"{where}: {name} is null in {predictions[name].null_count} rows")
+    if not np.isfinite(predictions["score"].to_numpy()).all():
+        raise ValueError(f"{where}: a score is not finite")
+    if isinstance(task, Retrieval):
+        _check_retrieval(predictions, where)
+    else:
+        _check_classification(task, predictions, where)
+
+
+def result_path(out_dir: Path, task: Task) -> Path:
+    """Return the place of a task's record."""
+    return out_dir / EVAL_FOLDER / f"{task.file_stem}.json"
+
+
+def predictions_path(out_dir: Path, task: Task) -> Path:
+    """Return the place of a task's predictions."""
+    return out_dir / EVAL_FOLDER / f"{task.file_stem}.parquet"
+
+
+def write_result(out_dir: Path, task: Task, made_from: dict[str, Json], predictions: pa.Table) -> Record:
+    """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes."""
+    record = Record(STAGE, VERSION, made_from, {"title": task.title, "metrics": metrics_of(task, predictions)})
+    with atomic_path(predictions_path(out_dir, task)) as temporary:
+        pq.write_table(predictions, temporary, compression="zstd", row_group_size=1 << 20)
+    write_record(result_path(out_dir, task), record)
+    return record
+
+
+def read_predictions(out_dir: Path, task: Task) -> pa.Table:
+    """Read a task's predictions; raises ValueError where the file is damaged or not as the contract says."""
+    path = predictions_path(out_dir, task)
+    if not path.exists():
+        raise FileNotFoundError(f"task {task.name!r} has no predictions: there is no {path}")
+    try:
+        predictions = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    # What others wrote may carry notes of their library (pandas does); they are not ours to read.
+    predictions = predictions.replace_schema_metadata(None)
+    check_predictions(task, predictions)
+    return predictions
+
+
+def read_results(out_dir: Path, tasks: Sequence[Task]) -> dict[str, Record]:
+    """Read the records that are there, by task name; a missing one is left out."""
+    records = {task.name: read_record(result_path(out_dir, task)) for task in tasks}
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def write_lines(out_dir: Path) -> None:
+    """Write `eval_results.jsonl` from the records in `out_dir/eval`, sorted by file name."""
+    lines = []
+    for path in sorted((out_dir / EVAL_FOLDER).glob("*.json")):
+        record = read_record(path)
+        assert record is not None
+        name, result = record.made_from["task"], record.result
+        line = {"key": name, "dataset": result["title"], "metrics": result["metrics"]}
+        lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(out_dir / LINES_NAME, "".join(lines).encode())
+
+
+def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, Record]) -> SuiteScores:
+    """Collect a suite's scores; both mappings go by task name.
+
+    Raises KeyError that lists the tasks without a result, ValueError for results of another version of their task
+    and for results of different models.
+    """
+    missing = [name for name in suite.tasks if name not in records]
+    if missing:
+        raise KeyError(_of_tasks(suite, missing, "no result", missing))
+    stale = [name for name in suite.tasks if records[name].made_from["task_version"] != tasks[name].version]
+    if stale:
+        details = [f"{n}: {records[n].made_from['task_version']} there, {tasks[n].version} now" for n in stale]
+        raise ValueError(_of_tasks(suite, stale, "a result of another version", details))
+    first = suite.tasks[0]
+    others = [name for name in suite.tasks if _model_of(records[name]) != _model_of(records[first])]
+    if others:
+        raise ValueError(_of_tasks(suite, others, f"a result of another model or setting than {first!r}", others))
+    found = {name: records[name].result["metrics"] for name in suite.tasks}
+    return SuiteScores(
+        suite=suite,
+        tasks=tuple(tasks[name] for name in suite.tasks),
+        scores={name: float(values["main_metric"]) for name, values in found.items()},
+        chance={name: float(values["chance"]) for name, values in found.items()},
+    )
+
+
+def _classification_metrics(task: Task, predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
+    label, prediction = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
+    num_classes = int(predictions["num_classes"][0].as_py())
+    top5 = _top5(predictions)
+    guess = 1 / num_classes
+    found: Metrics = {
+        "acc1": metrics.accuracy(label, prediction),
+        "acc5": metrics.top_k_accuracy(label, top5) if num_classes >= TOP else None,
+        "mean_per_class_recall": metrics.mean_per_class_recall(label, prediction),
+    }
+    chances = {"acc1": guess, "mean_per_class_recall": guess}
+    if num_classes >= TOP:
+        chances["acc5"] = TOP / num_classes
+    if isinstance(task, WorstGroup):
+        groups, is_hit = predictions["group"].to_numpy(), label == prediction
+        per_group = metrics.accuracy_per_group(is_hit, groups)
+        sizes = {group: int((groups == group).sum()) for group in per_group}
+        names = {group: task.group_names[group] if task.group_names else str(group) for group in per_group}
+        found |= {f"acc_group:{names[group]}": value for group, value in per_group.items()}
+        found |= {f"count_group:{names[group]}": size for group, size in sizes.items()}
+        found["acc_wg"] = metrics.worst_group_accuracy(is_hit, groups)
+        chances["acc_wg"] = metrics.chance_worst_group_accuracy(list(sizes.values()), guess)
+    found["num_samples"] = len(label)
+    return found, chances
+
+
+def _retrieval_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
+    direction = predictions["direction"].to_numpy(zero_copy_only=False)
+    rank, num_positives = predictions["rank"].to_numpy(), predictions["num_positives"].to_numpy()
+    is_image = direction == IMAGE_TO_TEXT
+    num_images, num_captions = int(is_image.sum()), int((~is_image).sum())
+    found: Metrics = {}
+    chances: dict[str, float] = {}
+    # "image retrieval" finds the image of a caption.
+    for noun, rows, num_candidates in (("image", ~is_image, num_images), ("text", is_image, num_captions)):
+        for k in RECALL_AT:
+            name = f"{noun}_retrieval_recall@{k}"
+            found[name] = metrics.recall_at_k(rank[rows], k)
+            chances[name] = metrics.chance_recall_at_k(num_positives[rows], num_candidates, k)
+    image, text = "image_retrieval_recall@1", "text_retrieval_recall@1"
+    found["mean_recall@1"] = float(np.mean([found[image], found[text]]))
+    chances["mean_recall@1"] = float(np.mean([chances[image], chances[text]]))
+    found["num_samples"] = num_images
+    return found, chances
+
+
+def _check_classification(task: Task, predictions: pa.Table, where: str) -> None:
+    _refuse_repeats(predictions["key"].to_pylist(), where)
+    num_classes = predictions["num_classes"].to_numpy()
+    if num_classes.min() != num_classes.max() or num_classes[0] < 1:
+        raise ValueError(f"{where}: num_classes is not one positive number in all rows")
+    label = predictions["label"].to_numpy()
+    if label.min() < 0 or label.max() >= num_classes[0]:
+        raise ValueError(f"{where}: a label is outside 0..{num_classes[0] - 1}")
+    top5 = _checked_top5(predictions, int(num_classes[0]), where)
+    if not np.array_equal(top5[:, 0], predictions["prediction"].to_numpy()):
+        raise ValueError(f"{where}: a prediction is not the first of its top5")
+    group = predictions["group"]
+    if not isinstance(task, WorstGroup):
+        if group.null_count != len(group):
+            raise ValueError(f"{where}: the task has no groups, but the column group has values")
+    elif group.null_count or np.min(group.to_numpy()) < 0:
+        raise ValueError(f"{where}: a group is null or negative")
+    elif task.group_names and np.max(group.to_numpy()) >= len(task.group_names):
+        raise ValueError(f"{where}: a group is outside 0..{len(task.group_names) - 1}, the groups that have names")
+
+
+def _check_retrieval(predictions: pa.Table, where: str) -> None:
+    direction = predictions["direction"].to_pylist()
+    num_images = direction.count(IMAGE_TO_TEXT)
+    num_captions = len(direction) - num_images
+    if not num_images or not num_captions or direction != [IMAGE_TO_TEXT] * num_images + [TEXT_TO_IMAGE] * num_captions:
+        raise ValueError(f"{where}: the rows are not those of {IMAGE_TO_TEXT}, then those of {TEXT_TO_IMAGE}")
+    images, captions = predictions.slice(0, num_images), predictions.slice(num_images)
+    keys = images["key"].to_pylist()
+    _refuse_repeats(keys, where)
+    counts = images["num_positives"].to_numpy()
+    if counts.min() < 1 or counts.sum() != num_captions or (captions["num_positives"].to_numpy() != 1).any():
+        raise ValueError(f"{where}: num_positives is not 1 for captions and the number of captions for images")
+    owner = np.repeat(np.arange(num_images), counts)  # (captions,)
+    starts = np.cumsum(counts) - counts  # (images,), of each image's captions
+    numbers = (np.arange(num_captions) - starts[owner]).tolist()
+    if images["caption"].null_count != num_images or captions["caption"].to_pylist() != numbers:
+        raise ValueError(f"{where}: caption does not count each image's captions from 0")
+    if captions["key"].to_pylist() != [keys[image] for image in owner]:
+        raise ValueError(f"{where}: the captions are not in the order of their images")
+    top5 = _checked_top5(images, num_captions, where)
+    _check_ranks(images, owner[top5] == np.arange(num_images)[:, None], num_captions, where)
+    _check_ranks(captions, _checked_top5(captions, num_images, where) == owner[:, None], num_images, where)
+
+
+def _check_ranks(rows: pa.Table, is_right: np.ndarray, num_candidates: int, where: str) -> None:
+    """Compare each rank with where the top5, (rows, entries), has its first right candidate."""
+    rank = rows["rank"].to_numpy()
+    in_top = np.where(is_right.any(axis=1), is_right.argmax(axis=1) + 1, 0)
+    expected = np.where(in_top > 0, in_top, np.maximum(rank, is_right.shape[1] + 1))
+    if (rank != expected).any() or rank.max() > num_candidates:
+        raise ValueError(f"{where}: a rank does not agree with its top5")
+
+
+def _refuse_repeats(keys: list[str], where: str) -> None:
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"{where}: {len(keys) - len(set(keys))} keys are repeated")
+
+
+def _checked_top5(predictions: pa.Table, num_candidates: int, where: str) -> np.ndarray:
+    size = min(TOP, num_candidates)
+    lengths = pc.list_value_length(predictions["top5"]).to_numpy()
+    if (lengths != size).any():
+        raise ValueError(f"{where}: a top5 has {lengths[lengths != size][0]} entries instead of {size}")
+    top5 = _top5(predictions)
+    if top5.min() < 0 or top5.max() >= num_candidates or (np.diff(np.sort(top5, axis=1), axis=1) == 0).any():
+        raise ValueError(f"{where}: a top5 holds an index twice, or one outside 0..{num_candidates - 1}")
+    return top5
+
+
+def _top5(predictions: pa.Table) -> np.ndarray:
+    """Return the column as an array, (rows, entries)."""
+    # A null inside a list becomes -1, which no candidate has.
+    flat: np.ndarray = pc.fill_null(predictions["top5"].combine_chunks().flatten(), -1).to_numpy(zero_copy_only=False)
+    return flat.reshape(predictions.num_rows, -1)
+
+
+def _model_of(record: Record) -> dict[str, Json]:
+    return {key: value for key, value in record.made_from.items() if key not in ("task", "task_version", "data")}
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _of_tasks(suite: Suite, named: Sequence[str], what: str, details: Sequence[str]) -> str:
+    verb = "has" if len(named) == 1 else "have"
+    return f"{len(named)} of {len(suite.tasks)} tasks {verb} {what}: {list(details)}"

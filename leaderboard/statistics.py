@@ -1,0 +1,233 @@
+"""What seed noise allows to be said: means, intervals for differences, ranks with ties, detectable differences.
+
+Pure functions of scores; a run is a mapping from training seed to its average score.
+
+The model: score(run, seed) = strategy + seed effect, the same for all runs of that seed + rest (two-way, additive; the
+rest normal and of equal variance in all runs). Runs are compared as if on the same seeds, by least squares: what a seed
+does to all runs alike cancels, and a run of one seed is not taken for better because its seed is a lucky one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+Run = Mapping[int, float]
+
+CONFIDENCE = 0.95
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class StandardError:
+    """The standard error of a difference, and the degrees of freedom it is known with."""
+
+    value: float
+    df: float
+
+    @property
+    def half_width(self) -> float:
+        """Return half the width of the confidence interval."""
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.df)) * self.value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means with its confidence interval and two-sided p value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Tell whether the interval leaves zero out."""
+        return self.p < 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class RankRange:
+    """The ranks a run may have: runs that cannot be told apart share them."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, eq=False)
+class SeedModel:
+    """The two-way model of strategies and seeds, fitted to runs by least squares."""
+
+    runs: tuple[Run, ...]
+    effects: np.ndarray  # (runs + seeds): strategies, then seed effects
+    covariance: np.ndarray  # of the effects, in units of the rest's variance
+    estimable: np.ndarray  # projects onto the contrasts that the data determine
+    rest: float  # mean square of what neither strategy nor seed explains
+    rest_df: int
+    seed: float  # mean square of seeds after strategies
+    seed_df: int  # 0 where runs share too few seeds: then all noise counts as each run's own
+
+    @property
+    def shared_variance(self) -> float:
+        """Return the variance of the seed effect, zero where the estimate is negative.
+
+        Method 3 of Henderson (1953), "Estimation of variance and covariance components".
+        """
+        return max(0.0, self.seed - self.rest) * self._shared_per_seed
+
+    @property
+    def shared_sd(self) -> float:
+        """Return the standard deviation of the effect that a seed has on all runs alike."""
+        return math.sqrt(self.shared_variance)
+
+    @property
+    def sd(self) -> float:
+        """Return the pooled standard deviation of one run's score over seeds."""
+        return math.sqrt(self.rest + self.shared_variance)
+
+    @property
+    def _shared_per_seed(self) -> float:
+        return self.seed_df / (self.seed_df + self.rest_df)
+
+    def difference(self, index: int, other: int) -> Difference:
+        """Return run `index` minus run `other` with its t interval: Fisher's least significant difference.
+
+        Not adjusted for the number of comparisons. The noise is that of all runs, so one seed has an interval too.
+        """
+        contrast = np.zeros(len(self.effects))
+        contrast[index] += 1
+        contrast[other] -= 1
+        if self.seed_df and np.allclose(self.estimable @ contrast, contrast):
+            value = float(contrast @ self.effects)
+            error = StandardError(math.sqrt(self.rest * float(contrast @ self.covariance @ contrast)), self.rest_df)
+        else:
+            value = mean(self.runs[index]) - mean(self.runs[other])
+            error = self._error_on_other_seeds(len(self.runs[index]), len(self.runs[other]))
+        if error.value == 0:
+            return Difference(value, value, value, float(value == 0))
+        p = 2 * float(stats.t.sf(abs(value) / error.value, error.df))
+        return Difference(value, value - error.half_width, value + error.half_width, p)
+
+    def error_of_plan(self, num_seeds: int, entry_seeds: int) -> StandardError:
+        """Return the standard error of a run yet to be made against an entry, on its first seeds or all of them.
+
+        Var = rest * (1/n + 1/m + (1/n - 1/m) / runs): seed effects are known from the runs here, if on m seeds each.
+        """
+        own = min(num_seeds, entry_seeds) if self.seed_df else num_seeds
+        variance = 1 / own + 1 / entry_seeds
+        if self.seed_df:
+            variance += (1 / own - 1 / entry_seeds) / len(self.runs)
+        return StandardError(math.sqrt(self.rest * variance), self.rest_df)
+
+    def _error_on_other_seeds(self, num_seeds: int, other_seeds: int) -> StandardError:
+        """Return the standard error for runs that no seed connects: here the seed effect is noise as well.
+
+        Degrees of freedom of the sum of mean squares after Satterthwaite (1946), "An approximate distribution of
+        estimates of variance components".
+        """
+        scale = 1 / num_seeds + 1 / other_seeds
+        if self.seed <= self.rest:
+            return StandardError(math.sqrt(scale * self.rest), self.rest_df)
+        from_seed = self._shared_per_seed * self.seed
+        from_rest = (1 - self._shared_per_seed) * self.rest
+        df = (from_seed + from_rest) ** 2 / (from_seed**2 / self.seed_df + from_rest**2 / self.rest_df)
+        return StandardError(math.sqrt(scale * (from_seed + from_rest)), df)
+
+
+def mean(run: Run) -> float:
+    """Return the mean over seeds."""
+    return math.fsum(run.values()) / len(run)
+
+
+def sd(run: Run) -> float | None:
+    """Return the standard deviation over seeds (n - 1 in the denominator), None for one seed."""
+    if len(run) < 2:
+        return None
+    centre = mean(run)
+    return math.sqrt(math.fsum((score - centre) ** 2 for score in run.values()) / (len(run) - 1))
+
+
+def fit_seed_model(runs: Sequence[Run]) -> SeedModel | None:
+    """Fit the two-way model; None if no run has two seeds, so that nothing tells noise from strategy.
+
+    With the same seeds in all runs it is the two-way analysis of variance without interaction.
+    """
+    seeds = sorted({seed for run in runs for seed in run})
+    scores = np.array([score for run in runs for score in run.values()])
+    is_run = np.repeat(np.eye(len(runs)), [len(run) for run in runs], axis=0)  # (scores, runs)
+    is_seed = np.array([[seed == other for other in seeds] for run in runs for seed in run], dtype=float)
+    within_df = len(scores) - len(runs)
+    if within_df == 0:
+        return None
+    design = np.hstack([is_run, is_seed])
+    inverse = np.linalg.pinv(design)
+    effects = inverse @ scores
+    within = math.fsum((score - mean(run)) ** 2 for run in runs for score in run.values())
+    rest = float(np.sum((scores - design @ effects) ** 2))
+    rest_df = len(scores) - int(np.linalg.matrix_rank(design))
+    seed_df = within_df - rest_df
+    if rest_df == 0:
+        rest, rest_df, seed_df = within, within_df, 0
+    return SeedModel(
+        runs=tuple(runs),
+        effects=effects,
+        covariance=inverse @ inverse.T,
+        estimable=inverse @ design,
+        rest=rest / rest_df,
+        rest_df=rest_df,
+        seed=(within - rest) / seed_df if seed_df else 0.0,
+        seed_df=seed_df,
+    )
+
+
+def least_detectable(error: StandardError) -> float:
+    """Return the true difference that is found significant, and of the right sign, with probability .8.
+
+    Power of the t test by the noncentral t distribution (Cohen 1988, "Statistical power analysis", ch. 2).
+    """
+    critical = float(stats.t.ppf((1 + CONFIDENCE) / 2, error.df))
+
+    def missing_power(shift: float) -> float:
+        return float(stats.nct.sf(critical, error.df, shift)) - POWER
+
+    return float(optimize.brentq(missing_power, 0.1, 2 * critical + 2)) * error.value
+
+
+def rank_ranges(model: SeedModel, indices: Sequence[int]) -> list[RankRange]:
+    """Return the possible ranks of these runs among each other: those clearly better stand before, those worse behind.
+
+    Goldstein & Spiegelhalter (1996), "League tables and their limitations"; pair by pair, not adjusted.
+    """
+    ranges = []
+    for index in indices:
+        others = [model.difference(other, index) for other in indices if other != index]
+        better = sum(d.is_significant and d.value > 0 for d in others)
+        worse = sum(d.is_significant and d.value < 0 for d in others)
+        ranges.append(RankRange(1 + better, len(indices) - worse))
+    return ranges
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for their number (Holm 1979, "A simple sequentially rejective procedure")."""
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def unequal_noise(runs: Sequence[Run]) -> float | None:
+    """Return Bartlett's p value against "all runs have the same seed noise"; None where it cannot be tested.
+
+    Runs of fewer than three seeds, or whose scores do not vary, are left aside.
+    """
+    samples = [list(run.values()) for run in runs if len(run) >= 3 and (sd(run) or 0) > 0]
+    return float(stats.bartlett(*samples).pvalue) if len(samples) >= 2 else None

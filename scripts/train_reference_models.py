@@ -1,0 +1,150 @@
+"""Train the embedded pool's reference models (stand-ins for OpenAI's CLIP L/14 and B/32) and print what they know.
+
+    python scripts/train_reference_models.py [--out DIR]
+
+They learn from drawings of their own: no pool and no evaluation set has these keys. A fifth of what they see is
+aligned but useless (other pictures, words), so that their similarity cannot tell it from what is useful.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from open_clip import CLIP
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmark.data import normalise, shift_images
+from benchmark.embedded import noise
+from benchmark.embedded.reference_models import ARCHITECTURE, REFERENCE_MODELS, reference_path
+from benchmark.embedded.world import (
+    COLOURS,
+    FONTS,
+    IMAGE_SIZE,
+    LETTERS,
+    SHAPE_NAMES,
+    Scene,
+    draw_picture,
+    draw_random_scene,
+    write_caption,
+)
+from benchmark.models import build_model, build_tokenizer
+from benchmark.scales import SCALES
+from benchmark.stage import write_bytes
+from benchmark.train import make_optimizer, train_step
+
+SEED = 7001  # of the drawings; their keys begin otherwise than those of pools and evaluation sets
+NUM_PAIRS = 70_000
+SAMPLES_SEEN = {"l14": 170_000, "b32": 60_000}
+OFF_DOMAIN_SHARE, WORD_SHARE = 0.13, 0.07
+LOW_RESOLUTION_SHARE, WATERMARK_SHARE = 0.25, 0.08  # so that similarity does not see these either
+
+
+def main() -> None:
+    """Draw, train, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=reference_path("l14").parent, help="folder of the weights")
+    arguments = parser.parse_args()
+    torch.set_num_threads(SCALES["nano"].threads or 1)
+    pictures, texts = draw_pairs("train", NUM_PAIRS)
+    tokens = build_tokenizer(ARCHITECTURE)(texts)
+    for name in REFERENCE_MODELS:
+        start = time.monotonic()
+        model = train(pictures, tokens, SAMPLES_SEEN[name], seed=REFERENCE_MODELS.index(name))
+        print(f"{name}: {SAMPLES_SEEN[name]} samples seen in {time.monotonic() - start:.0f} s; {describe(model)}")
+        weights = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+        about = {
+            "script": "scripts/train_reference_models.py",
+            "architecture": ARCHITECTURE,
+            "drawings_seed": str(SEED),
+            "model_seed": str(REFERENCE_MODELS.index(name)),
+            "num_pairs": str(NUM_PAIRS),
+            "samples_seen": str(SAMPLES_SEEN[name]),
+        }
+        write_bytes(arguments.out / reference_path(name).name, save(weights, metadata=about))
+
+
+def draw_pairs(part: str, count: int) -> tuple[np.ndarray, list[str]]:
+    """Draw the pairs of a part: pictures (count, 32, 32, 3), uint8, and their captions, all of them aligned."""
+    pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    texts = []
+    for index in tqdm(range(count), desc=f"draw {part}", disable=None):
+        rng = Random(f"winnow/reference/{SEED}/{part}/{index}")
+        picture, text = _draw_pair(rng)
+        if rng.random() < LOW_RESOLUTION_SHARE:
+            picture = noise.lose_detail(picture, rng.randint(9, 28))
+        if rng.random() < WATERMARK_SHARE:
+            picture = noise.add_watermark(picture, rng)
+        pictures[index] = np.asarray(picture)
+        texts.append(text)
+    return pictures, texts
+
+
+def train(pictures: np.ndarray, tokens: Tensor, samples_seen: int, seed: int) -> CLIP:
+    """Train a model with the recipe of scale `nano`, epoch by epoch."""
+    nano = SCALES["nano"]
+    scale = replace(nano, samples_seen=samples_seen, warmup_steps=samples_seen // nano.batch_size // 10)
+    model = build_model(ARCHITECTURE, seed).train()
+    assert isinstance(model, CLIP)
+    optimizer = make_optimizer(model, scale)
+    rng = np.random.default_rng(seed)
+    epochs = -(-scale.steps * scale.batch_size // len(tokens))
+    order = np.concatenate([rng.permutation(len(tokens)) for _ in range(epochs)])
+    for step in tqdm(range(scale.steps), desc="train", disable=None):
+        positions = np.arange(step * scale.batch_size, (step + 1) * scale.batch_size)
+        rows = order[positions]
+        images = shift_images(pictures[rows], scale.augmentation.pixels, seed, positions)
+        train_step(model, optimizer, normalise(images, scale, "cpu"), tokens[torch.from_numpy(rows)], scale, step)
+    model.eval()
+    return model
+
+
+@torch.inference_mode()
+def describe(model: CLIP) -> str:
+    """Return held-out accuracies, and median similarity of aligned and of swapped pairs."""
+    scale, tokenizer = SCALES["nano"], build_tokenizer(ARCHITECTURE)
+    parts = []
+    for title, classes, template in (
+        ("shapes", SHAPE_NAMES, "a picture of a {}"),
+        ("colours", tuple(COLOURS), "a {} shape"),
+        ("letters", tuple(LETTERS), "the letter {}"),
+    ):
+        drawn, labels = [], np.arange(50 * len(classes)) % len(classes)
+        for index, label in enumerate(labels):
+            rng = Random(f"winnow/reference/{SEED}/test/{title}/{index}")
+            name = rng.choice(SHAPE_NAMES) if title == "colours" else classes[label]
+            colour = classes[label] if title == "colours" else rng.choice(list(COLOURS))
+            font = rng.choice(FONTS) if title == "letters" else ""
+            drawn.append(np.asarray(draw_picture(Scene(name, colour, 1, "large", "plain", font), rng)))
+        images = model.encode_image(normalise(np.stack(drawn), scale, "cpu"), normalize=True)
+        prompts = model.encode_text(tokenizer([template.format(name) for name in classes]), normalize=True)
+        correct = (images @ prompts.T).argmax(dim=1).numpy() == labels  # (images, classes)
+        parts.append(f"{title} {correct.mean():.3f}")
+    pictures, texts = draw_pairs("test", 1000)
+    images = model.encode_image(normalise(pictures, scale, "cpu"), normalize=True)
+    captions = model.encode_text(tokenizer(texts), normalize=True)
+    aligned = (images * captions).sum(dim=1).median().item()
+    swapped = (images * captions.roll(1, 0)).sum(dim=1).median().item()
+    return ", ".join([*parts, f"median similarity {aligned:.2f} aligned, {swapped:.2f} swapped"])
+
+
+def _draw_pair(rng: Random) -> tuple[Image.Image, str]:
+    kind = rng.random()
+    if kind < OFF_DOMAIN_SHARE:
+        return noise.draw_off_domain(rng)
+    if kind < OFF_DOMAIN_SHARE + WORD_SHARE:
+        return noise.draw_word(rng)
+    scene = draw_random_scene(rng)
+    return draw_picture(scene, rng), write_caption(scene, rng)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Fixtures: hand-made pools whose answers are known, and the `pico` pool, drawn once per session."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_dir(tmp_path_factory):
+    os.environ["WINNOW_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def strategies():
+    """The shipped strategies, loaded."""
+    from benchmark.registry import load_strategies
+
+    return load_strategies()
+
+
+@pytest.fixture(scope="session")
+def pico_pool(tmp_path_factory) -> Path:
+    """The embedded pool of `pico`, as `winnow pool build --scale pico` draws it; tests must not change it."""
+    from benchmark.embedded.pool import build_pool
+    from benchmark.scales import SCALES
+
+    pool_dir = tmp_path_factory.mktemp("pools") / "pico"
+    build_pool(pool_dir, SCALES["pico"])
+    return pool_dir
+
+
+def uid(number: int) -> str:
+    """Spell a small number as a uid."""
+    return f"{number:032x}"
+
+
+def write_pool(pool_dir: Path, *shards: dict, features: dict | None = None) -> Path:
+    """Write a metadata-only pool: one dict of columns per metadata shard; `features` go to the first shard's .npz."""
+    (pool_dir / "metadata").mkdir(parents=True)
+    for number, columns in enumerate(shards):
+        pd.DataFrame(columns).to_parquet(pool_dir / "metadata" / f"{number:032x}.parquet")
+        if features is not None and number == 0:
+            np.savez(pool_dir / "metadata" / f"{number:032x}.npz", **features)
+    return pool_dir
+
+
+def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: int = 8) -> bytes:
+    """Encode a one-coloured picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def members(key: str, number: int, image: bytes | None = None, text: str = "a red square", **fields) -> list:
+    """Return a sample's tar members."""
+    return [
+        (f"{key}.jpg", jpeg() if image is None else image),
+        (f"{key}.json", json.dumps({"uid": uid(number), **fields}).encode()),
+        (f"{key}.txt", text.encode()),
+    ]

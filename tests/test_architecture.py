@@ -1,0 +1,106 @@
+"""Who may import whom, what the command line must not load, and a wheel that works from another folder."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    folder: sorted((ROOT / folder).rglob("*.py")) for folder in ("benchmark", "filters", "eval_tasks", "leaderboard")
+}
+MAY_LOAD_TORCH = {"data.py", "evaluate.py", "train.py", "reference_models.py", "models/__init__.py"}
+
+
+def imports(path, *, top_level=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("folder", ["filters", "eval_tasks"])
+def test_filters_and_tasks_import_the_benchmark_and_never_each_other(folder):
+    assert FILES[folder]
+    for path in FILES[folder]:
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & {"filters", "eval_tasks", "leaderboard", "scripts"}, path
+        assert "benchmark" in roots, path
+
+
+def test_the_benchmark_imports_no_filter_and_no_task():
+    for path in FILES["benchmark"]:
+        assert not {name.split(".")[0] for name in imports(path)} & {"filters", "eval_tasks", "scripts"}, path
+
+
+def test_the_benchmark_names_no_filter():
+    names = {path.stem for path in FILES["filters"]}
+    for path in FILES["benchmark"]:
+        constants = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not constants & (names - {"random", "basic"}), path
+
+
+def test_only_what_trains_or_encodes_loads_torch_and_open_clip():
+    for path in FILES["benchmark"] + FILES["filters"] + FILES["eval_tasks"] + FILES["leaderboard"]:
+        heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & {
+            "torch",
+            "open_clip",
+            "timm",
+            "torchvision",
+        }
+        assert not heavy or any(str(path).endswith(name) for name in MAY_LOAD_TORCH), path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "filters"], ["pool", "build", "--help"]])
+def test_help_loads_no_torch(arguments):
+    code = (
+        "import sys\nfrom benchmark.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'open_clip', 'torchvision', 'sklearn', 'ray'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_every_module_begins_with_what_it_is():
+    for paths in FILES.values():
+        for path in paths:
+            assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_the_wheel_works_from_another_folder(tmp_path):
+    """Built and unpacked as an install would; the dependencies are those of this environment."""
+    source = tmp_path / "source"
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in names.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), str(source)],
+        check=True,
+        capture_output=True,
+    )
+    code = (
+        f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "import benchmark; from benchmark.cli import main\n"
+        f"assert benchmark.__file__.startswith({str(tmp_path)!r}), benchmark.__file__\n"
+        "assert main(['list', 'filters']) == 0 and main(['list', 'tasks']) == 0 and main(['run', '--help']) == 0\n"
+        "assert main(['leaderboard', 'table']) == 0\n"
+        "from benchmark.embedded.reference_models import load_reference_model\n"
+        "load_reference_model('l14')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "clip_score" in result.stdout and "nano/shapes" in result.stdout

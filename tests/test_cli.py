@@ -1,0 +1,330 @@
+"""The command line as a person uses it, rightly and wrongly: exit codes, one clear sentence, nothing half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmark.cli import EXIT_SWEEP, EXIT_USER, main
+from benchmark.registry import STRATEGIES
+from benchmark.stage import LOCK_NAME
+from benchmark.uids import UID_DTYPE, parse_uids
+from tests.conftest import uid, write_pool
+
+PLUGIN = '''"""Long captions: keep the pairs that say most."""
+
+import pandas as pd
+
+from benchmark import register_filter
+
+
+@register_filter(columns=["text"], fraction=0.5)
+def c_long_captions(rows: pd.DataFrame, *, per_word: bool = False) -> pd.Series:
+    """Score a pair by the length of its caption."""
+    return rows["text"].str.split().str.len().astype(float) if per_word else rows["text"].str.len().astype(float)
+'''
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, strategies):
+    """Work in an empty folder; forget what plugins registered."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(STRATEGIES)
+    yield tmp_path
+    STRATEGIES.clear()
+    STRATEGIES.update(before)
+
+
+@pytest.fixture(scope="module")
+def finished_run(pico_pool, tmp_path_factory):
+    """A whole run with two seeds."""
+    exp_dir = tmp_path_factory.mktemp("finished") / "exp"
+    assert main(["run", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}", "seeds=[0,1]"]) == 0
+    return exp_dir
+
+
+def failing(capsys, *arguments, code=EXIT_USER):
+    """Run a command that must fail; return its one sentence."""
+    capsys.readouterr()
+    assert main(list(arguments)) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert lines[-1].startswith("winnow: ")
+    return lines[-1].removeprefix("winnow: ")
+
+
+def test_a_run_writes_what_the_design_says(finished_run):
+    names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    for seed in (0, 1):
+        assert {
+            f"seed-{seed}/checkpoint/model.safetensors",
+            f"seed-{seed}/checkpoint/checkpoint.json",
+            f"seed-{seed}/eval/pico-shapes.json",
+            f"seed-{seed}/eval/pico-shapes.parquet",
+            f"seed-{seed}/eval_results.jsonl",
+        } <= names
+    assert {"subset.npy", "subset.json", "costs.jsonl", "entry.json"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    entry = json.loads((finished_run / "entry.json").read_text())
+    assert set(entry["seeds"]) == {"0", "1"} and len(entry["seeds"]["0"]) == 9
+    lines = [json.loads(line) for line in (finished_run / "seed-0" / "eval_results.jsonl").read_text().splitlines()]
+    assert {line["key"]: line["metrics"]["main_metric"] for line in lines} == entry["seeds"]["0"]
+
+
+def test_subset_file_is_datacomps(finished_run, pico_pool):
+    uids = np.load(finished_run / "subset.npy", allow_pickle=False)
+    assert uids.dtype == UID_DTYPE
+    frame = pd.concat([pd.read_parquet(path) for path in (pico_pool / "metadata").glob("*.parquet")])
+    best = frame.sort_values(["clip_l14_similarity_score", "uid"], ascending=[False, True])["uid"][
+        : round(0.3 * len(frame))
+    ]
+    expected = np.array([(int(text[:16], 16), int(text[16:32], 16)) for text in best], np.dtype("u8,u8"))
+    expected.sort()
+    assert (uids == expected).all()
+
+
+def test_a_second_run_reuses_and_a_new_seed_adds_a_folder(finished_run, pico_pool, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
+    assert main(["run", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={finished_run}", "seeds=[0,1]"]) == 0
+    out = capsys.readouterr().out
+    assert "filter: as before" in out and "train: seed 0 as before" in out
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")} == before
+
+
+def test_the_table_shows_the_run_and_says_what_may_be_claimed(finished_run, capsys):
+    assert main(["leaderboard", "table", "--board", "pico", "--entry", str(finished_run / "entry.json")]) == 0
+    out = capsys.readouterr().out
+    assert "clip_score-l14-0.3" in out and "(2)" in out
+    assert "no evidence" in out and "about web data" in out
+    assert (
+        main(
+            ["leaderboard", "table", "--board", "pico", "--entry", str(finished_run / "entry.json"), "--format", "csv"]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_stages_can_be_run_one_by_one_and_give_the_same(finished_run, pico_pool):
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=mine"]
+    assert main(["filter", *common]) == 0
+    assert main(["train", *common, "seeds=1", "workers=1"]) == 0
+    assert main(["evaluate", *common, "seeds=1"]) == 0
+    for name in ("subset.npy", "subset.json", "seed-1/checkpoint/model.safetensors", "seed-1/eval_results.jsonl"):
+        assert (Path("mine") / name).read_bytes() == (finished_run / name).read_bytes(), name
+
+
+def test_the_default_folder_is_named_after_the_filters_and_their_options(pico_pool):
+    common = ["filter", "scale=pico", f"pool_dir={pico_pool}"]
+    assert main([*common, "filters=[basic,clip_score]", "filters.clip_score.fraction=0.5"]) == 0
+    assert main([*common, "filters=[basic,clip_score]", "filters.clip_score.fraction=0.6"]) == 0
+    assert main([*common, "filters=[basic,clip_score]", "filters.clip_score.fraction=0.6", "workers=1"]) == 0
+    assert [len(list(Path("experiments/pico").glob("basic+clip_score-*")))] == [2]
+
+
+def test_somebody_elses_subset_and_within(pico_pool, capsys):
+    common = ["filter", "scale=pico", f"pool_dir={pico_pool}"]
+    assert main([*common, "exp_dir=one", "filters=clip_score", "filters.clip_score.fraction=0.5"]) == 0
+    assert main([*common, "exp_dir=two", "subset=one/subset.npy"]) == 0
+    assert Path("two/subset.npy").read_bytes() == Path("one/subset.npy").read_bytes()
+    assert main([*common, "exp_dir=three", "within=one/subset.npy", "filters.clip_score.fraction=0.5"]) == 0
+    sizes = [len(np.load(f"{name}/subset.npy")) for name in ("one", "three")]
+    assert sizes[1] == round(sizes[0] / 2)
+    assert main(["subset", "info", "three/subset.npy"]) == 0
+    assert f"{sizes[1]:,} (copies counted)" in capsys.readouterr().out
+
+
+def test_a_plugin_from_anywhere_runs_in_this_process_in_workers_and_in_sweeps(pico_pool, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    plugin = tmp_path / "elsewhere" / "my_filter.py"
+    plugin.write_text(PLUGIN)
+    common = ["scale=pico", f"pool_dir={pico_pool}", f"plugins=[{plugin}]"]
+    assert main(["filter", *common, "exp_dir=alone", "filters=c_long_captions"]) == 0
+    assert main(["filter", *common, "exp_dir=workers", "filters=c_long_captions", "workers=2"]) == 0
+    assert Path("alone/subset.npy").read_bytes() == Path("workers/subset.npy").read_bytes()
+    sweep = ["filters=c_long_captions,no_filter", "filters.c_long_captions.per_word=true,false"]
+    assert main(["filter", "-m", *common, *sweep]) == 0
+    assert "4 of 4 jobs succeeded" in capsys.readouterr().out
+    assert len(list(Path("experiments/pico").glob("c_long_captions-*"))) == 2
+    assert len(list(Path("experiments/pico").glob("no_filter-*"))) == 1
+    assert main(["filter", "--help", f"plugins=[{plugin}]"]) == 0
+    assert "filters.c_long_captions.per_word: bool (default: False)" in capsys.readouterr().out
+
+
+def test_an_edited_filter_gets_a_folder_of_its_own(pico_pool, tmp_path, capsys):
+    plugin = tmp_path / "my_filter.py"
+    plugin.write_text(PLUGIN)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmark",
+        "filter",
+        "scale=pico",
+        f"pool_dir={pico_pool}",
+        "plugins=my_filter.py",
+    ]
+    command += ["filters=c_long_captions"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    plugin.write_text(PLUGIN.replace(".astype(float) if", ".astype(float) * -1 if"))
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert len(list(Path("experiments/pico").glob("c_long_captions-*"))) == 2
+
+
+def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
+    command = ["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=clip_score,no_filter"]
+    assert main([*command, "filters.clip_score.threshold=5"]) == EXIT_SWEEP
+    captured = capsys.readouterr()
+    assert "1 of 2 jobs succeeded" in captured.out
+    assert "failed: filters=clip_score" in captured.err and "nothing is left of the pool" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "unknown verb 'rnu'. Did you mean 'run'?"),
+        (["run", "filters=clip_scor"], "unknown filter 'clip_scor'. Did you mean 'clip_score'?"),
+        (["run", "filters=[basic,clip_scor]"], "unknown filter 'clip_scor'. Did you mean 'clip_score'?"),
+        (["run", "scale=nanoo"], "unknown scale 'nanoo'. Did you mean 'nano'?"),
+        (["run", "tasks=nano/shape"], "unknown task or group 'nano/shape'. Did you mean 'nano/shapes'?"),
+        (["run", "seed=1"], "winnow run has no option 'seed'. Did you mean 'seeds'?"),
+        (
+            ["run", "filters.clip_score.fractoin=0.3"],
+            "filter 'clip_score' has no option 'fractoin'. Did you mean 'fraction'?",
+        ),
+        (["run", "filters.clip_score.fraction=0"], "filters.clip_score.fraction=0.0 is outside (0, 1]"),
+        (["run", "filters.clip_score.fraction=1.5"], "filters.clip_score.fraction=1.5 is outside (0, 1]"),
+        (
+            ["run", "filters.clip_score.fraction=0.3", "filters.clip_score.threshold=0.2"],
+            "fraction=0.3 and threshold=0.2 are both given",
+        ),
+        (["run", "filters.clip_score.arch=3"], "filters.clip_score.arch=3 is not of type str"),
+        (["run", "filters=basic", "filters.clip_score.fraction=0.3"], "the filters are ['basic']"),
+        (["run", "filters=no_filter,basic"], "several values need a sweep: winnow run -m"),
+        (["run", "seeds=[0,a]"], "are not whole numbers"),
+        (["run", "seeds=[1,1]"], "names a seed twice"),
+        (["run", "device=tpu"], "device=tpu is neither cpu nor cuda"),
+        (["run", "pool_seed=-1"], "pool_seed=-1 is not a whole number"),
+        (["run", "workers=many"], "workers=many is not a whole number"),
+        (["run", "plugins=nowhere.py"], "plugins: there is no file"),
+        (["run", "subset=nowhere.npy"], "there is no subset file nowhere.npy"),
+        (["run", "subset=x.npy", "filters=basic"], "give filters= or subset=, not both"),
+        (["run", "fast"], "takes key=value options, not 'fast'"),
+        (["run", "filters=[basic"], "cannot read the options"),
+        (["run", "--fast"], "winnow run has no flag '--fast'"),
+        (["run", "-m", "exp_dir=here", "filters=basic,no_filter"], "with one exp_dir would mix different experiments"),
+        (["train"], "exp_dir must be given"),
+        (["train", "exp_dir=nowhere", "pool_dir=."], "is no pool"),
+        (["train", "filters=basic"], "winnow train has no option 'filters'"),
+        (["filter", "pool_dir=nowhere/at/all", "scale=pico", "filters=nofilter"], "Did you mean 'no_filter'?"),
+        (["pool"], "the following arguments are required: action"),
+        (["pool", "build", "--scale", "nanoo"], "unknown scale 'nanoo'"),
+        (["pool", "build", "--pool-seed", "x"], "invalid int value: 'x'"),
+        (["subset", "info", "nowhere.npy"], "there is no subset file nowhere.npy"),
+        (["list", "filter"], "invalid choice: 'filter'"),
+        (["leaderboard", "table", "--board", "mega"], "there is no board at mega"),
+        (["leaderboard", "table", "--entry", "nowhere.json"], "No such file or directory: nowhere.json"),
+    ],
+)
+def test_wrong_use_is_met_by_one_sentence_before_anything_is_written(folder, capsys, arguments, message):
+    assert message in failing(capsys, *arguments)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"uid": [uid(1)], "text": ["a"]}, "needs the column 'clip_l14_similarity_score'"),
+        ({"uid": [uid(1), None], "clip_l14_similarity_score": [0.1, 0.2]}, "the uid in row 1 is null"),
+        ({"uid": ["1" * 31], "clip_l14_similarity_score": [0.1]}, "a uid is 32 hex characters"),
+        ({"uid": [uid(1)], "clip_l14_similarity_score": [np.nan]}, "nothing is left of the pool"),
+        ({"id": [uid(1)]}, "has no column 'uid'"),
+    ],
+)
+def test_a_wrong_pool_is_met_by_one_sentence(folder, capsys, columns, message):
+    write_pool(folder / "bad", columns)
+    assert message in failing(capsys, "run", "scale=pico", "pool_dir=bad", "exp_dir=exp")
+    assert not (folder / "exp").exists() or {path.name for path in (folder / "exp").iterdir()} <= {LOCK_NAME}
+
+
+def test_a_folder_that_is_no_pool_is_met_by_one_sentence_and_left_alone(folder, capsys):
+    (folder / "stuff").mkdir()
+    (folder / "stuff" / "notes.txt").write_text("mine")
+    assert "stuff is no pool" in failing(capsys, "run", "scale=pico", "pool_dir=stuff")
+    assert "stuff" in failing(capsys, "pool", "build", "--scale", "pico", "--pool-dir", "stuff")
+    assert [path.name for path in (folder / "stuff").iterdir()] == ["notes.txt"]
+
+
+def test_an_experiment_made_with_other_settings_is_refused_and_both_are_named(finished_run, pico_pool, capsys):
+    before = (finished_run / "subset.json").read_bytes()
+    common = ["scale=pico", f"pool_dir={pico_pool}", f"exp_dir={finished_run}"]
+    message = failing(capsys, "run", *common, "filters.clip_score.fraction=0.4")
+    assert "was made with other settings (subset.json)" in message and "filters.0.cut.fraction is 0.3 there and 0.4 now" in message
+    message = failing(capsys, "run", *common, "filters=no_filter")
+    assert '"clip_score"' in message and '"no_filter"' in message
+    assert (finished_run / "subset.json").read_bytes() == before
+
+
+def test_a_subset_of_another_pool_is_refused(pico_pool, capsys):
+    np.save("foreign.npy", parse_uids([uid(1), uid(2)]))
+    message = failing(capsys, "filter", "scale=pico", f"pool_dir={pico_pool}", "subset=foreign.npy")
+    assert "2 of 2 uids are not in" in message and uid(1) in message
+    np.save("numbers.npy", np.arange(3))
+    assert "holds int64" in failing(capsys, "filter", "scale=pico", f"pool_dir={pico_pool}", "subset=numbers.npy")
+
+
+def test_a_subset_smaller_than_a_batch_is_refused_before_training(pico_pool, capsys):
+    command = ["run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=tiny", "filters.clip_score.fraction=0.01"]
+    assert "fewer than one batch of 64" in failing(capsys, *command)
+
+
+def test_evaluation_before_training_is_refused(pico_pool, capsys):
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp"]
+    assert "has no subset yet" in failing(capsys, "train", *common)
+    assert main(["filter", *common]) == 0
+    assert "seed-3 has no checkpoint yet" in failing(capsys, "evaluate", *common, "seeds=3")
+
+
+def test_missing_evaluation_data_is_listed(finished_run, pico_pool, folder, capsys):
+    common = ["scale=pico", f"pool_dir={pico_pool}", f"exp_dir={finished_run}", f"eval_dir={folder}"]
+    message = failing(capsys, "evaluate", *common, "seeds=0", "tasks=pico/shapes")
+    assert "wds_pico-shapes_test" in message
+
+
+def test_interrupting_says_how_to_go_on(pico_pool, folder):
+    command = [sys.executable, "-m", "benchmark", "run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "exp" / "seed-0").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err and f"winnow run scale=pico pool_dir={pico_pool} exp_dir=exp" in err
+    assert "Traceback" not in err
+    assert not list((folder / "exp").rglob("*.tmp"))
+    assert main(command[3:]) == 0
+
+
+def test_help_and_lists(capsys):
+    for arguments in ([], ["--help"], ["run", "--help"], ["list", "filters"], ["list", "tasks"], ["list", "scales"]):
+        assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "winnow run",
+        "filters.clip_score.fraction, .threshold: number (declared cut: fraction=0.3)",
+        "DataComp",
+    ):
+        assert words in out
+    assert "planted_clean (filter, reference: cannot be submitted)" in out
+    assert "seeds      training seeds, such as 0 or [0,1,2]; each has a folder of its own (default: 0)" in out

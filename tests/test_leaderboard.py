@@ -1,0 +1,446 @@
+"""The board: entries read strictly, statistics against scipy and simulation, and tables that claim no more."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmark.registry import SUITES
+from benchmark.scales import SCALES
+from benchmark.tasks import Retrieval, ZeroShotClassification
+from leaderboard.entries import (
+    BOARDS_DIR,
+    Board,
+    Entry,
+    PoolUsed,
+    Rules,
+    StrategyUsed,
+    SubsetUsed,
+    SuiteName,
+    board_names,
+    read_board,
+    read_entries,
+    read_entry,
+    write_entry,
+)
+from leaderboard.statistics import (
+    RankRange,
+    StandardError,
+    fit_seed_model,
+    holm,
+    least_detectable,
+    mean,
+    rank_ranges,
+    sd,
+    unequal_noise,
+)
+from leaderboard.table import make_table, render_markdown, render_table, to_frame
+
+GOLDEN_PATH = Path(__file__).parent / "data" / "entry_v0.json"
+NOTE = "No evidence about anything else."
+A, B = "toy/a", "toy/b"
+
+
+def toy_board(**rules: Any) -> Board:
+    defaults: dict[str, Any] = {
+        "title": "Toy board",
+        "scale": "toy",
+        "recipe": 0,
+        "suite": SuiteName("toy", 0),
+        "groups": ("accuracy", "retrieval"),
+        "pools": (),
+        "min_seeds": 3,
+        "note": NOTE,
+    }
+    tasks = (
+        ZeroShotClassification(name=A, title="A", groups=("accuracy",)),
+        Retrieval(name=B, title="B", groups=("retrieval",)),
+    )
+    return Board(rules=Rules(**{**defaults, **rules}), tasks=tasks)
+
+
+def toy_entry(name: str, scores: list[float], *, first_seed: int = 0, **fields: Any) -> Entry:
+    """Make an entry whose average is `scores` by seed: task A is .1 above it and task B .1 below."""
+    pool = PoolUsed(fingerprint="a" * 64, content_hash="b" * 64, rows=1000, present=900)
+    defaults: dict[str, Any] = {
+        "name": name,
+        "strategy": (StrategyUsed(name="clip_score", options={"arch": "l14"}, cut={"fraction": 0.3}, source="e" * 64),),
+        "reference": False,
+        "scale": "toy",
+        "recipe": 0,
+        "recipe_hash": "c" * 64,
+        "suite": SuiteName("toy", 0),
+        "pool": pool,
+        "subset": SubsetUsed(size=300, distinct=300, sha256=name.encode().hex().ljust(64, "0")[:64]),
+        "seeds": {first_seed + i: {A: score + 0.1, B: score - 0.1} for i, score in enumerate(scores)},
+        "made_with": {"winnow": "0.1.0"},
+    }
+    return Entry(**{**defaults, **fields})
+
+
+CLIP = toy_entry("clip", [0.40, 0.41, 0.42])
+SAME = toy_entry("same", [0.405, 0.410, 0.424])
+NONE = toy_entry("none", [0.20, 0.21, 0.23])
+PLANTED = toy_entry("planted", [0.50, 0.51, 0.53], reference=True)
+
+
+def test_a_golden_entry_of_version_0_still_loads() -> None:
+    entry = read_entry(GOLDEN_PATH)
+    assert entry.name == "clip_score"
+    assert entry.strategy[0].cut == {"fraction": 0.3}
+    assert entry.seeds == {0: {A: 0.5, B: 0.25}, 1: {A: 0.75, B: 0.25}}
+    assert entry.averages([A, B]) == {0: 0.375, 1: 0.5}
+    assert entry.share_kept == 0.3
+
+
+def test_an_entry_is_written_as_it_is_read(tmp_path: Path) -> None:
+    write_entry(tmp_path / "clip_score.json", read_entry(GOLDEN_PATH))
+    assert json.loads((tmp_path / "clip_score.json").read_text()) == json.loads(GOLDEN_PATH.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 1}, "rank: Unexpected"),
+        ({"recipe": "0"}, "recipe: Input should be a valid integer"),
+        ({"name": "../x"}, "name: String should match"),
+        ({"format_version": 1}, "format_version: Input should be 0"),
+        ({"seeds": {}}, "at least one seed"),
+        ({"seeds": {"0": {A: float("nan")}}}, "seeds.0.toy/a: Input should be"),
+        ({"seeds": {"0": {A: 1.5}}}, r"seeds.0.toy/a: Input should be less than or equal to 1 \(is 1.5\)"),
+        ({"seeds": {"0": {A: 0.5, B: 0.5}, "1": {A: 0.5}}}, r"seeds 0 and 1 differ in their tasks: \['toy/b'\]"),
+        ({"subset": {"size": 10, "distinct": 11, "sha256": "d" * 64}}, "subset.distinct 11 exceeds its size 10"),
+    ],
+)
+def test_a_bad_entry_is_one_error_that_names_the_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "clip_score.json"
+    path.write_text(json.dumps({**json.loads(GOLDEN_PATH.read_text()), **change}))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_entry(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_json_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x.json is no valid entry: Invalid JSON"):
+        read_entry(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("file_name", "entry", "rules", "message"),
+    [
+        ("clip", toy_entry("clip", [0.4], seeds={0: {A: 0.4}}), {}, r"1 of 2 tasks have no score: \['toy/b'\]"),
+        ("clip", toy_entry("clip", [0.4], seeds={0: {A: 0.4, B: 0.4, "x": 0.4}}), {}, r"outside suite .*\['x'\]"),
+        ("clip", toy_entry("clip", [0.4], scale="small"), {}, "'small' is not the board's scale 'toy'"),
+        ("other", CLIP, {}, "its file must be clip.json"),
+        ("clip", CLIP, {"pools": ("f" * 64,)}, "pool aaaaaaaaaaaa is not admitted"),
+    ],
+)
+def test_an_entry_that_breaks_a_rule_of_the_board_is_refused(
+    tmp_path: Path, file_name: str, entry: Entry, rules: dict[str, Any], message: str
+) -> None:
+    write_entry(tmp_path / f"{file_name}.json", entry)
+    board = dataclasses.replace(toy_board(**rules), entries_dir=tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_entries(board)
+    assert f"{file_name}.json" in str(caught.value)
+
+
+def test_entries_of_another_suite_version_are_read_though_their_tasks_are_unknown(tmp_path: Path) -> None:
+    write_entry(tmp_path / "clip.json", toy_entry("clip", [], seeds={0: {"old": 0.5}}, suite=SuiteName("toy", 9)))
+    assert [entry.name for entry in read_entries(dataclasses.replace(toy_board(), entries_dir=tmp_path))] == ["clip"]
+
+
+def test_the_boards_that_ship_fit_their_scales_suites_and_entries() -> None:
+    assert "nano" in board_names()
+    for name in board_names():
+        board = read_board(BOARDS_DIR / name)
+        assert board.rules.recipe == SCALES[board.rules.scale].recipe
+        assert SCALES[board.rules.scale].suite == board.rules.suite.name
+        assert set(SUITES[board.rules.suite.name].tasks) == set(board.task_names)
+        read_entries(board)
+
+
+def test_embedded_boards_say_that_they_are_no_evidence_about_web_data() -> None:
+    notes = {read_board(BOARDS_DIR / name).rules.note for name in board_names() if SCALES[name].is_embedded}
+    assert notes == {
+        "The embedded scale finds bugs, shows which planted noise a rule removes and ranks large effects; "
+        "it is no evidence about web data."
+    }
+
+
+def test_a_missing_board_is_an_error_that_lists_the_boards(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nano"):
+        read_board(tmp_path)
+
+
+def test_one_seed_has_a_mean_and_no_standard_deviation() -> None:
+    assert mean({3: 0.4}) == 0.4
+    assert sd({3: 0.4}) is None
+    assert fit_seed_model([{3: 0.4}, {3: 0.5}]) is None
+    assert sd({0: 1.0, 1: 2.0, 2: 3.0}) == 1.0
+
+
+def test_seed_noise_is_the_two_way_analysis_of_variance() -> None:
+    # Means 2, 4 and 3; seed effects -1, 0 and 1; the rest is a third of [[-1, 2, -1], [2, -1, -1], [-1, -1, 2]].
+    runs = [
+        {0: 2 - 4 / 3, 1: 2 + 2 / 3, 2: 2 + 2 / 3},
+        {0: 4 - 1 / 3, 1: 4 - 1 / 3, 2: 4 + 2 / 3},
+        {0: 3 - 4 / 3, 1: 3 - 1 / 3, 2: 3 + 5 / 3},
+    ]
+    model = fit_seed_model(runs)
+    assert model is not None
+    assert (model.rest_df, model.seed_df) == (4, 2)
+    assert model.rest == pytest.approx(2 / 4)
+    assert model.seed == pytest.approx(3 * 2 / 2)
+    assert model.shared_variance == pytest.approx((3 - 0.5) / 3)
+    assert model.sd == pytest.approx(math.sqrt(0.5 + 2.5 / 3))
+
+
+RUN, SAME_SEEDS = {0: 0.41, 1: 0.45, 2: 0.40, 3: 0.44}, {0: 0.40, 1: 0.43, 2: 0.39, 3: 0.41}
+OTHER_SEEDS = {7: 0.40, 8: 0.43, 9: 0.39}
+
+
+@pytest.mark.parametrize(("other", "oracle"), [(SAME_SEEDS, stats.ttest_rel), (OTHER_SEEDS, stats.ttest_ind)])
+def test_two_runs_alone_give_the_paired_or_the_unpaired_t_test(other: dict[int, float], oracle: Any) -> None:
+    model = fit_seed_model([RUN, other])
+    assert model is not None
+    ours, scipys = model.difference(0, 1), oracle(list(RUN.values()), list(other.values()))
+    assert ours.p == pytest.approx(scipys.pvalue)
+    assert (ours.low, ours.high) == pytest.approx(tuple(scipys.confidence_interval(0.95)))
+
+
+def test_a_lucky_seed_makes_no_run_better() -> None:
+    # Seed 0 adds .05 to every run; the two entries differ by .2 and, but for .001, by nothing else.
+    entries = [{0: 0.45, 1: 0.40, 2: 0.40}, {0: 0.251, 1: 0.20, 2: 0.20}]
+    model = fit_seed_model([*entries, {0: 0.45}])
+    assert model is not None
+    assert model.difference(2, 0).value == pytest.approx(0, abs=0.001)
+    assert not model.difference(2, 0).is_significant
+    assert model.difference(2, 1).is_significant
+
+
+@pytest.mark.parametrize("shared", [0.0, 3.0])
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2], [7, 8, 9], [0, 7]])
+def test_intervals_cover_the_true_difference_95_times_in_100(seeds: list[int], shared: float) -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        effects = shared * generator.normal(size=10)
+        runs = [{s: effects[s] + generator.normal() for s in range(5)} for _ in range(5)]
+        mine = {s: 1.0 + effects[s] + generator.normal() for s in seeds}
+        model = fit_seed_model([*runs, mine])
+        assert model is not None
+        d = model.difference(5, 0)
+        covered += d.low <= 1.0 <= d.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_a_plan_has_the_standard_error_that_the_run_will_have(seeds: int) -> None:
+    generator = np.random.default_rng(0)
+    entries = [{s: generator.normal() for s in range(5)} for _ in range(4)]
+    before = fit_seed_model(entries)
+    after = fit_seed_model([*entries, {s: generator.normal() for s in range(seeds)}])
+    assert before is not None and after is not None
+    contrast = np.array([-1, 0, 0, 0, 1, 0, 0, 0, 0, 0])
+    planned = before.error_of_plan(seeds, 5).value / math.sqrt(before.rest)
+    assert planned == pytest.approx(math.sqrt(contrast @ after.covariance @ contrast))
+
+
+def test_runs_without_any_noise_differ_or_are_equal() -> None:
+    model = fit_seed_model([{0: 0.5, 1: 0.5}, {7: 0.25, 8: 0.25}, {9: 0.5}])
+    assert model is not None
+    assert model.difference(0, 1).is_significant
+    assert not model.difference(0, 2).is_significant
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(3, 3.07), (5, 2.02)])
+def test_two_runs_of_3_seeds_find_3_standard_deviations_and_of_5_seeds_2(seeds: int, expected: float) -> None:
+    error = StandardError(math.sqrt(2 / seeds), 2 * seeds - 2)
+    assert least_detectable(error) == pytest.approx(expected, abs=0.01)
+
+
+def test_runs_that_cannot_be_told_apart_share_their_ranks() -> None:
+    pattern = [(0.0, 0.01, -0.01), (0.01, -0.01, 0.0), (-0.01, 0.0, 0.01), (0.0, 0.01, -0.01)]
+    centres = [0.30, 0.50, 0.501, 0.40]
+    model = fit_seed_model([{s: c + d for s, d in enumerate(ds)} for c, ds in zip(centres, pattern, strict=True)])
+    assert model is not None
+    assert [str(ranks) for ranks in rank_ranges(model, range(4))] == ["4", "1-2", "1-2", "3"]
+    assert rank_ranges(model, [0, 3]) == [RankRange(2, 2), RankRange(1, 1)]
+
+
+def test_holm_multiplies_the_smallest_p_by_all_and_never_reorders() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_unequal_noise_is_found_and_needs_two_runs_of_three_seeds() -> None:
+    quiet, loud = {i: 0.5 + 0.001 * (i % 2) for i in range(6)}, {i: 0.5 + 0.1 * (i % 2) for i in range(6)}
+    p = unequal_noise([quiet, loud, {0: 0.5}])
+    assert p is not None and p < 1e-4
+    assert unequal_noise([quiet, {0: 0.5, 1: 0.6}]) is None
+
+
+def test_a_table_in_full() -> None:
+    mine = toy_entry("mine", [0.42, 0.43, 0.45])
+    text = render_table(make_table([NONE, SAME, CLIP, PLANTED], toy_board(), mine))
+    assert text == EXPECTED_TABLE
+
+
+def text_under(entries: list[Entry], highlight: Entry | None = None, **rules: Any) -> str:
+    """Return the sentences under a table as one line."""
+    return " ".join(make_table(entries, toy_board(**rules), highlight).sentences)
+
+
+def test_one_seed_is_never_ranked_and_claims_nothing() -> None:
+    mine = toy_entry("mine", [0.9])
+    table = make_table([CLIP, NONE], toy_board(), mine)
+    assert table.rows[0].is_highlighted and table.rows[0].rank is None
+    assert [str(row.rank) for row in table.rows[1:]] == ["1", "2"]
+    assert "1 seed: enough to run, never enough to claim. With these entries a difference under ." in table.sentences[0]
+    assert "better" not in " ".join(table.sentences)
+
+
+def test_two_seeds_are_told_how_many_a_claim_needs() -> None:
+    assert "2 seeds: enough to run, not enough to claim (3 are)." in text_under([CLIP], toy_entry("mine", [0.4, 0.5]))
+
+
+def test_entries_of_one_seed_are_not_claimed_against() -> None:
+    text = text_under([toy_entry("once", [0.2])], toy_entry("mine", [0.4, 0.41, 0.42]))
+    assert "No entry here has the 3 seeds that a claim needs." in text and "better" not in text
+
+
+def test_a_claim_that_holms_correction_undoes_is_said() -> None:
+    near = [toy_entry(f"near{i}", [0.4048, 0.4152, 0.42]) for i in range(3)]
+    mine = toy_entry("mine", [0.41, 0.41, 0.423])
+    just = toy_entry("just", [0.4, 0.4104, 0.4152])
+    text = text_under([*near, just], mine)
+    assert "mine: better than just; not distinguishable from near0, near1 and near2 (95 %, not adjusted" in text
+    assert "With Holm's correction for 4 comparisons it is not distinguishable from just either." in text
+
+
+def test_what_does_not_compare_is_left_out_and_counted() -> None:
+    pool = dataclasses.replace(CLIP.pool, fingerprint="f" * 64)
+    others = [
+        dataclasses.replace(CLIP, name="pool", pool=pool),
+        dataclasses.replace(CLIP, name="recipe", recipe_hash="f" * 64),
+        dataclasses.replace(CLIP, name="suite", suite=SuiteName("toy", 9)),
+    ]
+    table = make_table([CLIP, NONE, *others], toy_board(), toy_entry("mine", [0.4]))
+    assert [row.entry.name for row in table.rows] == ["clip", "mine", "none"]
+    assert (
+        "Left out, because their numbers do not compare: 1 on another pool (pool); 1 trained by another recipe "
+        "(recipe); 1 scored by another suite or version of it (suite)."
+    ) in table.sentences
+    elsewhere = make_table([CLIP, NONE], toy_board(), dataclasses.replace(CLIP, name="mine", pool=pool))
+    assert [row.entry.name for row in elsewhere.rows] == ["mine"]
+    assert "The board has no entry to compare with." in elsewhere.sentences
+    assert "Left out, because their numbers do not compare: 2 on another pool (clip and none)." in elsewhere.sentences
+
+
+def test_without_a_run_the_pool_of_most_entries_is_shown() -> None:
+    pool = dataclasses.replace(CLIP.pool, fingerprint="0" * 64)
+    table = make_table([dataclasses.replace(CLIP, name="other", pool=pool), CLIP, NONE], toy_board())
+    assert [row.entry.name for row in table.rows] == ["clip", "none"]
+    assert not table.has_differences
+
+
+def test_other_pixels_are_kept_with_a_warning() -> None:
+    pool = dataclasses.replace(CLIP.pool, content_hash="f" * 64)
+    table = make_table([CLIP, dataclasses.replace(NONE, pool=pool)], toy_board(), toy_entry("mine", [0.4]))
+    assert len(table.rows) == 3
+    warning = next(sentence for sentence in table.sentences if "other pixels" in sentence)
+    assert warning.startswith("warning: ") and "none" in warning and "clip" not in warning
+
+
+def test_a_run_that_kept_the_same_samples_is_told() -> None:
+    twin = toy_entry("mine", [0.4], subset=CLIP.subset)
+    assert "mine kept exactly the samples of clip." in text_under([CLIP, NONE], twin)
+
+
+def test_a_run_on_a_pool_that_is_not_admitted_is_told() -> None:
+    text = text_under([], toy_entry("mine", [0.4]), pools=("f" * 64,))
+    assert "Pool aaaaaaaaaaaa is not one that this board admits." in text
+
+
+def test_a_run_without_any_entry_stands_alone() -> None:
+    table = make_table([], toy_board(), toy_entry("mine", [0.4]))
+    assert table.sentences == (
+        "1 seed: enough to run, never enough to claim.",
+        "The board has no entry to compare with.",
+        NOTE,
+    )
+    assert ">     -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
+
+
+def test_an_empty_board_is_a_title_and_its_note() -> None:
+    table = make_table([], toy_board())
+    assert render_table(table) == f"Toy board\n\nThe board has no entry yet.\n{NOTE}\n"
+    assert to_frame(table).empty
+
+
+def test_a_run_scored_by_another_suite_is_refused() -> None:
+    with pytest.raises(ValueError, match="evaluate it again"):
+        make_table([CLIP], toy_board(), toy_entry("mine", [0.4], suite=SuiteName("toy", 1)))
+
+
+def test_markdown_has_the_same_cells_and_the_note() -> None:
+    text = render_markdown(make_table([CLIP, NONE], toy_board(), toy_entry("mine", [0.4])))
+    assert "| rank | name | keeps | average ± sd (seeds) | accuracy | retrieval | minus > [95 %] |" in text
+    assert "| - | **&gt; mine** | 30 % | .400 (1) | .500 | .300 |  |" in text
+    assert text.endswith(f"- {NOTE}\n")
+
+
+def test_a_frame_has_every_digit_and_empty_cells_where_nothing_is_known() -> None:
+    frame = to_frame(make_table([CLIP, NONE], toy_board(), toy_entry("mine", [0.25]))).set_index("name")
+    assert frame.loc["clip", "average"] == pytest.approx(0.41)
+    assert frame.loc["clip", "sd"] == pytest.approx(0.01)
+    # Seed 0 is .01 and .04 / 3 below the average of the two entries.
+    assert frame.loc["clip", "difference"] == pytest.approx(0.41 - (0.25 + (0.01 + 0.04 / 3) / 2))
+    assert frame["rank_first"].isna().to_dict() == {"clip": False, "mine": True, "none": False}
+    assert frame["sd"].isna().to_dict() == {"clip": False, "mine": True, "none": False}
+
+
+def test_nano_tables_fit_120_columns_however_long_a_name_is() -> None:
+    board = read_board(BOARDS_DIR / "nano")
+    fields: dict[str, Any] = {"scale": "nano", "recipe": board.rules.recipe, "suite": board.rules.suite}
+    entries = [
+        toy_entry(name, [], seeds={s: dict.fromkeys(board.task_names, 0.3 + s / 10) for s in range(3)}, **fields)
+        for name in ("x" * 80, "y")
+    ]
+    long = dataclasses.replace(entries[0], reference=True)
+    text = render_table(make_table([long], board, entries[1]))
+    assert "x… (reference)" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+EXPECTED_TABLE = """\
+Toy board
+
+   rank  name                 keeps          average  accuracy  retrieval               minus >
+                                        ± sd (seeds)                                     [95 %]
+-----------------------------------------------------------------------------------------------
+      -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  +.080 [+.074, +.086]
+>     1  mine                  30 %  .433 ± .015 (3)      .533       .333
+    2-3  same                  30 %  .413 ± .010 (3)      .513       .313  -.020 [-.026, -.014]
+    2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  -.023 [-.029, -.017]
+      4  none                  30 %  .213 ± .015 (3)      .313       .113  -.220 [-.226, -.214]
+
+mine: better than same, clip and none; worse than planted (reference) (95 %, not adjusted for the number of
+comparisons).
+The same holds with Holm's correction for 4 comparisons.
+Least difference that is found 4 times in 5, against an entry of 3 seeds: .012 with 1, .008 with 3, .008 with 5 seeds.
+Seed noise: sd .013, of which .013 moves all runs of a seed alike. Runs that share seeds are compared without that
+part, so a difference need not be that of the averages. Intervals and ranks (95 %) go pair by pair; a rank needs 3
+seeds, and runs that cannot be told apart share theirs. They cover the training seed alone: another pool or other test
+samples move scores too.
+planted (reference: knows the planted labels): not ranked, cannot be submitted, no ceiling.
+No evidence about anything else.
+"""

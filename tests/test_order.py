@@ -1,0 +1,142 @@
+"""The order of samples: pinned values, the properties that DESIGN promises, and the spreading of repeats."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmark.order import SampleOrder, keyed_permutation, keyed_uint64, present_samples, spread_repeats
+from benchmark.scales import SCALES
+from benchmark.subset import Subset
+from benchmark.uids import parse_uids
+
+
+def scale(**changes):
+    base = {"samples_seen": 96, "batch_size": 8, "block_size": 5, "window_blocks": 2, "warmup_steps": 2}
+    return dataclasses.replace(SCALES["pico"], **{**base, **changes})
+
+
+def run(order):
+    return np.concatenate([order.batch(step) for step in range(order.scale.steps)])
+
+
+def splitmix64(state):
+    """One step of the published generator, in Python's integers."""
+    mask = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return state ^ (state >> 31)
+
+
+def test_keyed_numbers_are_splitmix64_folded_over_the_keys():
+    assert int(keyed_uint64(0)) == splitmix64(0) == 0xE220A8397B1DCDAF  # the generator's published first output
+    assert int(keyed_uint64(3, 2**63, 5)) == splitmix64(splitmix64(splitmix64(3) ^ 2**63) ^ 5)
+
+
+def test_the_order_of_a_recipe_is_pinned():
+    """If this fails, every result of every recipe is void."""
+    assert keyed_permutation(8, 1, 0, 0).tolist() == [3, 1, 6, 2, 4, 7, 0, 5]
+    order = SampleOrder(np.arange(12), scale(spread_repeats=False), seed=3)
+    first_epoch = [0, 11, 1, 2, 10, 4, 3, 8, 7, 9, 6, 5]  # blocks 0 and 2 shuffled together, then block 1
+    second_epoch = [8, 0, 1, 7, 4, 6, 9, 5, 3, 2, 10, 11]
+    assert run(order)[:24].tolist() == first_epoch + second_epoch
+
+
+def test_every_epoch_holds_each_sample_once_and_epochs_differ():
+    order = SampleOrder(np.arange(24), scale(spread_repeats=False), seed=0)
+    epochs = run(order).reshape(4, 24)
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_window_holds_whole_blocks(seed):
+    blocks = (run(SampleOrder(np.arange(20), scale(spread_repeats=False), seed=seed))[:20] // 5).tolist()
+    for window in (blocks[:10], blocks[10:]):
+        assert sorted(Counter(window).values()) == [5, 5]
+
+
+def test_with_replacement_blocks_are_drawn_anew():
+    order = SampleOrder(np.arange(40), scale(with_replacement=True, spread_repeats=False, samples_seen=800), seed=0)
+    draws = run(order).reshape(80, 10)  # windows of two blocks
+    assert all(set(Counter((window // 5).tolist()).values()) <= {5, 10} for window in draws)
+    times_drawn = Counter((run(order) // 5).tolist())
+    assert set(times_drawn) == set(range(8)) and len(set(times_drawn.values())) > 1
+
+
+def test_seeds_give_other_orders():
+    orders = [run(SampleOrder(np.arange(24), scale(), seed=seed)) for seed in (0, 1)]
+    assert (orders[0] != orders[1]).any()
+
+
+def test_any_step_can_be_asked_for_first():
+    forwards = SampleOrder(np.arange(24), scale(), seed=0)
+    run(forwards)
+    assert SampleOrder(np.arange(24), scale(), seed=0).batch(7).tolist() == forwards.batch(7).tolist()
+
+
+def test_a_subset_smaller_than_a_batch_is_refused():
+    with pytest.raises(ValueError, match="7 samples that are there, fewer than one batch of 8"):
+        SampleOrder(np.arange(7), scale(), seed=0)
+
+
+def brute_force(window, samples, in_batch, batch_size):
+    """The rule as DESIGN states it, position by position, on whole batches."""
+    ids = [int(samples[place]) for place in window]
+    held = [int(samples[place]) for place in in_batch]
+    order = list(range(len(ids)))
+
+    def batch(number, ids):
+        line = held + ids
+        return line[number * batch_size : (number + 1) * batch_size]
+
+    for here in range(len(ids)):
+        number = (here + len(held)) // batch_size
+        start = number * batch_size
+        before = (held + ids)[start : here + len(held)]
+        if ids[here] not in before:
+            continue
+        for there in range(here + 1, len(ids)):
+            other = (there + len(held)) // batch_size
+            if other == number:
+                continue
+            trial = list(ids)
+            trial[here], trial[there] = trial[there], trial[here]
+            mine, theirs = batch(number, trial), batch(other, trial)
+            if mine.count(trial[here]) == 1 and theirs.count(trial[there]) == 1:
+                ids = trial
+                order[here], order[there] = order[there], order[here]
+                break
+    return [int(window[k]) for k in order]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_repeats_are_spread_as_the_brute_force_rule_does(seed):
+    generator = np.random.default_rng(seed)
+    samples = np.sort(generator.integers(0, 6 + seed, size=30))
+    window = generator.permutation(30)
+    in_batch = generator.integers(0, 30, size=seed % 4)
+    assert spread_repeats(window, samples, in_batch, 4).tolist() == brute_force(window, samples, in_batch, 4)
+
+
+def test_repeats_that_cannot_be_spread_are_counted():
+    order = SampleOrder(np.zeros(8, dtype=int), scale(samples_seen=16), seed=0)
+    assert order.num_repeats == 14
+    assert SampleOrder(np.arange(8), scale(samples_seen=16), seed=0).num_repeats == 0
+    doubled = np.repeat(np.arange(16), 2)
+    spread = SampleOrder(doubled, scale(samples_seen=32, window_blocks=100), seed=0)
+    left = SampleOrder(doubled, scale(samples_seen=32, window_blocks=100, spread_repeats=False), seed=0)
+    batches = [doubled[left.batch(step)] for step in range(4)]
+    assert left.num_repeats == sum(8 - len(set(batch.tolist())) for batch in batches) == 5
+    assert spread.num_repeats == 1  # in the last batch, where nothing later is left to swap with
+
+
+def test_present_samples_stand_in_index_order_with_their_copies_side_by_side():
+    def uids(*numbers):
+        return parse_uids([f"{number:032x}" for number in numbers])
+
+    index = uids(9, 2, 5, 7, 2)
+    subset = Subset.of(uids(2, 9, 5, 5, 3, 5))
+    assert present_samples(index, subset).tolist() == [0, 1, 2, 2, 2, 4]  # 2 is read at both its places

@@ -1,0 +1,120 @@
+"""Registering: what a file may declare, how options are read, and how misspelt names are met."""
+
+import pandas as pd
+import pytest
+
+from benchmark import register_filter, register_selector
+from benchmark.options import as_seeds, make_rule
+from benchmark.registry import STRATEGIES, check_options, get_strategy, load_plugins, load_tasks, tasks_named
+
+
+@pytest.fixture
+def scratch(strategies):
+    before = dict(STRATEGIES)
+    yield
+    STRATEGIES.clear()
+    STRATEGIES.update(before)
+
+
+def test_options_are_the_keyword_only_arguments(scratch):
+    @register_filter(columns=["score_{arch}"], features=["{arch}_img"], threshold=0.5)
+    def r_options(rows, features, *, arch: str = "x", power: float, names: list[str] | None = None) -> pd.Series:
+        """Say what it does.
+
+        And more."""
+
+    strategy = STRATEGIES["r_options"]
+    assert {
+        name: (option.type_name, option.default) for name, option in strategy.options.items() if name != "power"
+    } == {
+        "arch": ("str", "x"),
+        "names": ("list[str] | None", None),
+    }
+    assert strategy.options["power"].is_required
+    assert strategy.needed_columns({"arch": "b32"}) == ["score_b32"]
+    assert strategy.needed_features({"arch": "b32"}) == ["b32_img"]
+    assert strategy.summary == "Say what it does."
+    assert check_options(strategy, {"power": 2}) == {"arch": "x", "power": 2.0, "names": None}
+    assert check_options(strategy, {"power": 2, "names": ["a"]})["names"] == ["a"]
+    for given, message in [
+        ({}, "filters.r_options.power .float. must be given"),
+        ({"power": "high"}, "filters.r_options.power='high' is not of type float"),
+        ({"power": True}, "is not of type float"),
+        ({"power": 1, "names": [1]}, "names=1 is not of type str"),
+        ({"power": 1, "names": "a"}, "names='a' is not a list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_options(strategy, given)
+
+
+def test_declarations_that_contradict_themselves_are_refused(scratch):
+    with pytest.raises(ValueError, match="fraction= or threshold=, not both"):
+        register_filter(fraction=0.3, threshold=0.1)
+    with pytest.raises(ValueError, match="planted labels are for filters marked reference"):
+        register_filter(planted=["is_clean"])
+
+    def r_fraction(rows, *, fraction: float = 0.1): ...
+    def r_two(rows, other): ...
+    def r_seedless(pool): ...
+    def r_swallow(rows, **options): ...
+
+    with pytest.raises(ValueError, match="fraction is the engine's option"):
+        register_filter()(r_fraction)
+    with pytest.raises(ValueError, match=r"write filter 'r_two' as def r_two\(rows, \*"):
+        register_filter()(r_two)
+    with pytest.raises(ValueError, match=r"write filter 'r_two' as def r_two\(rows, features, \*"):
+        register_filter(features=["x"])(_renamed("r_two"))
+    with pytest.raises(ValueError, match="write filter 'r_swallow'"):
+        register_filter()(r_swallow)
+    with pytest.raises(ValueError, match="needs a keyword-only argument `seed"):
+        register_selector()(r_seedless)
+    with pytest.raises(ValueError, match="two files register the strategy 'basic'"):
+        register_filter()(_renamed("basic"))
+
+
+def _renamed(name):
+    def function(rows): ...
+
+    function.__name__ = name
+    return function
+
+
+def test_the_declared_cut_applies_while_both_are_null(strategies):
+    assert make_rule("clip_score", {"fraction": None, "threshold": None}).cut.value == 0.3
+    rule = make_rule("clip_score", {"threshold": 0.25})
+    assert (rule.cut.kind, rule.cut.value) == ("threshold", 0.25)
+    assert make_rule("basic", {}).cut is None
+    for given, message in [
+        ({"fraction": 0.3, "threshold": 0.2}, "fraction=0.3 and threshold=0.2 are both given"),
+        ({"fraction": 0}, r"filters.clip_score.fraction=0.0 is outside \(0, 1\]"),
+        ({"fraction": 30}, "fraction=30.0 is outside"),
+        ({"fraction": float("nan")}, "fraction=nan is outside"),
+        ({"fraction": "much"}, "fraction='much' is not a number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_rule("clip_score", given)
+
+
+def test_seeds_may_be_one_or_several():
+    assert as_seeds(1) == [1] and as_seeds([0, 2]) == [0, 2]
+    for wrong in ([], [0, 0], "a", -1, 1.5, [[1]]):
+        with pytest.raises(ValueError, match="seeds="):
+            as_seeds(wrong)
+
+
+def test_unknown_names_are_met_with_the_nearest(strategies):
+    load_tasks()
+    with pytest.raises(KeyError, match="unknown filter 'clip_scor'. Did you mean 'clip_score'?"):
+        get_strategy("clip_scor")
+    with pytest.raises(KeyError, match="unknown task or group 'nano/shape'. Did you mean 'nano/shapes'?"):
+        tasks_named(["nano/shape"], "nano")
+    chosen = tasks_named(["nano/shapes", "retrieval"], "nano")
+    assert [task.name for task in chosen] == ["nano/shapes", "nano/retrieval"]
+
+
+def test_a_plugin_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"plugins: there is no file .*none\.py"):
+        load_plugins([tmp_path / "none.py"])
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"broken\.py cannot be loaded: ZeroDivisionError"):
+        load_plugins([tmp_path / "broken.py"])

@@ -1,0 +1,77 @@
+"""Stages on disk: atomic writes, records that fit or do not, locks."""
+
+import json
+import multiprocessing
+import time
+
+import pytest
+
+from benchmark.stage import Record, atomic_path, cost, finished, locked, read_record, remove_temporary, write_record
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    (tmp_path / "a.npy.tmp").write_text("half")
+    (tmp_path / "a.npy").write_text("whole")
+    remove_temporary(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_record_that_fits_is_returned_and_one_that_does_not_is_refused(tmp_path):
+    path = tmp_path / "out.json"
+    made_from = {"pool": "ab", "filters": [{"name": "x", "cut": 0.3}], "sizes": (1, 2)}
+    assert finished(path, "filter", 1, made_from) is None
+    write_record(path, Record("filter", 1, made_from, {"size": 3}))
+    assert finished(path, "filter", 1, made_from).result == {"size": 3}
+    with pytest.raises(ValueError, match=r'made with other settings.*pool is "ab" there and "cd" now'):
+        finished(path, "filter", 1, {**made_from, "pool": "cd"})
+    with pytest.raises(ValueError, match="version is 1 there and 2 now"):
+        finished(path, "filter", 2, made_from)
+    with pytest.raises(ValueError, match="within is absent there"):
+        finished(path, "filter", 1, {**made_from, "within": None})
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "out.json"
+    path.write_text('{"stage": ')
+    with pytest.raises(ValueError, match=r"out\.json is not valid JSON"):
+        read_record(path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"out\.json is no record"):
+        read_record(path)
+
+
+def _hold(folder, started, seconds):
+    with locked(folder):
+        started.set()
+        time.sleep(seconds)
+
+
+def test_a_second_process_waits_for_the_lock(tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, started, 0.3))
+    process.start()
+    assert started.wait(10)
+    with locked(tmp_path):
+        assert process.exitcode is not None or not process.is_alive() or process.join(0.2) is None
+    process.join(10)
+    assert "another process is at work here" in capsys.readouterr().out
+
+
+def test_costs_are_appended(tmp_path):
+    for number in (1, 2):
+        with cost(tmp_path, "filter", workers=number) as more:
+            more["rows"] = 10
+    lines = [json.loads(line) for line in (tmp_path / "costs.jsonl").read_text().splitlines()]
+    assert [(line["workers"], line["rows"]) for line in lines] == [(1, 10), (2, 10)]
+    assert all(line["seconds"] >= 0 for line in lines)

@@ -1,0 +1,219 @@
+"""Training: the step against open_clip's own code, exact resuming, and what is refused."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip_train.scheduler import cosine_lr
+from safetensors.torch import load_file
+from torch import nn
+
+from benchmark import stage, train
+from benchmark.index import read_index
+from benchmark.models import build_model
+from benchmark.scales import SCALES
+from benchmark.subset import Subset
+from benchmark.train import (
+    TrainingData,
+    contrastive_loss,
+    learning_rate_at,
+    load_state,
+    make_optimizer,
+    train_step,
+)
+
+SHORT = dataclasses.replace(SCALES["pico"], samples_seen=320, batch_size=32, warmup_steps=3)
+MADE_FROM = {"recipe": "short"}
+
+
+@pytest.fixture(scope="module")
+def data(pico_pool):
+    index = read_index(pico_pool)
+    return TrainingData(index, Subset.of(index.uids[:200]), SHORT)
+
+
+def run(data, folder, seed=0, workers=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    return train.train(data, seed, folder, MADE_FROM, device="cpu", workers=workers)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exp") / "seed-0" / "checkpoint"
+    record = run(data, folder)
+    return folder, record
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("name", sorted({scale.model for scale in SCALES.values()}))
+def test_no_layer_mixes_the_samples_of_a_batch(name):
+    model = build_model(name)
+    assert not [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    images = torch.randn(6, 3, 32, 32)
+    tokens = torch.randint(1, 4000, (6, 24))
+    model.train()
+    whole = model(images, tokens)
+    parts = [model(images[:2], tokens[:2]), model(images[2:], tokens[2:])]
+    for key in ("image_features", "text_features"):
+        torch.testing.assert_close(whole[key], torch.cat([part[key] for part in parts]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_open_clips():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (nn.functional.normalize(torch.randn(7, 5, generator=generator), dim=1) for _ in range(2))
+    expected = open_clip.ClipLoss()(images, texts, torch.tensor(14.3))
+    torch.testing.assert_close(contrastive_loss(images, texts, torch.tensor(14.3)), expected)
+
+
+def test_learning_rates_are_open_clips():
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=1.0)
+    schedule = cosine_lr(optimizer, SHORT.learning_rate, SHORT.warmup_steps, SHORT.steps)
+    for step in range(SHORT.steps):
+        schedule(step)
+        assert learning_rate_at(step, SHORT) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+    assert learning_rate_at(0, SHORT) == SHORT.learning_rate / 3
+    assert learning_rate_at(2, SHORT) == learning_rate_at(3, SHORT) == SHORT.learning_rate
+    assert 0 < learning_rate_at(SHORT.steps - 1, SHORT) < SHORT.learning_rate / 10
+
+
+def test_steps_agree_with_a_loop_of_open_clips_parts():
+    """Ten steps from the same weights: open_clip's loss, its exclusions from decay, torch's AdamW without fusing."""
+    ours, theirs = build_model("pico_cnn", 5), build_model("pico_cnn", 5)
+    optimizer = make_optimizer(ours, SHORT)
+
+    def is_spared(name, parameter):  # open_clip_train/main.py's `exclude`
+        return parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name or "logit_scale" in name
+
+    named = list(theirs.named_parameters())
+    reference = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in named if is_spared(n, p)], "weight_decay": 0.0},
+            {"params": [p for n, p in named if not is_spared(n, p)], "weight_decay": SHORT.weight_decay},
+        ],
+        lr=SHORT.learning_rate,
+        betas=SHORT.betas,
+        eps=SHORT.eps,
+        foreach=False,
+        fused=False,
+    )
+    schedule = cosine_lr(reference, SHORT.learning_rate, SHORT.warmup_steps, SHORT.steps)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(SHORT.steps):
+        images = torch.randn(32, 3, 32, 32, generator=generator)
+        tokens = torch.randint(1, 4000, (32, 24), generator=generator)
+        stats = train_step(ours, optimizer, images, tokens, SHORT, step)
+        schedule(step)
+        reference.zero_grad()
+        out = theirs(images, tokens)
+        loss = open_clip.ClipLoss()(out["image_features"], out["text_features"], out["logit_scale"])
+        loss.backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), SHORT.grad_clip_norm)
+        reference.step()
+        with torch.no_grad():
+            theirs.logit_scale.clamp_(0, math.log(100))
+        assert stats.loss == pytest.approx(loss.item(), abs=1e-5)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_training_lowers_the_loss_and_records_every_step(undisturbed):
+    folder, record = undisturbed
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(10))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
+    assert record.result["steps"] == 10 and record.result["samples"] == 200
+    assert sorted(contents(folder)) == ["checkpoint.json", "model.safetensors", "train.jsonl"]
+
+
+def test_the_same_run_gives_the_same_bytes_whatever_the_workers(data, undisturbed, tmp_path):
+    run(data, tmp_path / "again", workers=0)
+    run(data, tmp_path / "workers", workers=2)
+    assert contents(tmp_path / "again") == contents(tmp_path / "workers") == contents(undisturbed[0])
+
+
+def test_another_seed_gives_other_weights(data, undisturbed, tmp_path):
+    run(data, tmp_path / "seed", seed=1)
+    assert contents(tmp_path / "seed")["model.safetensors"] != contents(undisturbed[0])["model.safetensors"]
+
+
+@pytest.fixture
+def many_saves(monkeypatch):
+    monkeypatch.setattr(train, "NUM_SAVES", 10)
+
+
+class KilledError(Exception):
+    """Stands for a kill in these tests; the real one is in test_kill.py."""
+
+
+def stop_at(monkeypatch, step_number):
+    original = train.train_step
+
+    def step_or_stop(model, optimizer, images, tokens, scale, step):
+        if step == step_number:
+            raise KilledError
+        return original(model, optimizer, images, tokens, scale, step)
+
+    monkeypatch.setattr(train, "train_step", step_or_stop)
+
+
+@pytest.mark.parametrize("step", [1, 4, 9])
+def test_a_stopped_run_goes_on_to_the_same_bytes(data, undisturbed, tmp_path, monkeypatch, many_saves, step):
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(KilledError):
+            run(data, tmp_path / "run")
+    assert "model.safetensors" not in contents(tmp_path / "run")
+    run(data, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(undisturbed[0])
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(data, undisturbed, tmp_path, monkeypatch, many_saves, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(KilledError):
+            run(data, tmp_path / "run")
+    newest = tmp_path / "run" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    run(data, tmp_path / "run")
+    assert "state.safetensors is damaged" in capsys.readouterr().err
+    assert contents(tmp_path / "run") == contents(undisturbed[0])
+
+
+def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_saves):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KilledError):
+            run(data, tmp_path)
+    model = build_model("pico_cnn")
+    with pytest.raises(ValueError, match="state of a run with other settings"):
+        load_state(tmp_path, "another", model, make_optimizer(model, SHORT))
+    step, _ = load_state(tmp_path, stage.digest(MADE_FROM), model, make_optimizer(model, SHORT))
+    assert step == 3
+
+
+def test_a_diverged_run_stops_with_its_step(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "contrastive_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(ValueError, match="training diverged at step 0: loss nan"):
+        run(data, tmp_path)
+    assert not contents(tmp_path)
+
+
+def test_too_many_undecodable_samples_stop_the_run(data, tmp_path, monkeypatch):
+    held = data.batches(0).held
+    few = np.arange(len(held.is_decodable)) % 50 > 0  # 2 % are not
+    monkeypatch.setattr(data, "_held", dataclasses.replace(held, is_decodable=few))
+    with pytest.raises(ValueError, match="could not be decoded, more than 1% of the samples seen"):
+        run(data, tmp_path)
+
+
+def test_weights_are_float32_tensors_of_the_model(undisturbed):
+    weights = load_file(undisturbed[0] / "model.safetensors")
+    assert set(weights) == set(build_model("pico_cnn").state_dict())
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
