@@ -6,6 +6,7 @@ The same decoding serves the samples held in memory and those read on the way, s
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def fits_memory(order: SampleOrder) -> bool:
 
 
 def hold_samples(reader: SampleReader, tokenizer: Tokenizer, scale: Scale) -> HeldSamples:
-    """Read and decode every distinct sample of P once, with as many threads as the recipe has."""
+    """Read and decode every distinct sample of P once, on all cores."""
     _, first, row_of = np.unique(reader.samples, return_index=True, return_inverse=True)
     size = scale.image_size
     images = np.zeros((len(first), size, size, 3), dtype=np.uint8)
@@ -147,7 +148,7 @@ def hold_samples(reader: SampleReader, tokenizer: Tokenizer, scale: Scale) -> He
             images[row], is_decodable[row] = resize_and_crop(image, size), True
 
     progress = tqdm(total=len(first), desc="read samples", unit="sample", disable=None, leave=False)
-    with ThreadPoolExecutor(scale.threads) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(hold, range(len(first))):
             progress.update()
     progress.set_description("tokenize")

@@ -9,6 +9,7 @@ exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,6 +146,7 @@ def evaluate_stage(
     """Evaluate every trained seed on every task that has no result yet."""
     from benchmark.evaluate import evaluate
     from benchmark.models import build_model, build_tokenizer
+    from benchmark.results import result_path
     from benchmark.train import RECORD_NAME, WEIGHTS_NAME, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
@@ -165,7 +167,8 @@ def evaluate_stage(
             weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
             model = build_model(scale.model)
             load_weights(model, weights_path)
-            with cost(exp_dir, "evaluate", seed=seed, tasks=len(tasks)):
+            missing = [task for task in tasks if not result_path(seed_dir, task).exists()]
+            with cost(exp_dir, "evaluate", seed=seed, tasks=len(missing)) if missing else nullcontext():
                 evaluate(
                     model.to(device),
                     build_tokenizer(scale.model),

@@ -99,8 +99,8 @@ FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
 
 def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
     """Open the pool; an embedded scale's is built first where it is not there or not finished."""
-    is_ours = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
-    if scale.is_embedded and (is_ours or not pool_dir.exists()):
+    is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
+    if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
         build_embedded_pool(scale, pool_dir, pool_seed, None)
     return Pool(pool_dir)
 

@@ -259,8 +259,8 @@ def test_a_wrong_pool_is_met_by_one_sentence(folder, capsys, columns, message):
 def test_a_folder_that_is_no_pool_is_met_by_one_sentence_and_left_alone(folder, capsys):
     (folder / "stuff").mkdir()
     (folder / "stuff" / "notes.txt").write_text("mine")
-    assert "stuff is no pool" in failing(capsys, "run", "scale=pico", "pool_dir=stuff")
-    assert "stuff" in failing(capsys, "pool", "build", "--scale", "pico", "--pool-dir", "stuff")
+    for command in (["run", "scale=pico", "pool_dir=stuff"], ["pool", "build", "--scale=pico", "--pool-dir=stuff"]):
+        assert "stuff is not empty and holds no embedded pool (found notes.txt)" in failing(capsys, *command)
     assert [path.name for path in (folder / "stuff").iterdir()] == ["notes.txt"]
 
 
@@ -268,7 +268,10 @@ def test_an_experiment_made_with_other_settings_is_refused_and_both_are_named(fi
     before = (finished_run / "subset.json").read_bytes()
     common = ["scale=pico", f"pool_dir={pico_pool}", f"exp_dir={finished_run}"]
     message = failing(capsys, "run", *common, "filters.clip_score.fraction=0.4")
-    assert "was made with other settings (subset.json)" in message and "filters.0.cut.fraction is 0.3 there and 0.4 now" in message
+    assert (
+        "was made with other settings (subset.json)" in message
+        and "filters.0.cut.fraction is 0.3 there and 0.4 now" in message
+    )
     message = failing(capsys, "run", *common, "filters=no_filter")
     assert '"clip_score"' in message and '"no_filter"' in message
     assert (finished_run / "subset.json").read_bytes() == before

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from benchmark.embedded.evalsets import GROUP_NAMES, draw_examples, evaluation_s
 from benchmark.embedded.pool import KINDS, NUM_SOURCES, Pair, build_pool, draw_pair
 from benchmark.embedded.world import FONTS, HELD_OUT_FONTS, SHAPE_NAMES
 from benchmark.scales import SCALES
+from benchmark.stage import Record, write_record
 
 TINY = replace(SCALES["pico"], pool_size=1700)  # two tars, three metadata shards
 
@@ -182,6 +186,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_workers_draw_without_torch() -> None:
+    program = "import sys, benchmark.embedded.pool; print('torch' in sys.modules, 'open_clip' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
 def test_evaluation_sets_are_laid_out_as_webdatasets(pool_dir: Path) -> None:
     classes = ["shapes", "shapes_outline", "shapes_clutter", "colours", "letters", "letters_font", "counting"]
     folders = {f"wds_pico-{name}_test" for name in [*classes, "retrieval", "worst_group"]}
@@ -221,14 +231,13 @@ def test_no_evaluation_image_is_in_a_pool(pool_dir: Path, pairs: list[Pair]) -> 
     assert not set(FONTS) & set(HELD_OUT_FONTS)
 
 
-def _dying_at(name: str):  # type: ignore[no-untyped-def]
+def _dying_at(name: str) -> Callable[[Path, Record], None]:
     """Return a `write_record` that is killed when it comes to the record of that name."""
-    write_record = pool_module.write_record
 
-    def write(path: Path, record: object) -> None:
+    def write(path: Path, record: Record) -> None:
         if path.name == name:
             raise KeyboardInterrupt
-        write_record(path, record)  # type: ignore[arg-type]
+        write_record(path, record)
 
     return write
 

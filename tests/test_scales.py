@@ -27,7 +27,7 @@ EMBEDDED = {
     "window_blocks": 1000000,
     "spread_repeats": True,
     "num_checkpoints": 1,
-    "threads": 2,
+    "threads": 1,
     "device": "cpu",
     "is_embedded": True,
 }
@@ -36,8 +36,8 @@ RECIPES = {
         "pool_size": 4000,
         "suite": "pico",
         "model": "pico_cnn",
-        "samples_seen": 8000,
-        "warmup_steps": 12,
+        "samples_seen": 6400,
+        "warmup_steps": 10,
         **EMBEDDED,
     },
     "nano": {
@@ -58,7 +58,7 @@ def test_every_scale_is_pinned():
 
 
 def test_steps_are_the_samples_seen_over_the_batch_rounded_up():
-    assert {name: scale.steps for name, scale in SCALES.items()} == {"pico": 125, "nano": 938}
+    assert {name: scale.steps for name, scale in SCALES.items()} == {"pico": 100, "nano": 938}
 
 
 def test_a_scale_cannot_be_changed():
