@@ -106,7 +106,7 @@ def evaluate(
             if record is not None and predictions_path(out_dir, task).exists():
                 records[task.name] = record
         if records:
-            say(f"{out_dir / EVAL_FOLDER}: {len(records)} of {len(tasks)} tasks have their result, skipped")
+            say(f"evaluate: as before, {len(records)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
         missing = [task for task in tasks if task.name not in records]
         with _inference(model):
             for task in tqdm(missing, desc="evaluate", unit="task", disable=None, leave=False):

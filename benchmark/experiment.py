@@ -127,7 +127,7 @@ def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *
             if checkpoint_if_finished(checkpoint_dir, made_from) is not None:
                 for name in STATE_NAMES:  # what a kill between the record and this clean-up left
                     (checkpoint_dir / name).unlink(missing_ok=True)
-                say(f"train: seed {seed} as before ({checkpoint_dir})")
+                say(f"train: as before, seed {seed} ({checkpoint_dir})")
                 continue
             if data is None:
                 data = TrainingData(pool.index, load_subset(subset_path), scale)
@@ -181,6 +181,8 @@ def evaluate_stage(
                     std=scale.std,
                     device=device,
                 )
+            if missing:
+                say(f"evaluate: seed {seed}, {len(missing)} tasks ({seed_dir / 'eval'})")
 
 
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:

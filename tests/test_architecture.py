@@ -93,7 +93,8 @@ def test_the_wheel_works_from_another_folder(tmp_path):
         capture_output=True,
     )
     code = (
-        f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+        f"sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import benchmark; from benchmark.cli import main\n"
         f"assert benchmark.__file__.startswith({str(tmp_path)!r}), benchmark.__file__\n"
         "assert main(['list', 'filters']) == 0 and main(['list', 'tasks']) == 0 and main(['run', '--help']) == 0\n"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -43,8 +44,8 @@ def pool_dir(tmp_path_factory):
     """40 samples in two tars; sample n is a picture of colour (6n, 0, 0) with the caption "number n"."""
     folder = tmp_path_factory.mktemp("pool")
     samples = [members(f"{n:09d}", n, image=jpeg((6 * n, 0, 0)), text=f"number {n}") for n in range(COUNT)]
-    write_tar(folder / "shards" / "00000000.tar", sum(samples[:25], []))
-    write_tar(folder / "shards" / "00000001.tar", sum(samples[25:], []))
+    write_tar(folder / "shards" / "00000000.tar", chain(*samples[:25]))
+    write_tar(folder / "shards" / "00000001.tar", chain(*samples[25:]))
     return folder
 
 
@@ -86,7 +87,7 @@ def test_batches_do_not_depend_on_workers_nor_on_where_one_begins(pool_dir, held
 def test_an_undecodable_sample_is_replaced_by_a_keyed_draw_and_nothing_moves(tmp_path, pool_dir):
     bad = [members(f"{n:09d}", n, image=jpeg((6 * n, 0, 0)), text=f"number {n}") for n in range(COUNT)]
     bad[3][0] = ("000000003.jpg", b"no picture")
-    write_tar(tmp_path / "shards" / "a.tar", sum(bad, []))
+    write_tar(tmp_path / "shards" / "a.tar", chain(*bad))
     whole = list(batches_from(dataset(pool_dir, scale()), 0, 0))
     for held in (True, False):
         damaged = list(batches_from(dataset(tmp_path, scale(), held=held), 0, 0))

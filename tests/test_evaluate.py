@@ -224,7 +224,7 @@ def test_second_call_skips(eval_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert run(eval_dir, tmp_path / "out", model=model) == first
     assert model.batch_sizes == []
     assert contents(tmp_path / "out") == before
-    assert "3 of 3 tasks have their result, skipped" in capsys.readouterr().out
+    assert "evaluate: as before, 3 of 3 tasks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path_of", [result_path, predictions_path])

@@ -73,7 +73,7 @@ def test_basic_has_no_verdict_on_missing_values(strategies):
 
 
 def test_basic_names_a_missing_language_model(strategies, tmp_path):
-    with pytest.raises(FileNotFoundError, match="filters.basic.language_model: there is no file"):
+    with pytest.raises(FileNotFoundError, match=r"filters.basic.language_model: there is no file"):
         verdict(strategies, [ENGLISH], language_model=str(tmp_path / "no.bin"))
 
 
@@ -90,7 +90,7 @@ def test_random_depends_on_uid_and_seed_alone(strategies):
     turned = strategies["random"].function(rows[::-1].reset_index(drop=True), seed=3)
     assert (scores == turned[::-1]).all()
     assert scores[0] == int.from_bytes(hashlib.sha256(f"3/{uid(0)}".encode()).digest()[:6]) / 2**48
-    assert abs(scores.mean() - 0.5) < 0.03 and 0 <= scores.min() and scores.max() < 1
+    assert abs(scores.mean() - 0.5) < 0.03 and scores.min() >= 0 and scores.max() < 1
     assert (strategies["random"].function(rows, seed=4) != scores).all()
 
 

@@ -104,9 +104,9 @@ def test_seeds_may_be_one_or_several():
 
 def test_unknown_names_are_met_with_the_nearest(strategies):
     load_tasks()
-    with pytest.raises(KeyError, match="unknown filter 'clip_scor'. Did you mean 'clip_score'?"):
+    with pytest.raises(KeyError, match=r"unknown filter 'clip_scor'. Did you mean 'clip_score'?"):
         get_strategy("clip_scor")
-    with pytest.raises(KeyError, match="unknown task or group 'nano/shape'. Did you mean 'nano/shapes'?"):
+    with pytest.raises(KeyError, match=r"unknown task or group 'nano/shape'. Did you mean 'nano/shapes'?"):
         tasks_named(["nano/shape"], "nano")
     chosen = tasks_named(["nano/shapes", "retrieval"], "nano")
     assert [task.name for task in chosen] == ["nano/shapes", "nano/retrieval"]

@@ -67,5 +67,5 @@ def test_a_scale_cannot_be_changed():
 
 
 def test_an_unknown_scale_is_met_with_the_nearest():
-    with pytest.raises(KeyError, match="unknown scale 'nanoo'. Did you mean 'nano'?"):
+    with pytest.raises(KeyError, match=r"unknown scale 'nanoo'. Did you mean 'nano'?"):
         get_scale("nanoo")

@@ -170,7 +170,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
     with locked(pool_dir):
         if finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, made_from):
             _remove_scaffold(pool_dir)
-            say(f"{pool_dir}: the pool is there already, skipped")
+            say(f"pool: as before ({pool_dir})")
             return
         if not finished(pool_dir / BUILDING_NAME, "pool building", GENERATOR_VERSION, made_from):
             write_record(pool_dir / BUILDING_NAME, Record("pool building", GENERATOR_VERSION, made_from, {}))
@@ -192,7 +192,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
         }
         write_record(pool_dir / POOL_NAME, Record("pool", GENERATOR_VERSION, made_from, result))
         _remove_scaffold(pool_dir)
-        say(f"{pool_dir}: {result['rows']} pairs, {result['samples']} of them with a picture")
+        say(f"pool: {result['rows']:,} pairs drawn, {result['samples']:,} of them with a picture ({pool_dir})")
 
 
 def write_shard(pool_dir: Path, pool_seed: int, shard: int, start: int, stop: int) -> None:

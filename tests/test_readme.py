@@ -1,0 +1,76 @@
+"""Every command of the README runs, in its order, in one empty folder; the embedded scale is `pico` instead of `nano`.
+
+The installation and the first `winnow run` at full scale run in `.ci/run`, word for word.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmark.cli import main
+from benchmark.registry import STRATEGIES
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
+FIRST = "pip install -e . && winnow run"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    return [line for line in lines if line not in {*INSTALLING, FIRST}]
+
+
+def at_pico(command):
+    """Return the arguments of a `winnow` command, at the scale of the tests."""
+    program, verb, *rest = shlex.split(command.replace("nano", "pico"))
+    assert program == "winnow"
+    if verb in ("run", "filter", "train", "evaluate"):
+        return [verb, *rest, "scale=pico"]
+    return [verb, *rest, "--board", "pico"] if verb == "leaderboard" else [verb, *rest]
+
+
+def test_the_readme_installs_as_ci_does():
+    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    assert set(lines) >= {*INSTALLING, FIRST}
+    ci = (Path(__file__).resolve().parent.parent / ".ci" / "run").read_text()
+    for part in ("pip install --quiet -e .\n", "pip install --quiet -e '.[test]'", "\n  winnow run\n", "\npytest\n"):
+        assert part in ci
+
+
+def test_the_filter_is_short_and_complete():
+    (code,) = blocks("python")
+    assert len(code.strip().splitlines()) < 20
+    assert "from benchmark import register_filter" in code
+
+
+def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_pool):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_filter.py").write_text(blocks("python")[0])
+    (tmp_path / "pools").mkdir()
+    (tmp_path / "pools" / "pico").symlink_to(pico_pool)
+    before = dict(STRATEGIES)
+    assert len(commands()) >= 12
+    try:
+        for command in commands():
+            assert main(at_pico(command)) == 0, command
+    finally:
+        STRATEGIES.clear()
+        STRATEGIES.update(before)
+    folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "experiments" / "pico").iterdir())
+    assert folders == ["clip_score", "long_captions", "long_captions+dedup", "no_filter", "no_filter", "random"]
+
+
+@pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README))
+def test_links_lead_somewhere(name):
+    assert (Path(__file__).resolve().parent.parent / name).exists()
+
+
+def test_the_folders_named_are_there():
+    for name in re.findall(r"^\| `(\w+)/` ", README, re.M):
+        assert (Path(__file__).resolve().parent.parent / name).is_dir()
