@@ -23,6 +23,7 @@ from benchmark.index import PoolIndex
 from benchmark.models import Tokenizer
 from benchmark.order import AUGMENT_STREAM, SampleOrder, keyed_uint64, keyed_uniform
 from benchmark.scales import Scale
+from benchmark.tars import IMAGE_FORMATS
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
 MAX_PIXELS = 1 << 26  # a larger image counts as undecodable: no decompression bombs
@@ -62,7 +63,7 @@ class SampleReader:
 def decode_image(data: bytes) -> Image.Image | None:
     """Decode to RGB, or None where the bytes are no picture or too large a one."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
         if image.width * image.height > MAX_PIXELS:
             return None
         return image.convert("RGB")

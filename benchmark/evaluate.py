@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,14 +46,13 @@ from benchmark.results import (
     write_result,
 )
 from benchmark.stage import Json, Record, finished, locked, remove_temporary, say, sha256_of, warn
+from benchmark.tars import IMAGE_FORMATS, Member, iter_members
 from benchmark.tasks import Retrieval, Task, WorstGroup, ZeroShotClassification
 
 BATCH_SIZE = 64  # images or prompts; DataComp's
 QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, to bound memory
-IMAGE_FORMATS = {"webp": "WEBP", "png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}
 MAX_IMAGE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
-BLOCK = 512  # bytes; tars are made of these
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -145,16 +143,14 @@ def read_samples(folder: Path) -> list[Sample]:
 
     Raises ValueError that names the file for damaged tars, repeated members, and samples without an image.
     """
-    members: dict[str, dict[str, tuple[Path, tarfile.TarInfo]]] = {}
+    members: dict[str, dict[str, tuple[Path, Member]]] = {}
     labels: dict[str, dict[str, bytes]] = {}
     for path in _tar_paths(folder):
         with path.open("rb") as file:
-            for member in _members(path):
-                parent, _, name = member.name.removeprefix("./").rpartition("/")
-                stem, _, extension = name.partition(".")  # as webdataset splits names
-                key, extension = f"{parent}/{stem}".removeprefix("/"), extension.lower()
+            for member in iter_members(path):
+                key = member.key
                 of_sample = members.setdefault(key, {})
-                kind = "image" if extension in IMAGE_FORMATS else extension
+                kind = "image" if member.extension in IMAGE_FORMATS else member.extension
                 if kind in of_sample:
                     other = of_sample[kind][1].name
                     raise ValueError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
@@ -163,7 +159,7 @@ def read_samples(folder: Path) -> list[Sample]:
                     raise ValueError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
                 of_sample[kind] = path, member
                 if kind in ("cls", "npy", "txt"):
-                    file.seek(member.offset_data)
+                    file.seek(member.offset)
                     labels.setdefault(key, {})[kind] = file.read(member.size)
     if not members:
         raise ValueError(f"{folder / 'test'}: the tars hold no samples")
@@ -173,7 +169,7 @@ def read_samples(folder: Path) -> list[Sample]:
             path, member = next(iter(members[key].values()))
             raise ValueError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
         path, member = members[key]["image"]
-        samples.append(Sample(key, member.name, path, member.offset_data, member.size, labels.get(key, {})))
+        samples.append(Sample(key, member.name, path, member.offset, member.size, labels.get(key, {})))
     return samples
 
 
@@ -381,26 +377,6 @@ def _similarities(images: Tensor, texts: Tensor) -> np.ndarray:
 def _padded(batch: Tensor) -> Tensor:
     """Repeat the last row until the batch is full."""
     return torch.cat([batch, batch[-1:].expand(BATCH_SIZE - len(batch), *batch.shape[1:])])
-
-
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Give the files of a whole, uncompressed tar; raises ValueError where it is damaged or holds anything else."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise ValueError(f"{path}: {member.name!r} is not a plain file")
-                yield member
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    # tarfile stops quietly at a header that it cannot read and at a cut between members.
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise ValueError(f"{path} is damaged: at byte {end} stands neither a member nor the end of the archive")
 
 
 def _needed_files(task: Task, folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import numpy as np
 
 from benchmark.filtering import Rule, RuleReport, check_pool_has, run_filters
 from benchmark.pool import Pool
-from benchmark.registry import SUITES, TASKS, load_tasks, tasks_named
+from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,
@@ -44,6 +45,7 @@ FILTER_VERSION = 1
 SUBSET_NAME = "subset.npy"
 SUBSET_RECORD_NAME = "subset.json"
 ENTRY_NAME = "entry.json"
+MAX_NAME = 80  # characters of an entry's name
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,13 @@ def evaluate_stage(
                 say(f"evaluate: seed {seed}, {len(missing)} tasks ({seed_dir / 'eval'})")
 
 
+def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path) -> None:
+    """Raise FileNotFoundError that lists what the tasks lack, before hours of training are spent."""
+    from benchmark.evaluate import check_eval_sets
+
+    check_eval_sets(chosen_tasks(scale, task_names), eval_dir)
+
+
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
     """Return the named tasks or groups, or the scale's suite where none is named."""
     load_tasks()
@@ -204,14 +213,33 @@ def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
     return exp_dir / SUBSET_NAME, record
 
 
-def finished_seeds(exp_dir: Path, scale: Scale) -> dict[int, dict[str, float]]:
-    """Return the main metrics, by task, of every seed that has results of this recipe for the whole suite."""
+@dataclass(frozen=True)
+class FinishedSeed:
+    """A seed with results for the whole suite."""
+
+    seed: int
+    trained: Record
+    data: dict[str, Json]  # task -> hash of the evaluation set
+    scores: dict[str, float]  # task -> main metric
+
+    @property
+    def must_agree(self) -> dict[str, Json]:
+        """Return what all seeds of an entry share: all that they were made from but the seed."""
+        shared = {key: value for key, value in self.trained.made_from.items() if key != "seed"}
+        return {**shared, "evaluation data": self.data}
+
+
+def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
+    """Return every seed that has results of this recipe for the whole suite, in order.
+
+    Raises ValueError where two of them were trained or evaluated on different data.
+    """
     from benchmark.results import read_results, suite_scores
     from benchmark.train import RECORD_NAME
 
     load_tasks()
     suite = SUITES[scale.suite]
-    seeds = {}
+    seeds = []
     for seed_dir in exp_dir.glob("seed-*"):
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
         records = read_results(seed_dir, [TASKS[name] for name in suite.tasks])
@@ -220,8 +248,18 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> dict[int, dict[str, float]]:
             and trained.made_from["recipe"]["hash"] == scale.hash
             and len(records) == len(suite.tasks)
         ):
-            seeds[int(seed_dir.name.removeprefix("seed-"))] = suite_scores(suite, TASKS, records).scores
-    return dict(sorted(seeds.items()))
+            data = {name: record.made_from["data"] for name, record in records.items()}
+            scores = suite_scores(suite, TASKS, records).scores
+            seeds.append(FinishedSeed(trained.made_from["seed"], trained, data, scores))
+    seeds.sort(key=lambda finished_seed: finished_seed.seed)
+    for other in seeds[1:]:
+        differing = [key for key, value in other.must_agree.items() if value != seeds[0].must_agree[key]]
+        if differing:
+            raise ValueError(
+                f"{exp_dir}: seeds {seeds[0].seed} and {other.seed} differ in {', '.join(differing)}, so their scores "
+                "cannot be joined; train or evaluate one of them again in another folder"
+            )
+    return seeds
 
 
 def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | None:
@@ -233,8 +271,12 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
         return None
     _, record = open_experiment(exp_dir, pool)
     suite = SUITES[scale.suite]
+    versions: dict[str, set[str]] = {}
+    for each in seeds:
+        for package, version in each.trained.result["versions"].items():
+            versions.setdefault(package, set()).add(version)
     entry = Entry(
-        name=_entry_name(record),
+        name=entry_name(record),
         strategy=tuple(StrategyUsed(**rule) for rule in record.made_from["filters"]),
         within=record.made_from["within"],
         given_subset=record.made_from["subset"],
@@ -243,10 +285,10 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
         recipe=scale.recipe,
         recipe_hash=scale.hash,
         suite=SuiteName(suite.name, suite.version),
-        pool=PoolUsed(**pool.identity.as_json()),
+        pool=PoolUsed(**seeds[0].trained.made_from["pool"]),
         subset=SubsetUsed(record.result["size"], record.result["distinct"], record.result["sha256"]),
-        seeds=seeds,
-        made_with=_versions(),
+        seeds={each.seed: each.scores for each in seeds},
+        made_with={package: ", ".join(sorted(found)) for package, found in versions.items()},
     )
     with locked(exp_dir):
         write_entry(exp_dir / ENTRY_NAME, entry)
@@ -292,20 +334,16 @@ def _say_coverage(num_absent: int, num_present: int) -> None:
         say(f"train: {num_absent:,} chosen uids have no image in the pool; {num_present:,} samples are there")
 
 
-def _entry_name(record: Record) -> str:
-    """Name an entry after its rules and their cuts, such as `basic+clip_score-0.3`."""
+def entry_name(record: Record) -> str:
+    """Name an entry after its rules, the options that are not the default, and the cuts: `basic+clip_score-0.3`."""
     if record.made_from["subset"]:
         return f"subset-{record.made_from['subset'][:8]}"
     parts = []
     for rule in record.made_from["filters"]:
-        cut = "".join(f"-{value:g}" for value in (rule["cut"] or {}).values())
-        options = "".join(f"-{value}" for value in rule["options"].values() if isinstance(value, str))
-        parts.append(f"{rule['name']}{options}{cut}".lower())
-    return "+".join(parts) + (f"-within-{record.made_from['within'][:8]}" if record.made_from["within"] else "")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("winnow-bench", "torch", "open_clip_torch", "numpy", "pandas", "pillow")
-    return {package: version(package) for package in packages}
+        defaults = {name: option.default for name, option in get_strategy(rule["name"]).options.items()}
+        options = [f"{name}-{value}" for name, value in rule["options"].items() if value != defaults[name]]
+        cuts = [f"{value:g}" for value in (rule["cut"] or {}).values()]
+        parts.append("-".join([rule["name"], *options, *cuts]))
+    within = f"-within-{record.made_from['within'][:8]}" if record.made_from["within"] else ""
+    name = re.sub(r"[^a-z0-9_.+-]", "_", "+".join(parts).lower() + within)
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}-{record.hash[:8]}"

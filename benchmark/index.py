@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from benchmark.stage import atomic_path
+from benchmark.tars import IMAGE_FORMATS, iter_members
 from benchmark.uids import UID_DTYPE, parse_uids
 
 INDEX_VERSION = 1
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 MAX_JSON_BYTES = 1 << 20
-BLOCK = 512  # bytes; tars are made of these
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -76,7 +76,7 @@ def index_tar(path: Path) -> pa.Table:
     num_without_json = 0
     size = path.stat().st_size
     with path.open("rb") as file:
-        for key, members in _samples(path, size):
+        for key, members in _samples(path):
             if "json" not in members:
                 num_without_json += 1
                 continue
@@ -89,7 +89,7 @@ def index_tar(path: Path) -> pa.Table:
                 uid, sha256 = fields["uid"], fields.get("sha256")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}: the json of sample {key!r} names no uid ({error})") from error
-            image = next((extension for extension in members if extension in IMAGE_EXTENSIONS), None)
+            image = next((extension for extension in members if extension in IMAGE_FORMATS), None)
             row: dict[str, object] = {"uid": uid, "key": key, "image_extension": image}
             for name, member in (("image", image), ("text", "txt"), ("json", "json")):
                 row[f"{name}_offset"], row[f"{name}_length"] = members.get(member or "", (-1, -1))
@@ -145,31 +145,13 @@ def read_index(pool_dir: Path) -> PoolIndex:
     )
 
 
-def _samples(path: Path, size: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """Group a tar's members into samples as webdataset does: the key ends at the first dot of the base name."""
-    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-    with tarfile.open(path, "r:") as tar:
-        try:
-            for member in tar:
-                if not member.isreg():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if member.offset_data + member.size > size:
-                    raise ValueError(f"{path} is damaged: member {member.name!r} is cut off at byte {size}")
-                if not samples or samples[-1][0] != key:
-                    samples.append((key, {}))
-                samples[-1][1].setdefault(extension.lower(), (member.offset_data, member.size))
-        except tarfile.TarError as error:
-            raise ValueError(f"{path} is damaged near byte {tar.offset}: {error}") from error
-        end = tar.offset
-    # tarfile stops quietly at a header that it cannot read; a whole archive ends with a block of zeros.
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise ValueError(f"{path} is damaged: at byte {end} stands neither a member nor the end of the archive")
-    return samples
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Group a tar's members into samples, neighbours with one key: (key, extension -> offset and length)."""
+    for key, members in groupby(iter_members(path), key=lambda member: member.key):
+        places: dict[str, tuple[int, int]] = {}
+        for member in members:
+            places.setdefault(member.extension, (member.offset, member.size))
+        yield key, places
 
 
 def _is_present(row: dict[str, object]) -> bool:

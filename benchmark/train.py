@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ TRAIN_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 RECORD_NAME = "checkpoint.json"
 STATE_NAMES = ("state.safetensors", "state-before.safetensors")  # newest first
+PACKAGES = ("winnow-bench", "torch", "open_clip_torch", "numpy", "pillow")  # whose versions a checkpoint names
 NUM_SAVES = 20  # of the state, at even parts of the run
 
 
@@ -309,8 +311,7 @@ def _finish(
             "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
             "undecodable": curves.undecodable,
             "repeats_in_batch": order.num_repeats,
-            "threads": order.scale.threads,
-            "torch": torch.__version__,
+            "versions": {package: version(package) for package in PACKAGES},
         },
     )
     write_record(folder / RECORD_NAME, record)

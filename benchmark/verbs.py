@@ -12,6 +12,7 @@ import yaml
 from benchmark.experiment import (
     ENTRY_NAME,
     Choice,
+    check_evaluation_data,
     chosen_tasks,
     default_exp_dir,
     describe_filters,
@@ -48,9 +49,11 @@ def run(config: Config, command: list[str]) -> None:
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     pool = open_pool(scale, pool_dir, pool_seed)
+    eval_dir = _eval_dir(config, pool_dir)
     exp_dir = _filter(config, command, scale, pool, choice)
+    check_evaluation_data(scale, tasks, eval_dir)
     train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
-    evaluate_stage(exp_dir, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
+    evaluate_stage(exp_dir, scale, seeds, eval_dir, tasks, device=device)
     report_experiment(exp_dir, scale, pool)
 
 

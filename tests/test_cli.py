@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_second_run_reuses_and_a_new_seed_adds_a_folder(finished_run, pico_poo
 def test_the_table_shows_the_run_and_says_what_may_be_claimed(finished_run, capsys):
     assert main(["leaderboard", "table", "--board", "pico", "--entry", str(finished_run / "entry.json")]) == 0
     out = capsys.readouterr().out
-    assert "clip_score-l14-0.3" in out and "(2)" in out
+    assert "clip_score-0.3" in out and "(2)" in out
     assert "no evidence" in out and "about web data" in out
     assert (
         main(
@@ -331,3 +332,20 @@ def test_help_and_lists(capsys):
         assert words in out
     assert "planted_clean (filter, reference: cannot be submitted)" in out
     assert "seeds      training seeds, such as 0 or [0,1,2]; each has a folder of its own (default: 0)" in out
+
+
+def test_seeds_that_saw_different_data_are_not_joined(finished_run, pico_pool, tmp_path, capsys):
+    shutil.copytree(finished_run, "copy")
+    path = Path("copy/seed-1/checkpoint/checkpoint.json")
+    record = json.loads(path.read_text())
+    record["made_from"]["pool"]["content_hash"] = "0" * 64
+    path.write_text(json.dumps(record))
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=copy"]
+    assert "seeds 0 and 1 differ in pool" in failing(capsys, "evaluate", *common, "seeds=0")
+
+
+def test_missing_evaluation_data_is_met_before_training(pico_pool, folder, capsys):
+    (folder / "empty").mkdir()
+    common = ["run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp", "eval_dir=empty"]
+    assert "wds_pico-retrieval_test" in failing(capsys, *common)
+    assert not (folder / "exp" / "seed-0").exists()
