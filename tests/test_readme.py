@@ -43,6 +43,11 @@ def test_the_readme_installs_as_ci_does():
         assert part in ci
 
 
+def test_the_table_is_the_boards(capsys):
+    assert main(["leaderboard", "table"]) == 0
+    assert blocks("text")[0].strip() == capsys.readouterr().out.strip()
+
+
 def test_the_filter_is_short_and_complete():
     (code,) = blocks("python")
     assert len(code.strip().splitlines()) < 20
