@@ -86,7 +86,7 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
     with locked(exp_dir):
         remove_temporary(exp_dir)
         record = finished(record_path, "filter", FILTER_VERSION, made_from)
-        if record is not None:
+        if record is not None and (exp_dir / SUBSET_NAME).exists():
             kept, rows = record.result["size"], record.result["rows"]
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
@@ -132,6 +132,7 @@ def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *
                 say(f"train: as before, seed {seed} ({checkpoint_dir})")
                 continue
             if data is None:
+                _refuse_changed(subset_path, subset_record.result["sha256"])
                 data = TrainingData(pool.index, load_subset(subset_path), scale)
                 _say_coverage(data.num_absent, len(data.samples))
             checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -167,6 +168,7 @@ def evaluate_stage(
             )
         with locked(seed_dir), recipe_threads(scale):
             weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
+            _refuse_changed(weights_path, trained.result["weights"])
             model = build_model(scale.model)
             load_weights(model, weights_path)
             missing = [task for task in tasks if not result_path(seed_dir, task).exists()]
@@ -177,7 +179,7 @@ def evaluate_stage(
                     tasks,
                     eval_dir,
                     seed_dir,
-                    made_from={"model": scale.model, "checkpoint": sha256_of(weights_path), "device": device},
+                    made_from={"model": scale.model, "checkpoint": trained.result["weights"], "device": device},
                     image_size=scale.image_size,
                     mean=scale.mean,
                     std=scale.std,
@@ -327,6 +329,14 @@ def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleRe
         example = ", ".join(format_uids(unknown[:3]))
         raise ValueError(f"{path}: {len(unknown):,} of {len(distinct):,} uids are not in {pool.dir}, such as {example}")
     return Subset(np.asarray(subset.uids)), len(known), len(known) - len(unique_uids(known)[0]), []
+
+
+def _refuse_changed(path: Path, sha256: str) -> None:
+    """Raise where a file is not the one that its record speaks of."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
+    if sha256_of(path) != sha256:
+        raise ValueError(f"{path} was changed after it was made: its sha256 is not the one in its record")
 
 
 def _say_coverage(num_absent: int, num_present: int) -> None:

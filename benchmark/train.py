@@ -40,6 +40,7 @@ from benchmark.stage import (
     finished,
     remove_temporary,
     rename,
+    sha256_of,
     warn,
     write_bytes,
     write_record,
@@ -201,7 +202,8 @@ def train(
 
 def checkpoint_if_finished(checkpoint_dir: Path, made_from: dict[str, Json]) -> Record | None:
     """Return the finished checkpoint's record, None if there is none; raises ValueError where it is another run's."""
-    return finished(checkpoint_dir / RECORD_NAME, "train", TRAIN_VERSION, made_from)
+    record = finished(checkpoint_dir / RECORD_NAME, "train", TRAIN_VERSION, made_from)
+    return record if (checkpoint_dir / WEIGHTS_NAME).exists() else None
 
 
 def save_state(
@@ -311,6 +313,7 @@ def _finish(
             "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
             "undecodable": curves.undecodable,
             "repeats_in_batch": order.num_repeats,
+            "weights": sha256_of(folder / WEIGHTS_NAME),
             "versions": {package: version(package) for package in PACKAGES},
         },
     )

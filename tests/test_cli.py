@@ -349,3 +349,20 @@ def test_missing_evaluation_data_is_met_before_training(pico_pool, folder, capsy
     common = ["run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp", "eval_dir=empty"]
     assert "wds_pico-retrieval_test" in failing(capsys, *common)
     assert not (folder / "exp" / "seed-0").exists()
+
+
+def test_what_was_lost_is_made_anew_and_what_was_changed_is_refused(finished_run, pico_pool, capsys):
+    shutil.copytree(finished_run, "copy")
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=copy"]
+    lost = ["subset.npy", "seed-0/checkpoint/model.safetensors", "seed-0/eval/pico-shapes.parquet"]
+    for name in lost:
+        (Path("copy") / name).unlink()
+    assert "model.safetensors is gone" in failing(capsys, "evaluate", *common)
+    assert main(["run", *common]) == 0
+    for name in lost:
+        assert (Path("copy") / name).read_bytes() == (finished_run / name).read_bytes(), name
+    np.save("copy/subset.npy", np.load("copy/subset.npy")[:-1])
+    assert "subset.npy was changed after it was made" in failing(capsys, "train", *common, "seeds=5")
+    weights = Path("copy/seed-1/checkpoint/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    assert "model.safetensors was changed" in failing(capsys, "evaluate", *common, "seeds=1")
