@@ -87,6 +87,9 @@ def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
         # The reader (`| head`) has gone; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        print(f"winnow: out of memory ({str(error) or 'no more could be had'})", file=sys.stderr)
+        return EXIT_USER
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             traceback.print_exc()
@@ -129,8 +132,9 @@ class HydraCommand:
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
                 raise ValueError(f"winnow {verb} has no flag {argument!r}; flags: {', '.join(known)}")
-            elif "=" in argument or argument.startswith("~"):
-                command.overrides.append(argument)
+            elif "=" in argument and not argument.startswith("~"):
+                key, _, value = argument.partition("=")
+                command.overrides.append(f"{key}={Path(value).expanduser()}" if value.startswith("~") else argument)
             else:
                 raise ValueError(f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help")
         return command
@@ -142,10 +146,14 @@ class HydraCommand:
 
         from benchmark.registry import load_strategies
 
-        try:
-            parsed = OverridesParser.create().parse_overrides(self.overrides)
-        except HydraException as error:
-            raise ValueError(f"cannot read the options: {str(error).splitlines()[0]}") from error
+        parsed = []
+        for text in self.overrides:
+            try:
+                parsed += OverridesParser.create().parse_overrides([text])
+            except HydraException as error:
+                raise ValueError(
+                    f"cannot read the option {text}; quote a value with special characters: 'name=\"value\"'"
+                ) from error
         self.plugins = [str(Path(path).expanduser().resolve()) for path in _flat_values(parsed, "plugins")]
         if {"-h", "--help"} & set(self.flags):
             load_strategies(self.plugins)
@@ -180,6 +188,10 @@ class HydraCommand:
         names = [str(name) for name in _flat_values(parsed, "filters")]
         for name in names:
             get_strategy(name)
+        for override in parsed:
+            value = override.value() if override.key_or_group == "filters" else None
+            if isinstance(value, list) and len(set(map(str, value))) != len(value):
+                raise ValueError(f"filters={[str(name) for name in value]} names a filter twice")
         selected = names or _default_filters(self.verb)
         for key in given:
             if key.startswith("filters.") and key.split(".")[1] not in selected:
@@ -249,7 +261,7 @@ class HydraCommand:
         def work() -> int:
             try:
                 verbs.FUNCTIONS[self.verb](plain, ["winnow", self.verb, *self.arguments])
-            except (ValueError, KeyError, OSError, RuntimeError) as error:
+            except (ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
                 failure.append(_sentence(error))
                 raise
             return 0

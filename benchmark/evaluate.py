@@ -101,7 +101,10 @@ def evaluate(
         records: dict[str, Record] = {}
         for task in tasks:
             record = finished(result_path(out_dir, task), STAGE, VERSION, sources[task.name])
-            if record is not None and predictions_path(out_dir, task).exists():
+            path = predictions_path(out_dir, task)
+            if record is not None and path.exists():
+                if sha256_of(path) != record.result["predictions"]:
+                    raise ValueError(f"{path} was changed after it was made; delete it to have it made again")
                 records[task.name] = record
         if records:
             say(f"evaluate: as before, {len(records)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")

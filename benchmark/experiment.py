@@ -22,6 +22,7 @@ from benchmark.pool import Pool
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
 from benchmark.scales import Scale
 from benchmark.stage import (
+    LOCK_NAME,
     Json,
     Record,
     cost,
@@ -87,12 +88,21 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
         remove_temporary(exp_dir)
         record = finished(record_path, "filter", FILTER_VERSION, made_from)
         if record is not None and (exp_dir / SUBSET_NAME).exists():
+            _refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
             kept, rows = record.result["size"], record.result["rows"]
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
-        with cost(exp_dir, "filter", workers=workers):
-            result = _choose(exp_dir, pool, choice, workers, plugins)
+        try:
+            with cost(exp_dir, "filter", workers=workers):
+                result = _choose(exp_dir, pool, choice, workers, plugins)
+        except BaseException:
+            _remove_if_empty(exp_dir)
+            raise
         record = Record("filter", FILTER_VERSION, made_from, result)
+        for path in sorted(exp_dir.glob("seed-*/checkpoint/checkpoint.json")):
+            trained = read_record(path)
+            assert trained is not None
+            _refuse_foreign_checkpoint(path.parent.parent, trained, record)
         write_record(record_path, record)
     say(f"filter: kept {result['size']:,} of {result['rows']:,} rows ({exp_dir / SUBSET_NAME})")
     return record
@@ -144,7 +154,14 @@ def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *
 
 
 def evaluate_stage(
-    exp_dir: Path, scale: Scale, seeds: Sequence[int], eval_dir: Path, task_names: Sequence[str], *, device: str
+    exp_dir: Path,
+    pool: Pool,
+    scale: Scale,
+    seeds: Sequence[int],
+    eval_dir: Path,
+    task_names: Sequence[str],
+    *,
+    device: str,
 ) -> None:
     """Evaluate every trained seed on every task that has no result yet."""
     from benchmark.evaluate import evaluate
@@ -153,6 +170,7 @@ def evaluate_stage(
     from benchmark.train import RECORD_NAME, WEIGHTS_NAME, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
+    _, subset_record = open_experiment(exp_dir, pool)
     for seed in seeds:
         seed_dir = exp_dir / f"seed-{seed}"
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
@@ -160,6 +178,7 @@ def evaluate_stage(
             raise FileNotFoundError(
                 f"{seed_dir} has no checkpoint yet; run `winnow train exp_dir={exp_dir} seeds={seed}`"
             )
+        _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
         if trained.made_from["recipe"]["hash"] != scale.hash:
             there = trained.made_from["recipe"]
             raise ValueError(
@@ -250,6 +269,12 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
             and trained.made_from["recipe"]["hash"] == scale.hash
             and len(records) == len(suite.tasks)
         ):
+            others = [n for n, record in records.items() if record.made_from["checkpoint"] != trained.result["weights"]]
+            if others:
+                raise ValueError(
+                    f"{seed_dir} has results of other weights than its checkpoint's, for {', '.join(others)}; "
+                    f"delete {seed_dir / 'eval'} and evaluate again"
+                )
             data = {name: record.made_from["data"] for name, record in records.items()}
             scores = suite_scores(suite, TASKS, records).scores
             seeds.append(FinishedSeed(trained.made_from["seed"], trained, data, scores))
@@ -272,6 +297,8 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
     if not seeds:
         return None
     _, record = open_experiment(exp_dir, pool)
+    for each in seeds:
+        _refuse_foreign_checkpoint(exp_dir / f"seed-{each.seed}", each.trained, record)
     suite = SUITES[scale.suite]
     versions: dict[str, set[str]] = {}
     for each in seeds:
@@ -313,9 +340,16 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
         "rows": rows,
         "repeated_uids": repeated,
         "rules": [asdict(report) for report in reports],
-        "reference": any(rule.strategy.reference for rule in choice.rules),
+        "reference": any(rule.strategy.reference for rule in choice.rules)
+        or any(_is_reference_subset(path) for path in (choice.within_path, choice.subset_path) if path),
         "sha256": sha256_of(exp_dir / SUBSET_NAME),
     }
+
+
+def _is_reference_subset(path: Path) -> bool:
+    """Tell whether a subset file lies in an experiment that is marked as a reference."""
+    record = read_record(path.with_name(SUBSET_RECORD_NAME))
+    return record is not None and record.stage == "filter" and bool(record.result["reference"])
 
 
 def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleReport]]:
@@ -329,6 +363,24 @@ def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleRe
         example = ", ".join(format_uids(unknown[:3]))
         raise ValueError(f"{path}: {len(unknown):,} of {len(distinct):,} uids are not in {pool.dir}, such as {example}")
     return Subset(np.asarray(subset.uids)), len(known), len(known) - len(unique_uids(known)[0]), []
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove an experiment's folder in which nothing was made."""
+    if {path.name for path in folder.iterdir()} <= {LOCK_NAME}:
+        (folder / LOCK_NAME).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _refuse_foreign_checkpoint(seed_dir: Path, trained: Record, subset_record: Record) -> None:
+    """Raise ValueError where a checkpoint was trained on another subset or pool than the experiment's."""
+    if trained.made_from["subset"] != subset_record.result["sha256"]:
+        raise ValueError(
+            f"{seed_dir} was trained on another subset ({trained.made_from['subset'][:12]}) than the experiment's "
+            f"({subset_record.result['sha256'][:12]}); delete it or choose another folder"
+        )
+    if trained.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]:
+        raise ValueError(f"{seed_dir} was trained on another pool than the experiment's; choose another folder")
 
 
 def _refuse_changed(path: Path, sha256: str) -> None:

@@ -217,8 +217,10 @@ def _evaluate_shard(pool_dir: Path, rules: list[Rule], path: Path) -> tuple[np.n
         pieces = []
         for start in range(0, len(uids), SLICE_ROWS):
             part = needed.iloc[start : start + SLICE_ROWS].reset_index(drop=True)
+            # Copies: a filter may change what it is handed.
             arrays = {
-                name: features[name][start : start + SLICE_ROWS] for name in rule.strategy.needed_features(rule.options)
+                name: features[name][start : start + SLICE_ROWS].copy()
+                for name in rule.strategy.needed_features(rule.options)
             }
             pieces.append(_call_filter(rule, part, arrays, f"{path.name}, rows from {start}"))
         values = [piece.values for piece in pieces]
@@ -233,16 +235,26 @@ def _call_filter(rule: Rule, rows: pd.DataFrame, features: dict[str, np.ndarray]
         result = rule.strategy.function(*arguments, **rule.options)
     except FileNotFoundError:
         raise
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
-        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        raise ValueError(f"filter {rule.name!r} failed on {where}: {type(error).__name__}: {error}{place}") from error
+    except (Exception, SystemExit) as error:
+        raise _failure(rule, where, error) from error
+    if np.ndim(result) != 1:
+        raise ValueError(
+            f"filter {rule.name!r} must return one value per row, not {np.ndim(result)} dimensions ({where})"
+        )
     series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
     if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):
         raise ValueError(
             f"filter {rule.name!r} must return one value per row, in the rows' order; it was handed {num_rows} rows "
             f"and returned {len(series)}" + ("" if len(series) != num_rows else " with another index") + f" ({where})"
         )
+    if series.dtype == object:  # a list with None in it
+        inferred = pd.api.types.infer_dtype(series, skipna=True)
+        if inferred == "boolean":
+            series = series.astype("boolean")
+        elif inferred == "floating":
+            series = series.astype("float64")
+        elif inferred == "integer":
+            series = series.astype("Int64")
     is_judged = series.notna().to_numpy(dtype=bool)
     kind = getattr(series.dtype, "kind", "O")
     if kind == "b":
@@ -259,6 +271,14 @@ def _call_filter(rule: Rule, rows: pd.DataFrame, features: dict[str, np.ndarray]
             "return bool (keep), float (score) or int (copies)"
         )
     return _Verdicts(values, is_judged)
+
+
+def _failure(rule: Rule, where: str, error: BaseException) -> ValueError:
+    """Say which strategy failed on what, and in which line of its file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    told = f"{type(error).__name__}: {error}"
+    return ValueError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
 
 
 def _vote(rule: Rule, values: np.ndarray, is_judged: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, int, bool]:
@@ -292,11 +312,16 @@ def _run_selector(pool: Pool, rule: Rule, uids: np.ndarray, in_pool: np.ndarray)
     names = strategy.needed_features(rule.options)
     features = [pool.read_features(path, names) for path in pool.metadata_paths] if names else []
     view = PoolView(
-        uids,
+        uids.copy(),  # a selector may change what it is handed
         pd.concat(columns, ignore_index=True)[in_pool].reset_index(drop=True),
         {name: np.concatenate([part[name] for part in features])[in_pool] for name in names},
     )
-    chosen = strategy.function(view, **rule.options)
+    try:
+        chosen = strategy.function(view, **rule.options)
+    except FileNotFoundError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failure(rule, "the pool", error) from error
     if not isinstance(chosen, Subset):
         raise ValueError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
     foreign = chosen.uids[count_of(chosen.uids, sort_uids(uids)) == 0]

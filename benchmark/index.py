@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from benchmark.stage import atomic_path
+from benchmark.stage import atomic_path, locked
 from benchmark.tars import IMAGE_FORMATS, iter_members
 from benchmark.uids import UID_DTYPE, parse_uids
 
@@ -62,12 +63,17 @@ class PoolIndex:
 
 
 def build_index(pool_dir: Path) -> None:
-    """Index every tar that has no index or a newer time than it; each index is written atomically."""
-    for tar_path in tqdm(_tar_paths(pool_dir), desc="index", unit="tar", disable=None, leave=False):
-        if not _is_indexed(pool_dir, tar_path):
-            table = index_tar(tar_path)
-            with atomic_path(_index_path(pool_dir, tar_path)) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
+    """Index every tar that has no index or has changed since; each index is written atomically."""
+    if all(_is_indexed(pool_dir, path) for path in _tar_paths(pool_dir)):
+        return
+    with locked(pool_dir / "index"):
+        for tar_path in tqdm(_tar_paths(pool_dir), desc="index", unit="tar", disable=None, leave=False):
+            if not _is_indexed(pool_dir, tar_path):
+                time_of_tar = tar_path.stat().st_mtime_ns
+                with atomic_path(_index_path(pool_dir, tar_path)) as temporary:
+                    pq.write_table(index_tar(tar_path), temporary, compression="zstd")
+                    # The index has its tar's time: sizes alone do not tell a change, as tars are padded to 10 kB.
+                    os.utime(temporary, ns=(time_of_tar, time_of_tar))
 
 
 def index_tar(path: Path) -> pa.Table:
@@ -186,9 +192,11 @@ def _index_path(pool_dir: Path, tar_path: Path) -> Path:
 
 def _is_indexed(pool_dir: Path, tar_path: Path) -> bool:
     path = _index_path(pool_dir, tar_path)
-    # Sizes alone do not tell: tars are padded to 10 kB.
-    if not path.exists() or path.stat().st_mtime_ns < tar_path.stat().st_mtime_ns:
+    if not path.exists() or path.stat().st_mtime_ns != tar_path.stat().st_mtime_ns:
         return False
-    metadata = pq.read_schema(path).metadata or {}
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return False  # damaged, and made anew
     is_current = metadata.get(b"winnow_index_version") == str(INDEX_VERSION).encode()
     return is_current and metadata.get(b"tar_size") == str(tar_path.stat().st_size).encode()

@@ -138,7 +138,7 @@ def as_seeds(value: Any) -> list[int]:
     """Return the training seeds; raises ValueError where they are not different non-negative whole numbers."""
     seeds = as_list(value, "seeds")
     if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds={value} are not whole numbers from 0 on, such as 0 or [0,1,2]")
+        raise ValueError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]")
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds={value} names a seed twice")
     return seeds
@@ -147,7 +147,7 @@ def as_seeds(value: Any) -> list[int]:
 def as_count(value: Any, name: str) -> int:
     """Return a whole number from 0 on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name}={value} is not a whole number from 0 on")
+        raise ValueError(f"{name}={value!r} is not a whole number from 0 on")
     return value
 
 

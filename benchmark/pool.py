@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from benchmark.index import PoolIndex, read_index
 from benchmark.names import nearest_name
-from benchmark.stage import Json, write_json
+from benchmark.stage import Json, locked, write_json
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
@@ -91,7 +91,8 @@ class Pool:
             else:
                 sums[path.name] = [*state, f"{fingerprint_of(self.read_uids(path)):064x}"]
         if sums != known:
-            write_json(cache_path, sums)
+            with locked(cache_path.parent):
+                write_json(cache_path, sums)
         return f"{sum(int(entry[3], 16) for entry in sums.values()) % 2**256:064x}"
 
     def read_uids(self, path: Path) -> np.ndarray:
@@ -162,9 +163,10 @@ def cache_dir() -> Path:
 
 def _read_cache(path: Path) -> dict[str, list[Json]]:
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+        known = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -273,7 +273,7 @@ def _load_file(path: Path) -> None:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     _LOADED.add(path)

@@ -46,7 +46,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark import metrics
-from benchmark.stage import Json, Record, atomic_path, read_record, write_bytes, write_record
+from benchmark.stage import Json, Record, atomic_path, read_record, sha256_of, write_bytes, write_record
 from benchmark.tasks import Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
 
 STAGE = "evaluate"
@@ -166,9 +166,12 @@ def predictions_path(out_dir: Path, task: Task) -> Path:
 
 def write_result(out_dir: Path, task: Task, made_from: dict[str, Json], predictions: pa.Table) -> Record:
     """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes."""
-    record = Record(STAGE, VERSION, made_from, {"title": task.title, "metrics": metrics_of(task, predictions)})
-    with atomic_path(predictions_path(out_dir, task)) as temporary:
+    scores = metrics_of(task, predictions)
+    path = predictions_path(out_dir, task)
+    with atomic_path(path) as temporary:
         pq.write_table(predictions, temporary, compression="zstd", row_group_size=1 << 20)
+    result = {"title": task.title, "metrics": scores, "predictions": sha256_of(path)}
+    record = Record(STAGE, VERSION, made_from, result)
     write_record(result_path(out_dir, task), record)
     return record
 

@@ -89,7 +89,7 @@ def read_json(path: Path) -> Json:
     """Read a JSON file; raises ValueError that names the file when it is damaged."""
     try:
         return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again") from error
 
 
@@ -156,7 +156,10 @@ def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; a second process waits. The lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
     lock = FileLock(folder / LOCK_NAME)
     try:
         lock.acquire(timeout=0)

@@ -237,9 +237,9 @@ def load_state(folder: Path, identity: str, model: nn.Module, optimizer: torch.o
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            warn(f"{path} is damaged ({error}); going on from the state before it")
+            warn(f"{path} is damaged ({error}); it is left out")
             continue
-        if metadata["run"] != identity:
+        if metadata is None or metadata.get("run") != identity:
             raise ValueError(
                 f"{path} is the state of a run with other settings; choose another folder or delete {folder}"
             )

@@ -53,7 +53,7 @@ def run(config: Config, command: list[str]) -> None:
     exp_dir = _filter(config, command, scale, pool, choice)
     check_evaluation_data(scale, tasks, eval_dir)
     train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
-    evaluate_stage(exp_dir, scale, seeds, eval_dir, tasks, device=device)
+    evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device)
     report_experiment(exp_dir, scale, pool)
 
 
@@ -88,7 +88,7 @@ def evaluate(config: Config, command: list[str]) -> None:
     pool = Pool(pool_dir)
     open_experiment(exp_dir, pool)
     _log_command(exp_dir, config, command)
-    evaluate_stage(exp_dir, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
+    evaluate_stage(exp_dir, pool, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
     report_experiment(exp_dir, scale, pool)
 
 

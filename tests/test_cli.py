@@ -215,12 +215,15 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["run", "seeds=[1,1]"], "names a seed twice"),
         (["run", "device=tpu"], "device=tpu is neither cpu nor cuda"),
         (["run", "pool_seed=-1"], "pool_seed=-1 is not a whole number"),
-        (["run", "workers=many"], "workers=many is not a whole number"),
+        (["run", "workers=many"], "workers='many' is not a whole number"),
         (["run", "plugins=nowhere.py"], "plugins: there is no file"),
         (["run", "subset=nowhere.npy"], "there is no subset file nowhere.npy"),
         (["run", "subset=x.npy", "filters=basic"], "give filters= or subset=, not both"),
+        (["run", "filters=[basic,basic]"], "names a filter twice"),
+        (["run", "~filters.clip_score"], "takes key=value options, not '~filters.clip_score'"),
+        (["run", "pool_dir=a&b{"], "cannot read the option pool_dir=a&b{; quote"),
         (["run", "fast"], "takes key=value options, not 'fast'"),
-        (["run", "filters=[basic"], "cannot read the options"),
+        (["run", "filters=[basic"], "cannot read the option filters=[basic; quote"),
         (["run", "--fast"], "winnow run has no flag '--fast'"),
         (["run", "-m", "exp_dir=here", "filters=basic,no_filter"], "with one exp_dir would mix different experiments"),
         (["train"], "exp_dir must be given"),
@@ -366,3 +369,64 @@ def test_what_was_lost_is_made_anew_and_what_was_changed_is_refused(finished_run
     weights = Path("copy/seed-1/checkpoint/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
     assert "model.safetensors was changed" in failing(capsys, "evaluate", *common, "seeds=1")
+
+
+def test_scores_are_never_credited_to_another_subset(finished_run, pico_pool, capsys):
+    """The record is deleted, as the refusal suggests, and another filter run in the same folder."""
+    shutil.copytree(finished_run, "swap")
+    Path("swap/subset.json").unlink()
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=swap"]
+    assert "seed-0 was trained on another subset" in failing(capsys, "filter", *common, "filters=random")
+    assert "has no subset yet" in failing(capsys, "evaluate", *common)
+    assert main(["run", *common]) == 0
+
+
+def test_results_of_other_weights_are_not_joined(finished_run, pico_pool, capsys):
+    shutil.copytree(finished_run, "mixed")
+    shutil.rmtree("mixed/seed-0/eval")
+    shutil.copytree("mixed/seed-1/eval", "mixed/seed-0/eval")
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=mixed"]
+    assert "results of other weights than its checkpoint's" in failing(capsys, "evaluate", *common, "seeds=1")
+
+
+def test_a_changed_prediction_or_subset_is_refused(finished_run, pico_pool, capsys):
+    shutil.copytree(finished_run, "copy")
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=copy"]
+    with Path("copy/seed-0/eval/pico-shapes.parquet").open("ab") as file:
+        file.write(b"x")
+    assert "pico-shapes.parquet was changed after it was made" in failing(capsys, "evaluate", *common)
+    with Path("copy/subset.npy").open("ab") as file:
+        file.write(b"x")
+    assert "subset.npy was changed after it was made" in failing(capsys, "run", *common)
+
+
+MARKED = {"clean": True, "taken": True, "inside": True, "honest": False}
+
+
+def test_a_subset_of_a_reference_stays_a_reference(pico_pool):
+    common = ["filter", "scale=pico", f"pool_dir={pico_pool}"]
+    assert main([*common, "exp_dir=clean", "filters=planted_clean"]) == 0
+    assert main([*common, "exp_dir=taken", "subset=clean/subset.npy"]) == 0
+    assert main([*common, "exp_dir=inside", "within=clean/subset.npy", "filters=random"]) == 0
+    assert main([*common, "exp_dir=honest", "filters=random"]) == 0
+    marks = {name: json.loads(Path(name, "subset.json").read_text())["result"]["reference"] for name in MARKED}
+    assert marks == MARKED
+
+
+def test_a_pool_that_lost_a_file_is_refused(pico_pool, capsys):
+    shutil.copytree(pico_pool, "lossy")
+    Path("lossy/shards/00000001.tar").unlink()
+    message = failing(capsys, "run", "scale=pico", "pool_dir=lossy")
+    assert "lossy was changed after it was drawn: shards/00000001.tar is gone" in message
+
+
+def test_a_failed_filter_leaves_no_folder_and_a_failing_plugin_no_traceback(pico_pool, tmp_path, capsys):
+    plugin = tmp_path / "my_filter.py"
+    plugin.write_text(PLUGIN.replace(".astype(float)", ".no_such_method()"))
+    command = ["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", f"plugins={plugin}"]
+    assert main([*command, "filters=c_long_captions,no_filter"]) == EXIT_SWEEP
+    assert "1 of 2 jobs succeeded" in capsys.readouterr().out
+    assert [path.name.split("-")[0] for path in Path("experiments/pico").iterdir()] == ["no_filter"]
+    exits = tmp_path / "exits.py"
+    exits.write_text("import sys; sys.exit(0)")
+    assert "cannot be loaded: SystemExit" in failing(capsys, "filter", f"plugins={exits}")

@@ -75,6 +75,46 @@ def t_text(rows: pd.DataFrame) -> list:
     return ["x"] * len(rows)
 
 
+@register_filter(columns=["score"], features=["l14_img"])
+def t_vandal(rows: pd.DataFrame, features: dict[str, np.ndarray]) -> list:
+    """Change what was handed over."""
+    features["l14_img"][:] = 0
+    rows["score"] = 0.0
+    return [True] * len(rows)
+
+
+@register_filter(columns=["mask"])
+def t_list(rows: pd.DataFrame) -> list:
+    """Return a list with None in it."""
+    return [None if pd.isna(value) else bool(value) for value in rows["mask"]]
+
+
+@register_filter(columns=["score"])
+def t_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return two dimensions."""
+    return rows[["score"]]
+
+
+@register_filter(columns=["score"])
+def t_exits(rows: pd.DataFrame) -> pd.Series:
+    """End the program."""
+    raise SystemExit(0)
+
+
+@register_selector(columns=["score"])
+def t_broken(pool: PoolView, *, seed: int = 0) -> Subset:
+    """Raise."""
+    raise IndexError("no such row")
+
+
+@register_selector(columns=["score"])
+def t_sorts(pool: PoolView, *, seed: int = 0) -> Subset:
+    """Sort the uids in place and take all."""
+    pool.uids.sort()
+    pool.columns["score"] = 0.0
+    return Subset(pool.uids)
+
+
 @register_selector(columns=["score"])
 def t_twice(pool: PoolView, *, seed: int = 0) -> Subset:
     """Take the row with the highest score twice, and the others once."""
@@ -243,13 +283,32 @@ def test_results_do_not_depend_on_workers(tmp_path, plugin, pico_pool):
         ("t_reordered", "with another index"),
         ("t_raises", r"failed on .*KeyError: 'text'.*made_for_tests\.py"),
         ("t_text", "return bool .keep., float .score. or int .copies."),
+        ("t_table", "one value per row, not 2 dimensions"),
+        ("t_exits", r"filter 't_exits' failed on .*SystemExit: 0 .*made_for_tests\.py"),
         ("t_stranger", "chose 1 uids that it was not shown"),
+        ("t_broken", r"selector 't_broken' failed on the pool: IndexError: no such row .*made_for_tests\.py"),
     ],
 )
 def test_a_wrong_filter_is_named(tmp_path, name, message):
     pool = scored(tmp_path, [2.0, 1.0])
     with pytest.raises(ValueError, match=message):
-        chosen(pool, Rule(name, {"seed": 0} if name == "t_stranger" else {}))
+        chosen(pool, Rule(name, {"seed": 0} if STRATEGIES[name].kind == "selector" else {}))
+
+
+def test_what_one_rule_does_to_its_input_reaches_no_other(tmp_path):
+    features = {"l14_img": np.array([[0.9], [0.1], [0.6], [0.2]], dtype=np.float16)}
+    columns = {"uid": [uid(n) for n in (3, 1, 2, 0)], "score": [4.0, 3.0, 2.0, 1.0]}
+    pool = write_pool(tmp_path / "p", columns, features=features)
+    feature = Rule("t_feature", {"arch": "l14"}, Cut("threshold", 0.5))
+    for vandal in (Rule("t_vandal"), Rule("t_sorts", {"seed": 0})):
+        assert chosen(pool, vandal, feature)[0] == chosen(pool, feature, vandal)[0] == [2, 3]
+        assert chosen(pool, vandal, top(0.5))[0] == chosen(pool, top(0.5), vandal)[0] == [1, 3]
+
+
+def test_a_list_with_none_in_it_has_rows_without_a_verdict(tmp_path):
+    pool = scored(tmp_path, [1.0, 1.0, 1.0], mask=pd.array([True, None, False], dtype="boolean"))
+    kept, outcome = chosen(pool, Rule("t_list"))
+    assert kept == [0] and outcome.reports[0].no_verdict == 1
 
 
 def test_negative_copies_are_refused(tmp_path):

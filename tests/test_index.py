@@ -1,6 +1,7 @@
 """The index: offsets that lead to the bytes, order, counts, damage."""
 
 import hashlib
+import os
 import tarfile
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_truncated_tar_is_an_error_that_names_it(tmp_path, cut):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"a\.tar is damaged"):
         build_index(tmp_path)
-    assert not list((tmp_path / "index").glob("*")) if (tmp_path / "index").exists() else True
+    assert not list((tmp_path / "index").glob("*.parquet*"))
 
 
 def test_a_corrupt_header_is_an_error_not_the_end(tmp_path):
@@ -112,3 +113,25 @@ def test_only_changed_tars_are_read_again(tmp_path):
 def test_a_pool_without_tars_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no tar in"):
         read_index(tmp_path)
+
+
+def test_a_tar_replaced_by_an_older_one_is_read_again(tmp_path):
+    """rsync keeps times, so a changed tar may be older than its index; its padded size may be the same."""
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, members("k", 1) + members("l", 2))
+    build_index(tmp_path)
+    size = path.stat().st_size
+    write_tar(path, members("l", 2) + members("k", 1))
+    assert path.stat().st_size == size
+    os.utime(path, (1, 1))
+    assert format_uids(read_index(tmp_path).uids) == [uid(2), uid(1)]
+
+
+def test_a_damaged_index_is_made_anew(tmp_path):
+    write_tar(tmp_path / "shards" / "a.tar", members("k", 1))
+    build_index(tmp_path)
+    path = tmp_path / "index" / "a.parquet"
+    times = path.stat().st_mtime_ns
+    path.write_bytes(b"PAR1")
+    os.utime(path, ns=(times, times))
+    assert format_uids(read_index(tmp_path).uids) == [uid(1)]

@@ -168,7 +168,8 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
     }
     _refuse_foreign_folder(pool_dir)
     with locked(pool_dir):
-        if finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, made_from):
+        if (built := finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, made_from)) is not None:
+            _refuse_changed_files(pool_dir, built.result["files"])
             _remove_scaffold(pool_dir)
             say(f"pool: as before ({pool_dir})")
             return
@@ -183,6 +184,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
         result: dict[str, Json] = {
             "rows": drawn.num_rows,
             "samples": drawn.num_rows - pc.sum(drawn["is_dead_link"]).as_py(),
+            "files": _file_sizes(pool_dir),
             "versions": {
                 "pillow": PIL.__version__,
                 "freetype": features.version("freetype2"),
@@ -389,6 +391,25 @@ def _refuse_foreign_folder(pool_dir: Path) -> None:
     if names and not names & {POOL_NAME, BUILDING_NAME}:
         raise ValueError(
             f"{pool_dir} is not empty and holds no embedded pool (found {min(names)}); choose a new or empty folder"
+        )
+
+
+def _file_sizes(pool_dir: Path) -> dict[str, Json]:
+    """Return the size in bytes of every file that a pool consists of, by its path in the pool."""
+    folders = ("metadata", "shards", "eval")
+    paths = sorted(path for folder in folders for path in (pool_dir / folder).rglob("*") if path.is_file())
+    return {path.relative_to(pool_dir).as_posix(): path.stat().st_size for path in paths}
+
+
+def _refuse_changed_files(pool_dir: Path, sizes: dict[str, Json]) -> None:
+    """Raise ValueError where files of a finished pool are gone or of another size."""
+    now = _file_sizes(pool_dir)
+    changed = [name for name, size in sizes.items() if now.get(name) != size]
+    if changed:
+        raise ValueError(
+            f"{pool_dir} was changed after it was drawn: {changed[0]} is "
+            f"{'of another size' if changed[0] in now else 'gone'} ({len(changed)} files in all); "
+            "delete the folder to have it drawn again"
         )
 
 
