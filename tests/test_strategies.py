@@ -3,9 +3,96 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logsumexp
+
+from benchmark.filtering import PoolView, Rule, run_filters
+from benchmark.pool import Pool
+from benchmark.uids import format_uids, parse_uids
+from tests.conftest import uid, write_pool
 
 ENGLISH = "a photo of a small brown dog in the garden"
 GERMAN = "Ein kleiner brauner Hund im Garten vor dem Haus"
+
+
+def make_view(numbers, images, texts=None):
+    """Make a pool of rows with these uids and embeddings, as float16."""
+    features = {"l14_img": np.asarray(images, dtype=np.float16)}
+    if texts is not None:
+        features["l14_txt"] = np.asarray(texts, dtype=np.float16)
+    return PoolView(
+        parse_uids([uid(int(number)) for number in numbers]), pd.DataFrame(index=range(len(numbers))), features
+    )
+
+
+def shuffled(view, seed=0):
+    order = np.random.default_rng(seed).permutation(len(view.uids))
+    return PoolView(view.uids[order], view.columns, {name: array[order] for name, array in view.features.items()})
+
+
+def chosen(strategies, name, view, **options):
+    """Return the numbers of the chosen uids, repeats kept."""
+    return [int(text, 16) for text in format_uids(strategies[name].function(view, **options).uids)]
+
+
+def random_pairs(seed, count, dimension=6):
+    """Draw pairs that agree to some degree, in the order of uids; the uids are not 0..count-1."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(count, dimension))
+    texts = images + rng.normal(size=(count, dimension)) * rng.uniform(0.1, 3, size=(count, 1))
+    return make_view(np.sort(rng.choice(10**6, count, replace=False)), images, texts)
+
+
+def units(array):
+    wide = array.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def numbers_of(view):
+    return np.array([int(text, 16) for text in format_uids(view.uids)])
+
+
+def with_blocks(monkeypatch, strategies, name, rows):
+    monkeypatch.setitem(strategies[name].function.__globals__, "BLOCK_ROWS", rows)
+
+
+SELECTORS = ["negcliploss"]
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_selectors_do_not_depend_on_the_order_of_rows(strategies, name):
+    view = random_pairs(1, 200, dimension=3)
+    view.uids[50:60] = view.uids[50]  # one uid on ten rows that hold different things
+    view.features["l14_img"][100:105] = np.nan
+    options = {"batch_size": 30} if name == "negcliploss" else {}
+    for seed in (0, 1):
+        expected = chosen(strategies, name, view, seed=seed, **options)
+        assert 0 < len(expected) < 200
+        for order in range(3):
+            assert chosen(strategies, name, shuffled(view, order), seed=seed, **options) == expected
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_selectors_run_in_the_engine_on_either_clip(strategies, tmp_path, name):
+    view = random_pairs(2, 100, dimension=3)
+    features = {"b32_img": view.features["l14_img"], "b32_txt": view.features["l14_txt"]}
+    pool = write_pool(tmp_path / "p", {"uid": format_uids(view.uids)}, features=features)
+    outcome = run_filters(Pool(pool), [Rule(name, {"arch": "b32"})])
+    assert [int(text, 16) for text in format_uids(outcome.subset.uids)] == chosen(strategies, name, view)
+    with pytest.raises(ValueError, match="needs the array 'l14_img'"):
+        run_filters(Pool(pool), [Rule(name, {"arch": "l14"})])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("negcliploss", {"keep": 30.0}, r"negcliploss.keep=30.0 is outside \(0, 1\]"),
+        ("negcliploss", {"tau": 0.001}, "negcliploss.tau=0.001 is below 0.003"),
+        ("negcliploss", {"batch_size": 0}, "negcliploss.batch_size=0 is below 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(strategies, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        strategies[name].function(random_pairs(0, 20), **options)
 
 
 def laion2b_verdicts(strategies, texts, similarity, **options):
@@ -34,3 +121,64 @@ def test_laion2b_has_no_verdict_on_missing_values(strategies):
 def test_laion2b_names_a_missing_language_model(strategies, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"filters.laion2b.language_model: there is no file"):
         laion2b_verdicts(strategies, [ENGLISH], np.array([0.3]), language_model=str(tmp_path / "no.bin"))
+
+
+def negcliploss_scores(view, batch_size, partitions, tau, seed):
+    """The formula, pair by pair, in float64."""
+    images, texts = units(view.features["l14_img"]), units(view.features["l14_txt"])
+    count = len(images)
+    rng = np.random.default_rng(seed)
+    scores = np.zeros(count)
+    for _ in range(partitions):
+        drawn = list(rng.permutation(count))
+        for start in range(0, count, batch_size):
+            batch = drawn[start : start + batch_size]
+            members = batch + drawn[:start][: batch_size - len(batch)]
+            for i in batch:
+                to_texts = logsumexp([images[i] @ texts[j] / tau for j in members])
+                to_images = logsumexp([images[j] @ texts[i] / tau for j in members])
+                scores[i] += (images[i] @ texts[i] - tau / 2 * (to_texts + to_images)) / partitions
+    return scores
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.07])
+@pytest.mark.parametrize("batch_size", [200, 50, 32])  # one batch, equal batches, a last one that is filled up
+def test_negcliploss_keeps_the_highest_of_the_papers_formula(strategies, monkeypatch, batch_size, tau):
+    with_blocks(monkeypatch, strategies, "negcliploss", 13)
+    view = random_pairs(3, 100)
+    scores = negcliploss_scores(view, batch_size, 3, tau, seed=5)
+    ranked = numbers_of(view)[np.argsort(-scores)]
+    for keep in (0.05, 0.3, 0.31, 0.9):
+        options = {"keep": keep, "batch_size": batch_size, "partitions": 3, "tau": tau, "seed": 5}
+        assert chosen(strategies, "negcliploss", view, **options) == sorted(ranked[: round(keep * 100)])
+
+
+def test_negcliploss_survives_cosines_from_minus_one_to_one(strategies):
+    images = [[1, 0], [-1, 0], [0, 1], [1, 0]]
+    texts = [[1, 0], [-1, 0], [0, -1], [-1, 0]]  # the third and fourth contradict their images
+    view = make_view([1, 2, 3, 4], images, texts)
+    assert chosen(strategies, "negcliploss", view, keep=0.5, tau=0.003) == [1, 2]
+
+
+def test_negcliploss_gives_ties_to_the_smaller_uid(strategies):
+    view = make_view([7, 3, 9, 5], np.eye(4), np.eye(4))
+    assert chosen(strategies, "negcliploss", view, keep=0.5) == [3, 5]
+
+
+def test_negcliploss_never_keeps_a_pair_without_embedding(strategies):
+    view = random_pairs(4, 40)
+    numbers = numbers_of(view)
+    expected = chosen(strategies, "negcliploss", view, keep=0.5)
+    with_holes = make_view(
+        [*numbers, 1, 2],
+        np.concatenate([view.features["l14_img"], np.full((1, 6), np.nan), np.zeros((1, 6))]),
+        np.concatenate([view.features["l14_txt"], np.ones((2, 6))]),
+    )
+    assert chosen(strategies, "negcliploss", with_holes, keep=20 / 42) == expected
+    assert chosen(strategies, "negcliploss", with_holes, keep=1.0) == sorted(numbers)
+
+
+def test_negcliploss_draws_batches_by_the_seed(strategies):
+    view = random_pairs(5, 100)
+    subsets = {tuple(chosen(strategies, "negcliploss", view, batch_size=5, seed=seed)) for seed in range(5)}
+    assert len(subsets) > 1 and all(len(subset) == 30 for subset in subsets)
