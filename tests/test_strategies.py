@@ -55,7 +55,7 @@ def with_blocks(monkeypatch, strategies, name, rows):
     monkeypatch.setitem(strategies[name].function.__globals__, "BLOCK_ROWS", rows)
 
 
-SELECTORS = ["negcliploss"]
+SELECTORS = ["negcliploss", "rank_in_negatives"]
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -88,6 +88,8 @@ def test_selectors_run_in_the_engine_on_either_clip(strategies, tmp_path, name):
         ("negcliploss", {"keep": 30.0}, r"negcliploss.keep=30.0 is outside \(0, 1\]"),
         ("negcliploss", {"tau": 0.001}, "negcliploss.tau=0.001 is below 0.003"),
         ("negcliploss", {"batch_size": 0}, "negcliploss.batch_size=0 is below 1"),
+        ("rank_in_negatives", {"negatives": 20}, "negatives=20 must be from 1 to 19: 20 of the pool's pairs"),
+        ("rank_in_negatives", {"negatives": 5, "top": 6}, "top=6 must be from 1 to negatives=5"),
     ],
 )
 def test_options_out_of_range_are_refused(strategies, name, options, message):
@@ -182,3 +184,62 @@ def test_negcliploss_draws_batches_by_the_seed(strategies):
     view = random_pairs(5, 100)
     subsets = {tuple(chosen(strategies, "negcliploss", view, batch_size=5, seed=seed)) for seed in range(5)}
     assert len(subsets) > 1 and all(len(subset) == 30 for subset in subsets)
+
+
+def test_rank_in_negatives_agrees_with_full_ranks_where_all_others_are_negatives(strategies, monkeypatch):
+    with_blocks(monkeypatch, strategies, "rank_in_negatives", 13)
+    view = random_pairs(6, 100)
+    cosines = units(view.features["l14_img"]) @ units(view.features["l14_txt"]).T
+    caption_ranks = [1 + sum(cosines[i, j] > cosines[i, i] for j in range(100)) for i in range(100)]
+    image_ranks = [1 + sum(cosines[j, i] > cosines[i, i] for j in range(100)) for i in range(100)]
+    for top in (1, 5, 20):
+        keep = [a <= top and b <= top for a, b in zip(caption_ranks, image_ranks, strict=True)]
+        expected = list(numbers_of(view)[keep])
+        assert 0 < len(expected) < 100
+        assert chosen(strategies, "rank_in_negatives", view, negatives=99, top=top, seed=4) == expected
+
+
+def test_rank_in_negatives_draws_different_others_by_the_seed(strategies, monkeypatch):
+    with_blocks(monkeypatch, strategies, "rank_in_negatives", 13)
+    view = random_pairs(7, 100)
+    cosines = units(view.features["l14_img"]) @ units(view.features["l14_txt"]).T
+    for seed in (0, 3):
+        rng = np.random.default_rng(seed)
+        drawn = list(rng.permutation(100))
+        distances = 1 + rng.choice(99, 20, replace=False)
+        expected = []
+        for place, i in enumerate(drawn):
+            others = {drawn[(place + distance) % 100] for distance in distances}
+            assert len(others) == 20 and i not in others
+            better_captions = sum(cosines[i, j] > cosines[i, i] for j in others)
+            better_images = sum(cosines[j, i] > cosines[i, i] for j in others)
+            if better_captions < 3 and better_images < 3:
+                expected.append(numbers_of(view)[i])
+        assert chosen(strategies, "rank_in_negatives", view, negatives=20, top=3, seed=seed) == sorted(expected)
+    subsets = {tuple(chosen(strategies, "rank_in_negatives", view, seed=seed)) for seed in range(5)}
+    assert len(subsets) > 1
+
+
+def test_rank_in_negatives_passes_less_than_a_pair_in_8_of_noise(strategies):
+    rng = np.random.default_rng(8)
+    view = make_view(range(2000), rng.normal(size=(2000, 16)), rng.normal(size=(2000, 16)))
+    # Each rank is within 8 of 64 for 1 pair in 8, and the two agree in part, as both rank the same cosine.
+    assert 2000 / 64 < len(chosen(strategies, "rank_in_negatives", view)) < 2000 / 8
+
+
+def test_rank_in_negatives_lets_ties_pass(strategies):
+    view = make_view(range(10), np.random.default_rng(0).normal(size=(10, 4)), np.ones((10, 4)))
+    view.features["l14_img"][:] = view.features["l14_img"][0]
+    assert chosen(strategies, "rank_in_negatives", view, negatives=9, top=1) == list(range(10))
+
+
+def test_rank_in_negatives_never_takes_a_pair_without_embedding(strategies):
+    view = random_pairs(9, 30)
+    numbers = list(numbers_of(view))
+    expected = chosen(strategies, "rank_in_negatives", view, negatives=29, top=3)
+    with_hole = make_view(
+        [1, *numbers],
+        np.concatenate([np.full((1, 6), np.nan), view.features["l14_img"]]),
+        np.concatenate([np.ones((1, 6)), view.features["l14_txt"]]),
+    )
+    assert chosen(strategies, "rank_in_negatives", with_hole, negatives=29, top=3) == expected
