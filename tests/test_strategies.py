@@ -55,7 +55,7 @@ def with_blocks(monkeypatch, strategies, name, rows):
     monkeypatch.setitem(strategies[name].function.__globals__, "BLOCK_ROWS", rows)
 
 
-SELECTORS = ["negcliploss", "rank_in_negatives"]
+SELECTORS = ["negcliploss", "rank_in_negatives", "semdedup"]
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -90,6 +90,9 @@ def test_selectors_run_in_the_engine_on_either_clip(strategies, tmp_path, name):
         ("negcliploss", {"batch_size": 0}, "negcliploss.batch_size=0 is below 1"),
         ("rank_in_negatives", {"negatives": 20}, "negatives=20 must be from 1 to 19: 20 of the pool's pairs"),
         ("rank_in_negatives", {"negatives": 5, "top": 6}, "top=6 must be from 1 to negatives=5"),
+        ("semdedup", {"keep": "soft"}, "semdedup.keep='soft' must be hard or easy"),
+        ("semdedup", {"epsilon": -0.1}, "semdedup.epsilon=-0.1 is outside"),
+        ("semdedup", {"clusters": 21}, "semdedup.clusters=21 must be from 1 to 20"),
     ],
 )
 def test_options_out_of_range_are_refused(strategies, name, options, message):
@@ -243,3 +246,50 @@ def test_rank_in_negatives_never_takes_a_pair_without_embedding(strategies):
         np.concatenate([np.ones((1, 6)), view.features["l14_txt"]]),
     )
     assert chosen(strategies, "rank_in_negatives", with_hole, negatives=29, top=3) == expected
+
+
+def groups_of_images(seed, count, dimension=8):
+    """Draw images of which many are near others, and some equal."""
+    rng = np.random.default_rng(seed)
+    originals = rng.normal(size=(count // 3, dimension))
+    images = originals[rng.integers(len(originals), size=count)]
+    images = images + rng.normal(size=images.shape) * rng.choice([0, 0.1, 0.3], size=(count, 1))
+    return make_view(np.sort(rng.choice(10**6, count, replace=False)), images)
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy"])
+@pytest.mark.parametrize("epsilon", [0.01, 0.05, 0.3])
+def test_semdedup_drops_what_is_near_to_an_earlier_image_of_its_cluster(strategies, monkeypatch, keep, epsilon):
+    with_blocks(monkeypatch, strategies, "semdedup", 13)
+    view = groups_of_images(10, 150)
+    images = units(view.features["l14_img"])
+    centre = units(images.mean(axis=0, keepdims=True))[0]
+    distance = [round(float(1 - image @ centre), 9) for image in images]  # equal images are at equal distances
+    ordered = sorted(range(150), key=lambda i: (-distance[i] if keep == "hard" else distance[i], i))
+    kept = [
+        i for place, i in enumerate(ordered) if not any(images[i] @ images[j] > 1 - epsilon for j in ordered[:place])
+    ]
+    expected = sorted(numbers_of(view)[kept])
+    assert 0 < len(expected) < 150
+    assert chosen(strategies, "semdedup", view, clusters=1, epsilon=epsilon, keep=keep) == expected
+
+
+def test_semdedup_compares_within_clusters_alone(strategies):
+    # Two bundles of directions; within each, neighbours are 2 degrees apart.
+    angles = np.radians([0, 2, 4, 90, 92, 94])
+    view = make_view([1, 2, 3, 4, 5, 6], np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    assert chosen(strategies, "semdedup", view, clusters=2, epsilon=0.002, keep="easy") == [2, 5]
+    # From the outside in: 1 and 3 are 4 degrees apart (1 - cos = 0.0024) and both stay, 2 is near to them.
+    assert chosen(strategies, "semdedup", view, clusters=2, epsilon=0.002) == [1, 3, 4, 6]
+
+
+def test_semdedup_keeps_the_smaller_uid_of_equal_images_and_all_without_embedding(strategies):
+    images = np.array([[1, 2], [2, 4], [np.nan, 0], [0, 0], [3, -1], [np.nan, 0], [1, 2]])
+    assert chosen(strategies, "semdedup", make_view([9, 4, 3, 8, 1, 3, 4], images)) == [1, 3, 3, 4, 8]
+    assert chosen(strategies, "semdedup", make_view([2, 1], [[np.nan], [0]])) == [1, 2]
+
+
+def test_semdedup_starts_its_clusters_by_the_seed(strategies):
+    view = groups_of_images(11, 300)
+    subsets = {tuple(chosen(strategies, "semdedup", view, clusters=20, seed=seed)) for seed in (0, 1, 2, 0)}
+    assert len(subsets) == 3
