@@ -55,7 +55,7 @@ def with_blocks(monkeypatch, strategies, name, rows):
     monkeypatch.setitem(strategies[name].function.__globals__, "BLOCK_ROWS", rows)
 
 
-SELECTORS = ["negcliploss", "rank_in_negatives", "semdedup"]
+SELECTORS = ["negcliploss", "rank_in_negatives", "semdedup", "near_dedup"]
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -93,6 +93,7 @@ def test_selectors_run_in_the_engine_on_either_clip(strategies, tmp_path, name):
         ("semdedup", {"keep": "soft"}, "semdedup.keep='soft' must be hard or easy"),
         ("semdedup", {"epsilon": -0.1}, "semdedup.epsilon=-0.1 is outside"),
         ("semdedup", {"clusters": 21}, "semdedup.clusters=21 must be from 1 to 20"),
+        ("near_dedup", {"min_similarity": 98.0}, r"near_dedup.min_similarity=98.0 is outside \(0, 1\]"),
     ],
 )
 def test_options_out_of_range_are_refused(strategies, name, options, message):
@@ -293,3 +294,53 @@ def test_semdedup_starts_its_clusters_by_the_seed(strategies):
     view = groups_of_images(11, 300)
     subsets = {tuple(chosen(strategies, "semdedup", view, clusters=20, seed=seed)) for seed in (0, 1, 2, 0)}
     assert len(subsets) == 3
+
+
+def near_groups(view, min_similarity):
+    """Follow chains of near images, one at a time: a list of lists of row numbers."""
+    images = units(view.features["l14_img"])
+    groups, unseen = [], set(range(len(images)))
+    while unseen:
+        group, frontier = [], [min(unseen)]
+        unseen.remove(frontier[0])
+        while frontier:
+            i = frontier.pop()
+            group.append(i)
+            near = [j for j in sorted(unseen) if images[i] @ images[j] >= min_similarity]
+            unseen.difference_update(near)
+            frontier.extend(near)
+        groups.append(sorted(group))
+    return groups
+
+
+@pytest.mark.parametrize("max_waiting", [0, 10, 2_000_000])
+@pytest.mark.parametrize("min_similarity", [0.8, 0.95, 0.98])
+def test_near_dedup_keeps_the_smallest_uid_of_each_chain(strategies, monkeypatch, min_similarity, max_waiting):
+    with_blocks(monkeypatch, strategies, "near_dedup", 13)
+    monkeypatch.setitem(strategies["near_dedup"].function.__globals__, "MAX_WAITING_PAIRS", max_waiting)
+    view = groups_of_images(12, 150)
+    groups = near_groups(view, min_similarity)
+    assert 1 < len(groups) < 150
+    expected = [numbers_of(view)[group[0]] for group in groups]
+    assert chosen(strategies, "near_dedup", view, min_similarity=min_similarity) == sorted(expected)
+
+
+def test_near_dedup_draws_one_of_each_chain_by_the_seed(strategies):
+    view = groups_of_images(13, 90)
+    groups = [set(numbers_of(view)[group]) for group in near_groups(view, 0.95)]
+    subsets = [chosen(strategies, "near_dedup", view, min_similarity=0.95, seed=seed) for seed in range(4)]
+    assert len(set(map(tuple, subsets))) == 4
+    for subset in subsets:
+        assert sorted(len(group & set(subset)) for group in groups) == [1] * len(groups)
+
+
+def test_near_dedup_joins_chains(strategies):
+    angles = np.radians([8, 0, 4, 40])  # cos 4 degrees = 0.9976, cos 8 degrees = 0.9903
+    images = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert chosen(strategies, "near_dedup", make_view([5, 6, 7, 8], images), min_similarity=0.995) == [5, 8]
+
+
+def test_near_dedup_keeps_one_row_of_a_repeated_uid_and_all_without_embedding(strategies):
+    images = np.array([[1, 2], [2, 4], [np.nan, 0], [0, 0], [3, -1], [np.nan, 0], [1, 2]])
+    assert chosen(strategies, "near_dedup", make_view([9, 4, 3, 8, 1, 3, 4], images)) == [1, 3, 3, 4, 8]
+    assert chosen(strategies, "near_dedup", make_view([2, 1], [[np.nan], [0]])) == [1, 2]
