@@ -6,6 +6,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from benchmark import register_selector
+from benchmark.embeddings import unit_rows
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
 
@@ -45,9 +46,9 @@ def _group(images: np.ndarray, rows: np.ndarray, min_similarity: float) -> np.nd
     num_waiting = 0
     starts = range(0, len(rows), BLOCK_ROWS)
     for top in tqdm(starts, desc="near_dedup", unit="block", disable=None, leave=False):
-        block = _unit(images[rows[top : top + BLOCK_ROWS]])
+        block = unit_rows(images[rows[top : top + BLOCK_ROWS]])
         for left in range(top, len(rows), BLOCK_ROWS):
-            cosines = block @ _unit(images[rows[left : left + BLOCK_ROWS]]).T  # (block, block)
+            cosines = block @ unit_rows(images[rows[left : left + BLOCK_ROWS]]).T  # (block, block)
             one, other = np.nonzero(cosines >= np.float32(min_similarity))
             pairs = np.stack([one + top, other + left])
             pairs = pairs[:, groups[pairs[0]] != groups[pairs[1]]]
@@ -65,9 +66,3 @@ def _join(groups: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
     graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(len(groups), len(groups)))
     _, group_of = connected_components(graph, directed=False)
     return group_of[groups]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Normalise rows, in float32."""
-    vectors = vectors.astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

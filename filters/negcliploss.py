@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
+from benchmark.embeddings import pair_similarities, unit_rows
 from benchmark.filtering import PoolView, top_fraction
 from benchmark.subset import Subset
 
@@ -44,7 +45,7 @@ def negcliploss(
         if value < 1:
             raise ValueError(f"filters.negcliploss.{name}={value} is below 1")
     images, texts = pool.features[f"{arch}_img"], pool.features[f"{arch}_txt"]
-    similarity = _similarities(images, texts)
+    similarity = pair_similarities(images, texts)
     # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
     order = np.lexsort((similarity, pool.uids["f1"], pool.uids["f0"]))
     judged = order[np.isfinite(similarity[order])]
@@ -60,7 +61,7 @@ def negcliploss(
                 batch = drawn[start : start + batch_size]
                 filler = drawn[: min(start, batch_size - len(batch))]
                 rows = judged[np.concatenate([batch, filler])]
-                scores[batch] += _batch_scores(_unit(images[rows]), _unit(texts[rows]), tau)[: len(batch)]
+                scores[batch] += _batch_scores(unit_rows(images[rows]), unit_rows(texts[rows]), tau)[: len(batch)]
                 progress.update()
     is_kept = top_fraction(scores / partitions, pool.uids[judged], keep, len(pool.uids))
     return Subset.of(pool.uids[judged[is_kept]])
@@ -87,19 +88,3 @@ def _batch_scores(images: np.ndarray, texts: np.ndarray, tau: float) -> np.ndarr
             text_sums[columns] += math.exp(middle) * (ones[: logits.shape[0]] @ logits).astype(np.float64)
     similarity = np.einsum("ij,ij->i", images, texts).astype(np.float64)
     return similarity - tau / 2 * (np.log(image_sums) + np.log(text_sums))
-
-
-def _similarities(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Return every pair's cosine, NaN where an embedding is NaN or zero: (rows,) float32."""
-    result = np.empty(len(images), dtype=np.float32)
-    for start in range(0, len(images), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        result[rows] = np.einsum("ij,ij->i", _unit(images[rows]), _unit(texts[rows]))
-    return result
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Normalise rows, in float32; NaN and zero rows become NaN."""
-    vectors = vectors.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

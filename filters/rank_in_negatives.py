@@ -4,6 +4,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
+from benchmark.embeddings import pair_similarities, row_cosines, unit_rows
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
 
@@ -24,7 +25,7 @@ def rank_in_negatives(pool: PoolView, *, arch: str = "l14", negatives: int = 63,
     A pair with a NaN or zero embedding is nobody's negative and never kept.
     """
     images, texts = pool.features[f"{arch}_img"], pool.features[f"{arch}_txt"]
-    similarity = _similarities(images, texts)
+    similarity = pair_similarities(images, texts)
     # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
     order = np.lexsort((similarity, pool.uids["f1"], pool.uids["f0"]))
     judged = order[np.isfinite(similarity[order])]
@@ -43,33 +44,12 @@ def rank_in_negatives(pool: PoolView, *, arch: str = "l14", negatives: int = 63,
     starts = range(0, count, BLOCK_ROWS)
     for start in tqdm(starts, desc="rank_in_negatives", unit="block", disable=None, leave=False):
         places = np.arange(start, min(start + BLOCK_ROWS, count))
-        own_images, own_texts = _unit(images[drawn[places]]), _unit(texts[drawn[places]])
-        own = _cosines(own_images, own_texts)
+        own_images, own_texts = unit_rows(images[drawn[places]]), unit_rows(texts[drawn[places]])
+        own = row_cosines(own_images, own_texts)
         better_texts, better_images = np.zeros(len(places), dtype=int), np.zeros(len(places), dtype=int)
         for distance in distances:
             others = drawn[(places + distance) % count]
-            better_texts += _cosines(own_images, _unit(texts[others])) > own
-            better_images += _cosines(_unit(images[others]), own_texts) > own
+            better_texts += row_cosines(own_images, unit_rows(texts[others])) > own
+            better_images += row_cosines(unit_rows(images[others]), own_texts) > own
         is_kept[places] = (better_texts < top) & (better_images < top)
     return Subset.of(pool.uids[drawn[is_kept]])
-
-
-def _similarities(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Return every pair's cosine, NaN where an embedding is NaN or zero: (rows,) float32."""
-    result = np.empty(len(images), dtype=np.float32)
-    for start in range(0, len(images), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        result[rows] = _cosines(_unit(images[rows]), _unit(texts[rows]))
-    return result
-
-
-def _cosines(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    # Row by row, not by a matrix product: equal captions must tie to the last bit.
-    return np.einsum("ij,ij->i", images, texts)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Normalise rows, in float32; NaN and zero rows become NaN."""
-    vectors = vectors.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -4,6 +4,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
+from benchmark.embeddings import unit_rows
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
 
@@ -41,7 +42,7 @@ def semdedup(
         content = features.sum(axis=1, dtype=np.float32)
     # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
     order = np.lexsort((content, pool.uids["f1"], pool.uids["f0"]))
-    images = _unit(features[order])
+    images = unit_rows(features[order])
     has_embedding = np.isfinite(images).all(axis=1)
     rows, images = order[has_embedding], images[has_embedding]  # images: (rows, dimension)
     is_kept = np.ones(len(pool.uids), dtype=bool)
@@ -91,10 +92,3 @@ def _highest_before(images: np.ndarray) -> np.ndarray:
                 cosines[earlier[None, :] >= rows[:, None]] = -np.inf
             highest[rows] = np.maximum(highest[rows], cosines.max(axis=1))
     return highest
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Normalise rows, in float32; NaN and zero rows become NaN."""
-    vectors = vectors.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
