@@ -11,8 +11,9 @@ from benchmark.uids import uid_order
 @register_selector(columns=["sha256"])
 def dedup(pool: PoolView, *, seed: int = 0) -> Subset:
     """Keep of all pairs with the same image one drawn by the seed (0: the smallest uid); a null hash is unique."""
-    hashes = pool.columns["sha256"]
-    order = np.random.default_rng(seed).permutation(len(hashes)) if seed else np.arange(len(hashes))
-    order = order[uid_order(pool.uids[order])] if seed == 0 else order
-    is_repeat = hashes.iloc[order].duplicated().to_numpy() & hashes.iloc[order].notna().to_numpy()
+    order = uid_order(pool.uids)  # whatever the order of files
+    if seed:
+        order = np.random.default_rng(seed).permutation(order)
+    hashes = pool.columns["sha256"].iloc[order]
+    is_repeat = hashes.duplicated().to_numpy() & hashes.notna().to_numpy()
     return Subset.of(pool.uids[order[~is_repeat]])

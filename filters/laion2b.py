@@ -1,4 +1,4 @@
-"""LAION-2B's rule (DataComp, Sec. 3.4; LAION-5B, Sec. 3): English captions that agree with their image."""
+"""LAION-2B's rule (DataComp, Sec. 3.4; Schuhmann et al. 2022): English captions that agree with their image."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""negCLIPLoss (Wang et al. 2024, arXiv 2405.19547, Sec. 3): CLIP score less what pair and batch have in common."""
+"""negCLIPLoss (Wang et al. 2024, arXiv 2405.19547): CLIP score less what pair and batch have in common."""
 
 import math
 

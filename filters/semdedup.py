@@ -1,4 +1,4 @@
-"""SemDeDup (Abbas et al. 2023, arXiv 2303.09540, Sec. 3): drop semantic duplicates within clusters of images."""
+"""SemDeDup (Abbas et al. 2023, arXiv 2303.09540): drop semantic duplicates within clusters of images."""
 
 import numpy as np
 from tqdm import tqdm
