@@ -3,6 +3,7 @@
 exp_dir/subset.npy, subset.json       the filter stage's choice, made once
 exp_dir/seed-N/checkpoint/, eval/     a folder per training seed
 exp_dir/entry.json                    the scores of all evaluated seeds, as the leaderboard reads them
+exp_dir/report/                       what was kept and dropped, as a page (report.py)
 exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
 """
 
@@ -132,7 +133,7 @@ def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *
                 say(f"train: as before, seed {seed} ({checkpoint_dir})")
                 continue
             if data is None:
-                _refuse_changed(subset_path, subset_record.result["sha256"])
+                refuse_changed(subset_path, subset_record.result["sha256"])
                 data = TrainingData(pool.index, load_subset(subset_path), scale)
                 _say_coverage(data.num_absent, len(data.samples))
             checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ def evaluate_stage(
             )
         with locked(seed_dir), recipe_threads(scale):
             weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
-            _refuse_changed(weights_path, trained.result["weights"])
+            refuse_changed(weights_path, trained.result["weights"])
             model = build_model(scale.model)
             load_weights(model, weights_path)
             missing = [task for task in tasks if not result_path(seed_dir, task).exists()]
@@ -213,6 +214,14 @@ def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
             f"but {pool.dir} is pool {pool.fingerprint[:12]}"
         )
     return exp_dir / SUBSET_NAME, record
+
+
+def refuse_changed(path: Path, sha256: str) -> None:
+    """Raise where a file is not the one that its record speaks of."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
+    if sha256_of(path) != sha256:
+        raise ValueError(f"{path} was changed after it was made: its sha256 is not the one in its record")
 
 
 @dataclass(frozen=True)
@@ -329,14 +338,6 @@ def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleRe
         example = ", ".join(format_uids(unknown[:3]))
         raise ValueError(f"{path}: {len(unknown):,} of {len(distinct):,} uids are not in {pool.dir}, such as {example}")
     return Subset(np.asarray(subset.uids)), len(known), len(known) - len(unique_uids(known)[0]), []
-
-
-def _refuse_changed(path: Path, sha256: str) -> None:
-    """Raise where a file is not the one that its record speaks of."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
-    if sha256_of(path) != sha256:
-        raise ValueError(f"{path} was changed after it was made: its sha256 is not the one in its record")
 
 
 def _say_coverage(num_absent: int, num_present: int) -> None:
