@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from benchmark.experiment import ENTRY_NAME, open_experiment, refuse_changed
 from benchmark.filtering import Rule, RuleReport, planted_path, run_filters
@@ -30,6 +32,7 @@ from benchmark.options import filter_defaults, make_rule
 from benchmark.order import keyed_uint64
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
+from benchmark.samples import SampleReader, decode_image
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,
@@ -57,7 +60,8 @@ RECORD_NAME = "report.json"
 
 SCORE_COLUMNS = ("clip_l14_similarity_score", "clip_b32_similarity_score")
 SCORE_EDGES = np.round(np.linspace(-1, 1, 201), 2)  # cosine similarities, in steps of 0.01
-BINS_PER_BUCKET = 5
+BUCKET_BINS = (5, 10, 20)  # bins per bucket: the first of them that makes no more than MAX_BUCKETS
+MAX_BUCKETS = 16
 CAPTION_WORDS = (0, 1, 2, 3, 5, 8, 13, 21)  # where each bucket begins
 SHORTER_SIDE = (0, 50, 100, 200, 400, 800)  # pixels, before any resizing
 
@@ -65,6 +69,7 @@ SHEET_SAMPLES = 48
 SHEET_STREAM = 101  # of the hash that draws a sheet's samples; apart from every recipe's streams
 THUMBNAIL = 112  # pixels of the longer side
 MAX_CAPTION = 240  # characters
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,9 @@ class ScoreHistogram:
     def bins(self) -> slice:
         """Return the part of SCORE_EDGES' bins that holds anything, one bin more on either side."""
         filled = np.flatnonzero(self.kept + self.dropped)
-        return slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 2) if len(filled) else slice(0, 0)
+        return (
+            slice(max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, len(self.kept))) if len(filled) else slice(0, 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -255,9 +262,8 @@ def survey_pool(pool: Pool, subset: Subset) -> Survey:
     start = 0
     for path in pool.metadata_paths:
         rows = pool.read_columns(path, columns)
-        here = slice(start, start + len(rows))
-        start += len(rows)
-        kept = is_kept[here]
+        end = start + len(rows)
+        kept = is_kept[start:end]
         for name, counts in scores.items():
             counts.add(rows[name].to_numpy(dtype=float, na_value=np.nan), kept)
         if "text" in columns:
@@ -266,11 +272,12 @@ def survey_pool(pool: Pool, subset: Subset) -> Survey:
             sizes = rows[["original_width", "original_height"]].to_numpy(dtype=float, na_value=np.nan)
             sides.add(sizes.min(axis=1), kept)
         for each in drawn:
-            for row in each.rows[(each.rows >= here.start) & (each.rows < here.stop)].tolist():
-                shown = [f"{_short_name(name)} {rows[name].iloc[row - start + len(rows)]:.3f}" for name in scores]
+            for row in each.rows[(each.rows >= start) & (each.rows < end)].tolist():
+                shown = [f"{_short_name(name)} {rows[name].iloc[row - start]:.3f}" for name in scores]
                 notes[format_uids(uids[row : row + 1])[0]] += shown
+        start = end
 
-    groupings = _planted_grouping(pool, subset, notes)
+    groupings = _planted_groupings(pool, subset, notes)
     histograms = [counts.histogram(name) for name, counts in scores.items()]
     for histogram in histograms:
         groupings.append(Grouping(f"By {_short_name(histogram.column)} similarity", _score_groups(histogram)))
@@ -295,17 +302,9 @@ def plot_scores(histogram: ScoreHistogram) -> bytes:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         bins = histogram.bins
-        left, width = SCORE_EDGES[:-1][bins], SCORE_EDGES[1] - SCORE_EDGES[0]
-        axes.bar(left, histogram.kept[bins], width, align="edge", color="#2a6f97", label="kept")
-        axes.bar(
-            left,
-            histogram.dropped[bins],
-            width,
-            align="edge",
-            bottom=histogram.kept[bins],
-            color="#d4cdc1",
-            label="dropped",
-        )
+        edges, kept = SCORE_EDGES[bins.start : bins.stop + 1], histogram.kept[bins]
+        axes.stairs(kept, edges, fill=True, color="#2a6f97", label="kept")
+        axes.stairs(kept + histogram.dropped[bins], edges, baseline=kept, fill=True, color="#d4cdc1", label="dropped")
         if histogram.lowest_kept is not None and histogram.dropped.any():
             text = "cut" if histogram.is_cut else "lowest kept"
             label = f"{text}: {histogram.lowest_kept:.3f}"
@@ -380,13 +379,18 @@ def _groups(labels: Sequence[str], counts: np.ndarray) -> list[Group]:
 
 
 def _score_groups(histogram: ScoreHistogram) -> list[Group]:
-    counts = np.stack([histogram.dropped, histogram.kept]).reshape(2, -1, BINS_PER_BUCKET).sum(axis=2)
-    edges = SCORE_EDGES[::BINS_PER_BUCKET]
-    labels = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges.tolist())]
-    return _groups(labels, counts)
+    counts = np.stack([histogram.dropped, histogram.kept])
+    groups: list[Group] = []
+    for num_bins in BUCKET_BINS:
+        edges = SCORE_EDGES[::num_bins].tolist()
+        labels = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+        groups = _groups(labels, counts.reshape(2, -1, num_bins).sum(axis=2))
+        if len(groups) <= MAX_BUCKETS:
+            break
+    return groups
 
 
-def _planted_grouping(pool: Pool, subset: Subset, notes: dict[str, list[str]]) -> list[Grouping]:
+def _planted_groupings(pool: Pool, subset: Subset, notes: dict[str, list[str]]) -> list[Grouping]:
     """Count rows per planted kind, where there are labels, and note the kinds of the samples that are shown."""
     path = planted_path(pool)
     if not path.exists():
@@ -401,7 +405,7 @@ def _planted_grouping(pool: Pool, subset: Subset, notes: dict[str, list[str]]) -
         for row in np.flatnonzero(pd.Series(batch.column("uid").to_pylist()).isin(list(notes)).to_numpy()).tolist():
             uid = batch.column("uid")[row].as_py()
             notes[uid] += [kind for kind, planted in zip(kinds, labels[row], strict=True) if planted]
-    return [Grouping("By planted kind", _groups(kinds, counts))]
+    return [Grouping("By planted kind (a row may have several; no filter sees them)", _groups(kinds, counts))]
 
 
 # --- Contact sheets ------------------------------------------------------------------------------------------------
@@ -421,17 +425,16 @@ def _draw_sheets(pool: Pool, uids: np.ndarray, is_kept: np.ndarray) -> list[_Dra
     drawn = []
     for title, mask in (("Kept", is_kept), ("Dropped", ~is_kept)):
         present = np.flatnonzero(mask & is_present)
-        _, first = np.unique(uids[present], return_index=True)  # a uid on several rows is shown once
-        candidates = present[first]
-        keys = keyed_uint64(SHEET_STREAM, uids["f0"][candidates], uids["f1"][candidates])
-        rows = candidates[np.argsort(keys, kind="stable")[:SHEET_SAMPLES]]
+        keys = keyed_uint64(SHEET_STREAM, uids["f0"][present], uids["f1"][present])
+        rows = present[np.argsort(keys, kind="stable")]
+        is_first = np.ones(len(rows), dtype=bool)  # a uid on several rows is shown once
+        is_first[1:] = uids[rows[1:]] != uids[rows[:-1]]
+        rows = rows[is_first][:SHEET_SAMPLES]
         drawn.append(_Drawn(title, rows, len(present), int(mask.sum()) - len(present)))
     return drawn
 
 
 def _sheet(pool: Pool, drawn: _Drawn, uids: np.ndarray, notes: dict[str, list[str]]) -> Sheet:
-    from benchmark.data import SampleReader, decode_image
-
     index = pool.index
     wanted = uids[drawn.rows]
     near = np.flatnonzero(np.isin(index.uids["f0"], wanted["f0"]))  # a few; compared in full below
@@ -448,8 +451,6 @@ def _sheet(pool: Pool, drawn: _Drawn, uids: np.ndarray, notes: dict[str, list[st
 
 def thumbnail(pixels: np.ndarray) -> bytes:
     """Encode an image (height, width, 3) uint8 as a small JPEG; of the sample's file nothing but the pixels is kept."""
-    from PIL import Image
-
     image = Image.fromarray(pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -485,7 +486,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 0; min-width: 0; }
 .picture { height: 7rem; display: flex; align-items: center; justify-content: center; background: #f5f2ec;
   color: #6b655c; font-size: .8rem; text-align: center; }
-.picture img { max-width: 100%; max-height: 100%; }
+.picture img { width: 100%; height: 100%; object-fit: contain; }
 figcaption bdi { display: block; max-height: 5.2em; overflow: hidden; color: #23211e; line-height: 1.3;
   overflow-wrap: anywhere; }
 """
@@ -511,7 +512,7 @@ def _page(
         board_html,
         _rules_html(record),
         _scores_html(survey, plots),
-        "<h2>What was kept</h2>",
+        "<h2>What was kept</h2>" if survey.groupings else "",
         *[_grouping_html(grouping) for grouping in survey.groupings],
         *[_sheet_html(sheet) for sheet in survey.sheets],
         "" if survey.sheets else "<h2>Samples</h2><p>The pool has no shards here, so there are no images to show.</p>",
@@ -642,7 +643,7 @@ def _table_html(header: Sequence[str], rows: Iterable[Sequence[str]], bars: Sequ
 
 def _text(value: str) -> str:
     """Escape for text and quoted attributes; control characters, which no page needs, become U+FFFD."""
-    return escape("".join(c if c.isprintable() or c.isspace() or c > "\x9f" else "\ufffd" for c in value))
+    return escape(CONTROL.sub("\ufffd", value))
 
 
 def _data_url(data: bytes, kind: str) -> str:
