@@ -113,9 +113,9 @@ class ScoreHistogram:
     def bins(self) -> slice:
         """Return the part of SCORE_EDGES' bins that holds anything, one bin more on either side."""
         filled = np.flatnonzero(self.kept + self.dropped)
-        return (
-            slice(max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, len(self.kept))) if len(filled) else slice(0, 0)
-        )
+        if len(filled) == 0:
+            return slice(0, 0)
+        return slice(max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, len(self.kept)))
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
     refuse_changed(subset_path, record.result["sha256"])
     board_html = _board_html(exp_dir, record, scale)
     rules, skipped = comparable_rules(pool)
-    descriptions = _descriptions(record)
+    descriptions, cut_columns = _descriptions(record), _cut_columns(record)
     made_from: dict[str, Json] = {
         "subset": record.result["sha256"],
         "filter": record.hash,
@@ -184,7 +184,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
         "board": digest(board_html),
         "compared": [rule.as_json() for rule in rules],
-        "descriptions": digest(descriptions),
+        "descriptions": digest([descriptions, cut_columns]),
     }
     report_dir = exp_dir / REPORT_DIR_NAME
     page_path, record_path = report_dir / PAGE_NAME, report_dir / RECORD_NAME
@@ -203,7 +203,11 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
             subset = load_subset(subset_path)
             survey = survey_pool(pool, subset)
             overlaps, failures = overlaps_with(pool, subset, rules)
-            plots = {f"score-{each.column}.png": plot_scores(each) for each in survey.histograms if each.bins.stop}
+            plots = {
+                f"score-{each.column}.png": plot_scores(each, has_cut=each.is_cut or each.column in cut_columns)
+                for each in survey.histograms
+                if each.bins.stop
+            }
             page = _page(record, descriptions, pool, survey, plots, overlaps, skipped | failures, board_html)
             files = {**plots, PAGE_NAME: page.encode(errors="replace")}
             for name, data in files.items():
@@ -289,8 +293,8 @@ def survey_pool(pool: Pool, subset: Subset) -> Survey:
     return Survey(int(is_kept.sum()), histograms, groupings, sheets)
 
 
-def plot_scores(histogram: ScoreHistogram) -> bytes:
-    """Draw kept against dropped rows as a PNG, the same bytes for the same counts."""
+def plot_scores(histogram: ScoreHistogram, *, has_cut: bool) -> bytes:
+    """Draw kept against dropped rows as a PNG, with the lowest kept score where a rule cuts this score."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -305,7 +309,7 @@ def plot_scores(histogram: ScoreHistogram) -> bytes:
         edges, kept = SCORE_EDGES[bins.start : bins.stop + 1], histogram.kept[bins]
         axes.stairs(kept, edges, fill=True, color="#2a6f97", label="kept")
         axes.stairs(kept + histogram.dropped[bins], edges, baseline=kept, fill=True, color="#d4cdc1", label="dropped")
-        if histogram.lowest_kept is not None and histogram.dropped.any():
+        if has_cut and histogram.lowest_kept is not None:
             text = "cut" if histogram.is_cut else "lowest kept"
             label = f"{text}: {histogram.lowest_kept:.3f}"
             axes.axvline(histogram.lowest_kept, color="#b23a48", linewidth=1.2, linestyle="--", label=label)
@@ -478,6 +482,7 @@ th { font-weight: 600; color: #6b655c; vertical-align: bottom; }
 .own { background: #eef4f8; font-weight: 600; }
 .bar { display: inline-block; width: 7rem; height: .7rem; background: #e9e4da; }
 .bar i { display: block; height: 100%; background: #2a6f97; }
+@media (max-width: 32rem) { th, td { padding: .2rem .4rem; } .bar { width: 4rem; } }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .5rem 0; }
 dt { color: #6b655c; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -576,7 +581,7 @@ def _scores_html(survey: Survey, plots: dict[str, bytes]) -> str:
             alt = f"Histogram of {histogram.column}, kept against dropped rows"
             parts.append(f'<img class="plot" alt="{_text(alt)}" src="{_data_url(plot, "png")}">')
         if histogram.num_missing:
-            parts.append(f"<p>{histogram.num_missing:,} rows have no {_text(histogram.column)}.</p>")
+            parts.append(f"<p>Without {_text(histogram.column)}: {_rows(histogram.num_missing)}.</p>")
     return "<h2>Scores</h2>" + "".join(parts) if parts else ""
 
 
@@ -593,7 +598,7 @@ def _sheet_html(sheet: Sheet) -> str:
     shown = len(sheet.samples)
     about = f"{shown:,} of {sheet.num_present:,} samples, drawn by a hash of the uid."
     if sheet.num_absent:
-        about += f" {sheet.num_absent:,} more rows have no image in the pool."
+        about += f" Not shown, because the pool has no image of them: {_rows(sheet.num_absent)}."
     figures = []
     for sample in sheet.samples:
         picture = (
@@ -658,6 +663,10 @@ def _num_words(caption: str) -> int:
     return len(caption.split())
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def _short_name(column: str) -> str:
     return column.removeprefix("clip_").removesuffix("_similarity_score")
 
@@ -674,6 +683,16 @@ def _descriptions(record: Record) -> list[str]:
     """Return the one-line summary of each rule, empty where its file is not loaded."""
     known = [STRATEGIES.get(rule["name"]) for rule in record.made_from["filters"]]
     return ["" if strategy is None else strategy.summary for strategy in known]
+
+
+def _cut_columns(record: Record) -> list[str]:
+    """Return the columns that the experiment's rules with a cut read, as far as their files are loaded."""
+    columns = set()
+    for rule in record.made_from["filters"]:
+        strategy = STRATEGIES.get(rule["name"])
+        if strategy is not None and rule["cut"]:
+            columns |= set(strategy.needed_columns(rule["options"]))
+    return sorted(columns)
 
 
 def _why_not(pool: Pool, strategy: Strategy) -> str:

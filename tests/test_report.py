@@ -15,7 +15,11 @@ import pytest
 from PIL import Image
 
 from benchmark.cli import EXIT_USER, main
+from benchmark.pool import Pool
+from benchmark.report import survey_pool
+from benchmark.subset import Subset, load_subset
 from benchmark.tars import write_tar
+from benchmark.uids import parse_uids
 from leaderboard.entries import BOARDS_DIR, Entry, PoolUsed, SubsetUsed, SuiteName, read_board, write_entry
 from tests.conftest import jpeg, members, uid, write_pool
 
@@ -25,6 +29,8 @@ HOSTILE = [
     "</bdi></figure>\x00\u202e' &amp; http:",
     "&lt;",
 ]
+TAGS = {"!DOCTYPE", "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "dl", "dt", "dd", "div"}
+TAGS |= {"table", "tr", "th", "td", "span", "i", "br", "img", "figure", "figcaption", "bdi"}
 SCORES = [0.81, 0.72, 0.63, 0.54, 0.45, 0.36, 0.27, 0.18]
 
 
@@ -42,6 +48,15 @@ def reported(pico_pool, tmp_path_factory, strategies):
     assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}", *rules]) == 0
     assert main(["report", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}"]) == 0
     return exp_dir
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, strategies):
+    """The page on the better half of the hostile pool."""
+    folder = tmp_path_factory.mktemp("hostile")
+    hostile_pool(folder)
+    half(folder / "pool", folder / "exp")
+    return report(pool=folder / "pool", exp=folder / "exp")
 
 
 def hostile_pool(folder):
@@ -89,83 +104,46 @@ def tables(page):
     return found
 
 
-def test_what_a_stranger_typed_comes_out_escaped(folder):
-    hostile_pool(folder)
-    half()
-    page = report()
+def test_what_a_stranger_typed_comes_out_escaped(hostile):
     for caption in HOSTILE[:3]:
         shown = html.escape(caption).replace("\x00", "\ufffd")
-        assert f"<bdi>{shown}</bdi>" in page
-        assert caption not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 1
-    assert len(re.findall(r"</?bdi>", page)) == 2 * 6 and page.count("<figure>") == page.count("</figure>") == 6
+        assert f"<bdi>{shown}</bdi>" in hostile
+        assert caption not in hostile
+    assert hostile.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 1
+    assert (
+        len(re.findall(r"</?bdi>", hostile)) == 2 * 6 and hostile.count("<figure>") == hostile.count("</figure>") == 6
+    )
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(folder, reported):
-    hostile_pool(folder)
-    half()
-    for page in (report(), (reported / "report" / "index.html").read_text()):
+def test_the_page_fetches_nothing_and_runs_nothing(hostile, reported):
+    for page in (hostile, (reported / "report" / "index.html").read_text()):
         tags = re.findall(r"<[^>]*>", page)
-        assert {tag.split()[0].strip("</>") for tag in tags} <= set(
-            [
-                "!DOCTYPE",
-                "html",
-                "head",
-                "meta",
-                "title",
-                "style",
-                "body",
-                "h1",
-                "h2",
-                "h3",
-                "p",
-                "dl",
-                "dt",
-                "dd",
-                "div",
-                "table",
-                "tr",
-                "th",
-                "td",
-                "span",
-                "i",
-                "br",
-                "img",
-                "figure",
-                "figcaption",
-                "bdi",
-            ]
-        )
+        assert {tag.split()[0].strip("</>") for tag in tags} <= TAGS
         sources = [tag for tag in tags if "src=" in tag]
         assert sources and all(re.search(r' src="data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+"', s) for s in sources)
         assert not [tag for tag in tags if re.search(r"href|\son\w+=|https?:|url\(", tag)]
         assert "url(" not in page and "@import" not in page
 
 
-def test_pictures_are_drawn_again_small_and_without_what_came_with_them(folder):
-    hostile_pool(folder)
-    half()
-    page = report()
-    pictures = [base64.b64decode(text) for text in re.findall(r"data:image/jpeg;base64,([^\"]*)", page)]
+def test_pictures_are_drawn_again_small_and_without_what_came_with_them(hostile):
+    pictures = [base64.b64decode(text) for text in re.findall(r"data:image/jpeg;base64,([^\"]*)", hostile)]
     assert len(pictures) == 5
     assert not [data for data in pictures if b"hidden" in data or b"svg" in data]
     assert max(Image.open(io.BytesIO(data)).width for data in pictures) == 112
-    assert page.count("cannot be decoded") == 1
+    assert hostile.count("cannot be decoded") == 1
 
 
-def test_samples_without_an_image_are_counted(folder):
-    hostile_pool(folder)
-    half()
-    page = report()
-    assert "3 of 3 samples, drawn by a hash of the uid. 1 more rows have no image in the pool." in page
-    assert page.count("1 more rows have no image") == 2
-    assert "8 rows, 6 samples present" in page
+def test_samples_without_an_image_are_counted(hostile):
+    assert (
+        "3 of 3 samples, drawn by a hash of the uid. Not shown, because the pool has no image of them: 1 row."
+        in hostile
+    )
+    assert hostile.count("no image of them: 1 row.") == 2
+    assert "8 rows, 6 samples present" in hostile
 
 
-def test_numbers_of_the_small_pool_are_those_counted_by_hand(folder):
-    hostile_pool(folder)
-    half()
-    found = tables(report())
+def test_numbers_of_the_small_pool_are_those_counted_by_hand(hostile):
+    found = tables(hostile)
     assert found["Rule by rule"] == {"clip_score": ["4", "4", "4", "0"]}
     numbers = {title: {label: cells[:2] for label, cells in rows.items()} for title, rows in found.items()}
     assert numbers["By planted kind"] == {"odd": ["4", "2"]}
@@ -225,13 +203,10 @@ def test_overlaps_are_those_of_sets(reported, pico_pool):
         ]
 
 
-def test_strategies_that_the_pool_cannot_run_are_named(folder, reported):
-    hostile_pool(folder)
-    half()
+def test_strategies_that_the_pool_cannot_run_are_named(hostile, reported):
     assert "Left out: planted_clean, a reference." in (reported / "report" / "index.html").read_text()
-    page = report()
-    assert "Left out: dedup, the pool lacks " in page
-    assert set(tables(page)["Overlap with the shipped strategies"]) >= {"clip_score", "no_filter"}
+    assert "Left out: dedup, the pool lacks " in hostile
+    assert set(tables(hostile)["Overlap with the shipped strategies"]) >= {"clip_score", "no_filter"}
 
 
 def test_the_same_inputs_give_the_same_bytes(reported, pico_pool, folder):
@@ -332,3 +307,14 @@ def test_a_sample_drawn_for_a_sheet_depends_on_uids_alone(folder):
     shown = [re.findall(r"number (\d+)<", page) for page in pages]
     assert shown[0] == shown[1] and len(shown[0]) == 96
     assert all(int(number) >= 65 for number in shown[0][:48]) and all(int(number) < 65 for number in shown[0][48:])
+
+
+def test_a_score_that_alone_separates_kept_from_dropped_is_a_cut(folder):
+    pool = Pool(hostile_pool(folder))
+    half()
+    (histogram,) = survey_pool(pool, load_subset("exp/subset.npy")).histograms
+    assert (histogram.lowest_kept, histogram.highest_dropped, histogram.is_cut) == (0.54, 0.45, True)
+    assert np.flatnonzero(histogram.kept).tolist() == [154, 163, 172, 181]  # steps of 0.01 from -1 on
+    mixed = Subset.of(parse_uids([uid(1), uid(7)]))
+    (histogram,) = survey_pool(pool, mixed).histograms
+    assert (histogram.lowest_kept, histogram.highest_dropped, histogram.is_cut) == (0.27, 0.72, False)
