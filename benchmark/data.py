@@ -5,7 +5,6 @@ The same decoding serves the samples held in memory and those read on the way, s
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from benchmark.index import PoolIndex
 from benchmark.models import Tokenizer
 from benchmark.order import AUGMENT_STREAM, SampleOrder, keyed_uint64, keyed_uniform
+from benchmark.samples import SampleReader, decode_image
 from benchmark.scales import Scale
-from benchmark.tars import IMAGE_FORMATS
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
-MAX_PIXELS = 1 << 26  # a larger image counts as undecodable: no decompression bombs
 MAX_UNDECODABLE = 0.01  # of the samples seen; more stops the run
 
 
@@ -40,35 +37,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-class SampleReader:
-    """Reads the samples of P from the tars: image bytes and caption by offset, one open file per tar."""
-
-    def __init__(self, index: PoolIndex, samples: np.ndarray) -> None:
-        self.index = index
-        self.samples = samples  # P: places in the index
-
-    def read(self, place: int) -> tuple[bytes, bytes]:
-        """Return image bytes and caption bytes of P's sample at `place`."""
-        row = self.samples[place]
-        index = self.index
-        with index.tar_paths[index.tar_number[row]].open("rb") as file:
-            file.seek(int(index.image_offset[row]))
-            image = file.read(int(index.image_length[row]))
-            file.seek(int(index.text_offset[row]))
-            return image, file.read(int(index.text_length[row]))
-
-
-def decode_image(data: bytes) -> Image.Image | None:
-    """Decode to RGB, or None where the bytes are no picture or too large a one."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
-        if image.width * image.height > MAX_PIXELS:
-            return None
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:

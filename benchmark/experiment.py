@@ -3,6 +3,7 @@
 exp_dir/subset.npy, subset.json       the filter stage's choice, made once
 exp_dir/seed-N/checkpoint/, eval/     a folder per training seed
 exp_dir/entry.json                    the scores of all evaluated seeds, as the leaderboard reads them
+exp_dir/report/                       what was kept and dropped, as a page (report.py)
 exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
 """
 
@@ -88,7 +89,7 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
         remove_temporary(exp_dir)
         record = finished(record_path, "filter", FILTER_VERSION, made_from)
         if record is not None and (exp_dir / SUBSET_NAME).exists():
-            _refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
+            refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
             kept, rows = record.result["size"], record.result["rows"]
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
@@ -142,7 +143,7 @@ def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *
                 say(f"train: as before, seed {seed} ({checkpoint_dir})")
                 continue
             if data is None:
-                _refuse_changed(subset_path, subset_record.result["sha256"])
+                refuse_changed(subset_path, subset_record.result["sha256"])
                 data = TrainingData(pool.index, load_subset(subset_path), scale)
                 _say_coverage(data.num_absent, len(data.samples))
             checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,7 @@ def evaluate_stage(
             )
         with locked(seed_dir), recipe_threads(scale):
             weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
-            _refuse_changed(weights_path, trained.result["weights"])
+            refuse_changed(weights_path, trained.result["weights"])
             model = build_model(scale.model)
             load_weights(model, weights_path)
             missing = [task for task in tasks if not result_path(seed_dir, task).exists()]
@@ -232,6 +233,14 @@ def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
             f"but {pool.dir} is pool {pool.fingerprint[:12]}"
         )
     return exp_dir / SUBSET_NAME, record
+
+
+def refuse_changed(path: Path, sha256: str) -> None:
+    """Raise where a file is not the one that its record speaks of."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
+    if sha256_of(path) != sha256:
+        raise ValueError(f"{path} was changed after it was made: its sha256 is not the one in its record")
 
 
 @dataclass(frozen=True)
@@ -381,14 +390,6 @@ def _refuse_foreign_checkpoint(seed_dir: Path, trained: Record, subset_record: R
         )
     if trained.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]:
         raise ValueError(f"{seed_dir} was trained on another pool than the experiment's; choose another folder")
-
-
-def _refuse_changed(path: Path, sha256: str) -> None:
-    """Raise where a file is not the one that its record speaks of."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
-    if sha256_of(path) != sha256:
-        raise ValueError(f"{path} was changed after it was made: its sha256 is not the one in its record")
 
 
 def _say_coverage(num_absent: int, num_present: int) -> None:

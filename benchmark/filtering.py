@@ -146,10 +146,13 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
         needed_by = f"{rule.strategy.kind} {rule.name!r}"
         pool.check_columns(rule.strategy.needed_columns(rule.options), needed_by)
         pool.check_features(rule.strategy.needed_features(rule.options), needed_by)
-        if rule.strategy.planted and not _planted_path(pool).exists():
-            raise FileNotFoundError(
-                f"{needed_by} is a reference for embedded pools; {_planted_path(pool)} is not there"
-            )
+        if rule.strategy.planted and not planted_path(pool).exists():
+            raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
+
+
+def planted_path(pool: Pool) -> Path:
+    """Return where an embedded pool keeps the labels that were planted when it was drawn."""
+    return pool.dir / "planted.parquet"
 
 
 def top_fraction(scores: np.ndarray, uids: np.ndarray, fraction: float, num_rows: int) -> np.ndarray:
@@ -374,12 +377,8 @@ def _reports(rules: Sequence[Rule], votes: list[np.ndarray], unjudged: list[int]
     ]
 
 
-def _planted_path(pool: Pool) -> Path:
-    return pool.dir / "planted.parquet"
-
-
 def _planted_rows(pool: Pool, uids: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    labels = pq.read_table(_planted_path(pool), columns=["uid", *names]).to_pandas().drop_duplicates("uid")
+    labels = pq.read_table(planted_path(pool), columns=["uid", *names]).to_pandas().drop_duplicates("uid")
     return labels.set_index("uid").reindex(format_uids(uids))[list(names)].reset_index(drop=True)
 
 

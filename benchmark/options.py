@@ -74,11 +74,20 @@ class EvaluateOptions(SeedOptions):
     plugins: Any = _option((), "your own files with tasks: [my_task.py,...]")
 
 
+@dataclass
+class ReportOptions(PoolOptions):
+    """winnow report: show what an experiment kept and dropped, as a page."""
+
+    exp_dir: Any = _option(MISSING, "the experiment's folder; it has a subset")
+    plugins: Any = _option((), "your own files with the experiment's filters: [my_filter.py,...]")
+
+
 VERBS: dict[str, type[PoolOptions]] = {
     "run": RunOptions,
     "filter": FilterOptions,
     "train": TrainOptions,
     "evaluate": EvaluateOptions,
+    "report": ReportOptions,
 }
 
 

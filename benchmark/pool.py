@@ -58,6 +58,11 @@ class Pool:
                 raise ValueError(f"{path} has no column 'uid'; it has {self._schema(path).names}")
 
     @cached_property
+    def has_images(self) -> bool:
+        """Tell whether any shard is there; a pool may be metadata alone."""
+        return any((self.dir / "shards").glob("*.tar"))
+
+    @cached_property
     def index(self) -> PoolIndex:
         """Return the index of the samples that are there, in pool order."""
         return read_index(self.dir)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from benchmark.data import (
     MAX_UNDECODABLE,
     HeldSamples,
-    SampleReader,
     StepBatches,
     batches_from,
     fits_memory,
@@ -30,6 +29,7 @@ from benchmark.data import (
 from benchmark.index import PoolIndex
 from benchmark.models import Tokenizer, build_model, build_tokenizer
 from benchmark.order import SampleOrder, present_samples
+from benchmark.samples import SampleReader
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,

@@ -34,6 +34,7 @@ from benchmark.options import (
 )
 from benchmark.pool import Pool
 from benchmark.registry import load_tasks
+from benchmark.report import report_stage
 from benchmark.scales import Scale
 from benchmark.stage import say, write_bytes
 
@@ -41,7 +42,7 @@ Config = dict[str, Any]
 
 
 def run(config: Config, command: list[str]) -> None:
-    """Filter, train, evaluate, and print the run's table."""
+    """Filter, train, evaluate, print the run's table, and make its report."""
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     choice, workers = _choice(config), as_count(config["workers"], "workers")
@@ -55,6 +56,7 @@ def run(config: Config, command: list[str]) -> None:
     train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
     evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device)
     report_experiment(exp_dir, scale, pool)
+    report_stage(exp_dir, pool, scale)
 
 
 def filter_pool(config: Config, command: list[str]) -> None:
@@ -92,11 +94,22 @@ def evaluate(config: Config, command: list[str]) -> None:
     report_experiment(exp_dir, scale, pool)
 
 
+def report(config: Config, command: list[str]) -> None:
+    """Show what an experiment kept and dropped."""
+    scale, pool_dir, _ = scale_and_pool_dir(config)
+    exp_dir = _given_exp_dir(config)
+    pool = Pool(pool_dir)
+    open_experiment(exp_dir, pool)
+    _log_command(exp_dir, config, command)
+    report_stage(exp_dir, pool, scale)
+
+
 FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
     "run": run,
     "filter": filter_pool,
     "train": train,
     "evaluate": evaluate,
+    "report": report,
 }
 
 

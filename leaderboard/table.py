@@ -1,7 +1,7 @@
 """A board as a table: ranks with ties, averages with seed noise, differences with intervals, and what may be claimed.
 
 `make_table` decides which entries compare and works everything out; the rest only spells it, for a terminal, for
-Markdown or as a data frame.
+Markdown, for a page or as a data frame.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from statistics import median_low
 
 import pandas as pd
@@ -156,6 +157,26 @@ def render_markdown(table: Table) -> str:
     body = ["| " + " | ".join(line) + " |" for line in lines]
     notes = [f"- {sentence.replace('>', '&gt;')}" for sentence in table.sentences]
     return "\n".join([f"## {table.board.rules.title}", "", *body, *([""] if body else []), *notes]) + "\n"
+
+
+def render_html(table: Table) -> str:
+    """Spell a table for a page that brings its own style; the highlighted run's row has the class `own`."""
+    header, cells = _cells(table)
+    name = header.index("name")
+
+    def line(tag: str, texts: Sequence[str], style: str = "") -> str:
+        marks = [' class="left"' if column == name else "" for column in range(len(texts))]
+        inner = "".join(f"<{tag}{mark}>{escape(text)}</{tag}>" for text, mark in zip(texts, marks, strict=True))
+        return f"<tr{style}>{inner}</tr>"
+
+    lines = [
+        line("td", texts, ' class="own"' if row.is_highlighted else "")
+        for row, texts in zip(table.rows, cells, strict=True)
+    ]
+    head = line("th", header).replace("\n", "<br>")
+    body = ['<div class="wide"><table>', head, *lines, "</table></div>"] if lines else []
+    notes = [f"<p>{escape(sentence)}</p>" for sentence in table.sentences]
+    return "\n".join([f"<h3>{escape(table.board.rules.title)}</h3>", *body, *notes])
 
 
 def to_frame(table: Table) -> pd.DataFrame:

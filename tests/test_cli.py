@@ -72,7 +72,14 @@ def test_a_run_writes_what_the_design_says(finished_run):
             f"seed-{seed}/eval/pico-shapes.parquet",
             f"seed-{seed}/eval_results.jsonl",
         } <= names
-    assert {"subset.npy", "subset.json", "costs.jsonl", "entry.json"} <= names
+    assert {
+        "subset.npy",
+        "subset.json",
+        "costs.jsonl",
+        "entry.json",
+        "report/index.html",
+        "report/report.json",
+    } <= names
     assert not [name for name in names if name.endswith(".tmp")]
     entry = json.loads((finished_run / "entry.json").read_text())
     assert set(entry["seeds"]) == {"0", "1"} and len(entry["seeds"]["0"]) == 9
@@ -228,6 +235,9 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["run", "-m", "exp_dir=here", "filters=basic,no_filter"], "with one exp_dir would mix different experiments"),
         (["train"], "exp_dir must be given"),
         (["train", "exp_dir=nowhere", "pool_dir=."], "is no pool"),
+        (["report"], "exp_dir must be given"),
+        (["report", "exp_dir=nowhere", "pool_dir=nowhere"], "there is no pool at nowhere"),
+        (["report", "exp_dir=nowhere", "seeds=0"], "winnow report has no option 'seeds'"),
         (["train", "filters=basic"], "winnow train has no option 'filters'"),
         (["filter", "pool_dir=nowhere/at/all", "scale=pico", "filters=nofilter"], "Did you mean 'no_filter'?"),
         (["pool"], "the following arguments are required: action"),

@@ -11,11 +11,9 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from benchmark.data import (
-    SampleReader,
     StepBatches,
     batches_from,
     crop_and_resize,
-    decode_image,
     hold_samples,
     normalise,
     resize_and_crop,
@@ -23,6 +21,7 @@ from benchmark.data import (
 )
 from benchmark.index import read_index
 from benchmark.order import SampleOrder
+from benchmark.samples import SampleReader, decode_image
 from benchmark.scales import SCALES, Augmentation
 from benchmark.tars import write_tar
 from tests.conftest import jpeg, members

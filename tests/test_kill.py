@@ -60,7 +60,12 @@ def undisturbed(nursery, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     assert nursery.run(folder, command) == 0, told(folder)
     files = tree(folder)
-    assert {"exp/subset.npy", "exp/seed-0/checkpoint/model.safetensors", "exp/entry.json"} <= set(files)
+    assert {
+        "exp/subset.npy",
+        "exp/seed-0/checkpoint/model.safetensors",
+        "exp/entry.json",
+        "exp/report/index.html",
+    } <= set(files)
     return files
 
 

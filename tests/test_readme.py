@@ -30,7 +30,7 @@ def at_pico(command):
     """Return the arguments of a `winnow` command, at the scale of the tests."""
     program, verb, *rest = shlex.split(command.replace("nano", "pico"))
     assert program == "winnow"
-    if verb in ("run", "filter", "train", "evaluate"):
+    if verb in ("run", "filter", "train", "evaluate", "report"):
         return [verb, *rest, "scale=pico"]
     return [verb, *rest, "--board", "pico"] if verb == "leaderboard" else [verb, *rest]
 

@@ -1,0 +1,320 @@
+"""Reports: the numbers are those counted by hand, nothing of a stranger's gets through, and bytes repeat."""
+
+import base64
+import html
+import io
+import json
+import re
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from benchmark.cli import EXIT_USER, main
+from benchmark.pool import Pool
+from benchmark.report import survey_pool
+from benchmark.subset import Subset, load_subset
+from benchmark.tars import write_tar
+from benchmark.uids import parse_uids
+from leaderboard.entries import BOARDS_DIR, Entry, PoolUsed, SubsetUsed, SuiteName, read_board, write_entry
+from tests.conftest import jpeg, members, uid, write_pool
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</bdi></figure>\x00\u202e' &amp; http:",
+    "&lt;",
+]
+TAGS = {"!DOCTYPE", "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "dl", "dt", "dd", "div"}
+TAGS |= {"table", "tr", "th", "td", "span", "i", "br", "img", "figure", "figcaption", "bdi"}
+SCORES = [0.81, 0.72, 0.63, 0.54, 0.45, 0.36, 0.27, 0.18]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, strategies):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def reported(pico_pool, tmp_path_factory, strategies):
+    """An experiment with two rules on the pico pool, and its report."""
+    exp_dir = tmp_path_factory.mktemp("reported") / "exp"
+    rules = ["filters=[basic,clip_score]", "filters.clip_score.fraction=0.6"]
+    assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}", *rules]) == 0
+    assert main(["report", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}"]) == 0
+    return exp_dir
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, strategies):
+    """The page on the better half of the hostile pool."""
+    folder = tmp_path_factory.mktemp("hostile")
+    hostile_pool(folder)
+    half(folder / "pool", folder / "exp")
+    return report(pool=folder / "pool", exp=folder / "exp")
+
+
+def hostile_pool(folder):
+    """Eight samples: 1 to 4 score highest; 4 and 5 have no image, 3 is no picture, 1 carries a comment."""
+    captions = [*HOSTILE, *HOSTILE[:2], "one two three", None]
+    columns = {
+        "uid": [uid(n) for n in range(1, 9)],
+        "text": captions,
+        "clip_l14_similarity_score": SCORES,
+        "original_width": [10, 60, 60, 300, 300, 300, 900, 900],
+        "original_height": [900, 60, 60, 300, 300, 300, 900, 49],
+    }
+    pool = write_pool(folder / "pool", {k: v[:5] for k, v in columns.items()}, {k: v[5:] for k, v in columns.items()})
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 100), (0, 90, 0)).save(buffer, "JPEG", comment=b"<script>hidden</script>")
+    images = {1: buffer.getvalue(), 3: b"<svg onload=alert(1)>"}
+    there = [
+        members(f"{n:09d}", n, image=images.get(n, jpeg()), text=captions[n - 1] or "") for n in (1, 2, 3, 6, 7, 8)
+    ]
+    write_tar(pool / "shards" / "00000000.tar", chain(*there))
+    pd.DataFrame({"uid": columns["uid"][::-1], "odd": [True, False] * 4, "none": [False] * 8}).to_parquet(
+        pool / "planted.parquet"
+    )
+    return pool
+
+
+def report(*options, pool="pool", exp="exp"):
+    assert main(["report", "scale=pico", f"pool_dir={pool}", f"exp_dir={exp}", *options]) == 0
+    return (Path(exp) / "report" / "index.html").read_text()
+
+
+def half(pool="pool", exp="exp"):
+    rule = ["filters=clip_score", "filters.clip_score.fraction=0.5"]
+    assert main(["filter", "scale=pico", f"pool_dir={pool}", f"exp_dir={exp}", *rule]) == 0
+
+
+def tables(page):
+    """Return every table's rows as lists of cell texts, by the heading before it."""
+    found = {}
+    for title, body in re.findall(
+        r"<h[23]>([^<]*)</h[23]>(?:<p>[^<]*</p>)?\s*<div class=\"wide\">(.*?)</table>", page, re.S
+    ):
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr.*?</tr>", body, re.S)[1:]]
+        found[title.split(" (")[0]] = {row[0]: [html.unescape(cell) for cell in row[1:]] for row in rows}
+    return found
+
+
+def test_what_a_stranger_typed_comes_out_escaped(hostile):
+    for caption in HOSTILE[:3]:
+        shown = html.escape(caption).replace("\x00", "\ufffd")
+        assert f"<bdi>{shown}</bdi>" in hostile
+        assert caption not in hostile
+    assert hostile.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 1
+    assert (
+        len(re.findall(r"</?bdi>", hostile)) == 2 * 6 and hostile.count("<figure>") == hostile.count("</figure>") == 6
+    )
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(hostile, reported):
+    for page in (hostile, (reported / "report" / "index.html").read_text()):
+        tags = re.findall(r"<[^>]*>", page)
+        assert {tag.split()[0].strip("</>") for tag in tags} <= TAGS
+        sources = [tag for tag in tags if "src=" in tag]
+        assert sources and all(re.search(r' src="data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+"', s) for s in sources)
+        assert not [tag for tag in tags if re.search(r"href|\son\w+=|https?:|url\(", tag)]
+        assert "url(" not in page and "@import" not in page
+
+
+def test_pictures_are_drawn_again_small_and_without_what_came_with_them(hostile):
+    pictures = [base64.b64decode(text) for text in re.findall(r"data:image/jpeg;base64,([^\"]*)", hostile)]
+    assert len(pictures) == 5
+    assert not [data for data in pictures if b"hidden" in data or b"svg" in data]
+    assert max(Image.open(io.BytesIO(data)).width for data in pictures) == 112
+    assert hostile.count("cannot be decoded") == 1
+
+
+def test_samples_without_an_image_are_counted(hostile):
+    assert (
+        "3 of 3 samples, drawn by a hash of the uid. Not shown, because the pool has no image of them: 1 row."
+        in hostile
+    )
+    assert hostile.count("no image of them: 1 row.") == 2
+    assert "8 rows, 6 samples present" in hostile
+
+
+def test_numbers_of_the_small_pool_are_those_counted_by_hand(hostile):
+    found = tables(hostile)
+    assert found["Rule by rule"] == {"clip_score": ["4", "4", "4", "0"]}
+    numbers = {title: {label: cells[:2] for label, cells in rows.items()} for title, rows in found.items()}
+    assert numbers["By planted kind"] == {"odd": ["4", "2"]}
+    assert numbers["By original size"] == {
+        "0 to 49": ["2", "1"],
+        "50 to 99": ["2", "2"],
+        "200 to 399": ["3", "1"],
+        "800 and more": ["1", "0"],
+    }
+    assert numbers["By caption length"] == {
+        "1": ["3", "2"],
+        "3 to 4": ["4", "2"],
+        "no caption": ["1", "0"],
+    }
+    assert numbers["By l14 similarity"]["0.50 to 0.55"] == ["1", "1"]
+    assert numbers["By l14 similarity"]["0.45 to 0.50"] == ["1", "0"]
+
+
+def test_numbers_of_the_embedded_pool_are_those_of_pandas(reported, pico_pool):
+    found = tables((reported / "report" / "index.html").read_text())
+    rows = pd.concat([pd.read_parquet(path) for path in sorted((pico_pool / "metadata").glob("*.parquet"))])
+    chosen = {f"{high:016x}{low:016x}" for high, low in np.load(reported / "subset.npy").tolist()}
+    rows = rows.assign(kept=rows["uid"].isin(chosen)).merge(pd.read_parquet(pico_pool / "planted.parquet"), on="uid")
+
+    def agrees(title, label, chosen):
+        expected = [f"{chosen.sum():,}", f"{(chosen & rows['kept']).sum():,}"]
+        assert found[title][label][:2] == expected, (title, label)
+        assert found[title][label][2] == f"{100 * rows['kept'][chosen].mean():.1f} %"
+
+    for kind in ("is_clean", "swapped", "other_language", "duplicate"):
+        agrees("By planted kind", kind, rows[kind])
+    words = rows["text"].str.split().str.len()
+    agrees("By caption length", "5 to 7", (words >= 5) & (words <= 7))
+    side = rows[["original_width", "original_height"]].min(axis=1)
+    agrees("By original size", "100 to 199", (side >= 100) & (side < 200))
+    for arch in ("l14", "b32"):
+        score = rows[f"clip_{arch}_similarity_score"]
+        agrees(f"By {arch} similarity", "0.60 to 0.70", (score >= 0.6) & (score < 0.7))
+    reports = json.loads((reported / "subset.json").read_text())["result"]["rules"]
+    assert found["Rule by rule"] == {
+        r["name"]: [f"{r[key]:,}" for key in ("kept", "dropped", "only_dropped", "no_verdict")] for r in reports
+    }
+
+
+def test_overlaps_are_those_of_sets(reported, pico_pool):
+    found = tables((reported / "report" / "index.html").read_text())["Overlap with the shipped strategies"]
+    assert set(found) == {"basic", "clip_score", "laion2b", "no_filter", "random"}
+    own = set(np.load(reported / "subset.npy").tolist())
+    for name in ("clip_score", "random"):
+        assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={name}", f"filters={name}"]) == 0
+        other = set(np.load(f"{name}/subset.npy").tolist())
+        jaccard = len(own & other) / len(own | other)
+        assert found[name] == [
+            "fraction 0.3",
+            *[f"{len(part):,}" for part in (other, own & other, own - other, other - own)],
+            f"{jaccard:.3f}",
+        ]
+
+
+def test_strategies_that_the_pool_cannot_run_are_named(hostile, reported):
+    assert "Left out: planted_clean, a reference." in (reported / "report" / "index.html").read_text()
+    assert "Left out: dedup, it sees the whole pool at once" in hostile
+    assert set(tables(hostile)["Overlap with the shipped strategies"]) >= {"clip_score", "no_filter"}
+
+
+def test_the_same_inputs_give_the_same_bytes(reported, pico_pool, folder):
+    shutil.copytree(reported, "exp", ignore=shutil.ignore_patterns("report"))
+    (folder / "elsewhere").symlink_to(pico_pool)
+    report(pool="elsewhere")
+    first = {path.name: path.read_bytes() for path in (reported / "report").iterdir()}
+    assert {path.name: path.read_bytes() for path in Path("exp/report").iterdir()} == first
+    assert {"index.html", "report.json", "score-clip_l14_similarity_score.png"} <= set(first)
+
+
+def test_a_report_that_fits_is_left_alone_and_a_lost_or_changed_one_is_made_anew(reported, pico_pool, capsys):
+    shutil.copytree(reported, "exp")
+    page = Path("exp/report/index.html")
+    data = page.read_bytes()
+    before = page.stat().st_mtime_ns
+    capsys.readouterr()
+    report(pool=pico_pool)
+    assert capsys.readouterr().out == "report: as before, exp/report/index.html\n"
+    assert page.stat().st_mtime_ns == before
+    page.write_bytes(b"mine")
+    report(pool=pico_pool)
+    assert "report: exp/report/index.html (made anew: its files were changed or lost)" in capsys.readouterr().out
+    assert page.read_bytes() == data
+
+
+def test_scored_seeds_stand_on_the_board_and_make_the_report_anew(reported, pico_pool, capsys):
+    shutil.copytree(reported, "exp")
+    board = read_board(BOARDS_DIR / "pico")
+    assert board.rules.note in html.unescape(report(pool=pico_pool))
+    record = json.loads(Path("exp/subset.json").read_text())
+    result = record["result"]
+    scores = dict.fromkeys(board.task_names, 0.5)
+    entry = Entry(
+        name="mine",
+        strategy=(),
+        reference=False,
+        scale="pico",
+        recipe=board.rules.recipe,
+        recipe_hash="0" * 64,
+        suite=SuiteName(board.rules.suite.name, board.rules.suite.version),
+        pool=PoolUsed(record["made_from"]["pool"], "0" * 64, result["rows"], result["rows"]),
+        subset=SubsetUsed(result["size"], result["distinct"], result["sha256"]),
+        seeds={0: scores, 1: scores},
+        made_with={},
+    )
+    write_entry(Path("exp/entry.json"), entry)
+    capsys.readouterr()
+    page = report(pool=pico_pool)
+    assert "(made anew: entry, board changed)" in capsys.readouterr().out
+    assert '<td class="left">mine</td>' in page and ".500 ± .000 (2)" in page
+    assert board.rules.note in html.unescape(page)
+    Path("exp/entry.json").write_text(Path("exp/entry.json").read_text().replace(result["sha256"], "1" * 64))
+    assert "is about another subset" in failing(capsys, pico_pool)
+
+
+def failing(capsys, pool, exp="exp"):
+    """Return the one sentence of a report that must fail."""
+    capsys.readouterr()
+    assert main(["report", "scale=pico", f"pool_dir={pool}", f"exp_dir={exp}"]) == EXIT_USER
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("winnow: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_wrong_use_is_met_by_one_sentence(reported, pico_pool, folder, capsys):
+    assert "exp has no subset yet; run `winnow filter exp_dir=exp ...` first" in failing(capsys, pico_pool)
+    assert not Path("exp").exists()
+    hostile_pool(folder)
+    assert "was filtered from pool" in failing(capsys, "pool", reported)
+    shutil.copytree(reported, "exp")
+    np.save("exp/subset.npy", np.load("exp/subset.npy")[:-1])
+    assert "subset.npy was changed after it was made" in failing(capsys, pico_pool)
+    Path("exp/subset.npy").unlink()
+    assert "subset.npy is gone" in failing(capsys, pico_pool)
+
+
+def test_a_pool_of_bare_metadata_gets_a_report_without_pictures(folder):
+    write_pool(folder / "pool", {"uid": [uid(n) for n in range(4)]}, {"uid": [uid(n) for n in (3, 4, 4)]})
+    assert main(["filter", "scale=pico", "pool_dir=pool", "exp_dir=exp", "filters=random"]) == 0
+    page = report()
+    assert "no images to show" in page and "<img" not in page
+    assert "7 rows, no images here" in page
+    assert sorted(path.name for path in Path("exp/report").iterdir()) == [".lock", "index.html", "report.json"]
+
+
+def test_a_sample_drawn_for_a_sheet_depends_on_uids_alone(folder):
+    count = 130
+    for name, order in (("one", range(count)), ("two", reversed(range(count)))):
+        numbers = list(order)
+        pool = write_pool(
+            folder / name, {"uid": [uid(n) for n in numbers], "clip_l14_similarity_score": [n / 200 for n in numbers]}
+        )
+        there = [members(f"{place:09d}", n, text=f"number {n}") for place, n in enumerate(numbers)]
+        write_tar(pool / "shards" / "00000000.tar", chain(*there))
+        half(pool, f"exp-{name}")
+    pages = [report(pool=name, exp=f"exp-{name}") for name in ("one", "two")]
+    shown = [re.findall(r"number (\d+)<", page) for page in pages]
+    assert shown[0] == shown[1] and len(shown[0]) == 96
+    assert all(int(number) >= 65 for number in shown[0][:48]) and all(int(number) < 65 for number in shown[0][48:])
+
+
+def test_a_score_that_alone_separates_kept_from_dropped_is_a_cut(folder):
+    pool = Pool(hostile_pool(folder))
+    half()
+    (histogram,) = survey_pool(pool, load_subset("exp/subset.npy")).histograms
+    assert (histogram.lowest_kept, histogram.highest_dropped, histogram.is_cut) == (0.54, 0.45, True)
+    assert np.flatnonzero(histogram.kept).tolist() == [154, 163, 172, 181]  # steps of 0.01 from -1 on
+    mixed = Subset.of(parse_uids([uid(1), uid(7)]))
+    (histogram,) = survey_pool(pool, mixed).histograms
+    assert (histogram.lowest_kept, histogram.highest_dropped, histogram.is_cut) == (0.27, 0.72, False)
