@@ -105,7 +105,7 @@ NANO = Scale(
     window_blocks=1_000_000,  # one window holds everything
     spread_repeats=True,
     num_checkpoints=1,
-    threads=1,  # two are a third faster on two idle cores, and three times slower when one of them is busy
+    threads=1,  # two save a third of the time on two idle cores, and double it when one of them is busy
     device="cpu",
     is_embedded=True,
 )
