@@ -1,8 +1,10 @@
 """Training: the step against open_clip's own code, exact resuming, and what is refused."""
 
 import dataclasses
+import gzip
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -14,7 +16,7 @@ from torch import nn
 
 from benchmark import stage, train
 from benchmark.index import read_index
-from benchmark.models import build_model
+from benchmark.models import MODELS_DIR, build_model, write_vocabulary
 from benchmark.scales import SCALES
 from benchmark.subset import Subset
 from benchmark.train import (
@@ -63,6 +65,14 @@ def test_no_layer_mixes_the_samples_of_a_batch(name):
     parts = [model(images[:2], tokens[:2]), model(images[2:], tokens[2:])]
     for key in ("image_features", "text_features"):
         torch.testing.assert_close(whole[key], torch.cat([part[key] for part in parts]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_vocabulary_is_the_beginning_of_clips(tmp_path):
+    write_vocabulary(tmp_path / "bpe.txt.gz")
+    shipped = gzip.decompress((MODELS_DIR / "bpe_3500.txt.gz").read_bytes())
+    assert gzip.decompress((tmp_path / "bpe.txt.gz").read_bytes()) == shipped
+    source = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    assert gzip.decompress(source.read_bytes()).startswith(shipped) and shipped.count(b"\n") == 3500
 
 
 def test_the_loss_is_open_clips():

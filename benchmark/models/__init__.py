@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 from collections.abc import Callable
 from functools import lru_cache
@@ -78,15 +77,20 @@ def build_model(name: str, seed: int = 0) -> nn.Module:
 
 def build_tokenizer(name: str) -> Tokenizer:
     """Build the tokenizer that belongs to a model; it maps n texts to an int64 tensor (n, context length)."""
-    register_configs()
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ValueError(f"unknown model {name!r}; open_clip lists {open_clip.list_models()}")
-    text = config["text_cfg"]
+    text = model_config(name)["text_cfg"]
     bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
     if bpe_path is None:
         return open_clip.get_tokenizer(name)
     return open_clip.SimpleTokenizer(bpe_path=str(MODELS_DIR / bpe_path), context_length=text["context_length"])
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Return the model's open_clip configuration; raises ValueError where there is none of that name."""
+    register_configs()
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"unknown model {name!r}; open_clip lists {open_clip.list_models()}")
+    return dict(config)
 
 
 def write_vocabulary(path: Path) -> None:
@@ -94,12 +98,3 @@ def write_vocabulary(path: Path) -> None:
     source = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(source.read_bytes()).decode().split("\n")
     path.write_bytes(gzip.compress("\n".join(lines[: NUM_MERGES + 1]).encode(), mtime=0))
-
-
-def model_config(name: str) -> dict[str, Any]:
-    """Return the model's open_clip configuration."""
-    register_configs()
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ValueError(f"unknown model {name!r}; open_clip lists {open_clip.list_models()}")
-    return json.loads(json.dumps(config))
