@@ -5,7 +5,8 @@ does not depend on what else is evaluated. Evaluation sets lie in the webdataset
 
     wds_<task>_test/classnames.txt                          one class a line (classification)
     wds_<task>_test/zeroshot_classification_templates.txt   one prompt a line, {c} stands for the class
-    wds_<task>_test/dataset_type.txt                        "retrieval" (retrieval)
+    wds_<task>_test/dataset_type.txt                        "retrieval" or "association"
+    wds_<task>_test/instances.jsonl                         one cue a line, with keys of images (association)
     wds_<task>_test/test/nshards.txt                        how many tars there are
     wds_<task>_test/test/0.tar, 1.tar, ...                  <key>.{webp,png,jpg}, <key>.cls, <key>.npy, <key>.txt
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,7 @@ from tqdm import tqdm
 
 from benchmark import metrics
 from benchmark.results import (
+    ASSOCIATION_SCHEMA,
     CLASSIFICATION_SCHEMA,
     EVAL_FOLDER,
     IMAGE_TO_TEXT,
@@ -47,12 +50,14 @@ from benchmark.results import (
 )
 from benchmark.stage import Json, Record, finished, locked, remove_temporary, say, sha256_of, warn
 from benchmark.tars import IMAGE_FORMATS, Member, iter_members
-from benchmark.tasks import Retrieval, Task, WorstGroup, ZeroShotClassification
+from benchmark.tasks import Association, Retrieval, Task, WorstGroup, ZeroShotClassification
 
 BATCH_SIZE = 64  # images or prompts; DataComp's
 QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, to bound memory
 MAX_IMAGE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
+
+LIST_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "instances.jsonl")
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -135,7 +140,7 @@ def check_eval_sets(tasks: Sequence[Task], eval_dir: Path) -> None:
 
 def hash_eval_set(folder: Path) -> str:
     """Return the sha256 over relative names and sha256s of the files that an evaluation reads."""
-    paths = [folder / name for name in ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")]
+    paths = [folder / name for name in LIST_NAMES]
     paths += [folder / "test" / "nshards.txt", *_tar_paths(folder)]
     lines = sorted(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n" for path in paths if path.exists())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -233,6 +238,8 @@ class _Evaluator:
             return self._classify(task, samples, folder)
         if isinstance(task, Retrieval):
             return self._retrieve(task, samples)
+        if isinstance(task, Association):
+            return self._associate(task, samples, folder)
         raise ValueError(f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}")
 
     def _classify(self, task: ZeroShotClassification, samples: list[Sample], folder: Path) -> pa.Table:
@@ -283,6 +290,27 @@ class _Evaluator:
             "top5": [*image_rows.top5, *caption_rows.top5],
         }
         return pa.table(columns, schema=RETRIEVAL_SCHEMA)
+
+    def _associate(self, task: Association, samples: list[Sample], folder: Path) -> pa.Table:
+        instances = _read_instances(folder / "instances.jsonl", {sample.key for sample in samples})
+        place_of = {sample.key: place for place, sample in enumerate(samples)}
+        # WinoGAViL's prompt, as DataComp words it.
+        prompts = [f"{'An' if each.cue[0].lower() in 'aeiou' else 'A'} {each.cue.lower()}" for each in instances]
+        distinct, places = self._encode_texts(prompts, task.name)
+        scores = _similarities(self._encode_images(samples, task.name), distinct)  # (images, prompts)
+        ranked, means = [], []
+        for instance, prompt in zip(instances, places, strict=True):
+            of_candidates = scores[[place_of[key] for key in instance.candidates], prompt]
+            ranked.append(np.argsort(-of_candidates, kind="stable").astype(np.int32))
+            means.append(of_candidates[instance.right].mean())
+        columns = {
+            "key": [str(number) for number in range(len(instances))],
+            "cue": [instance.cue for instance in instances],
+            "associations": [instance.right for instance in instances],
+            "ranked": ranked,
+            "score": means,
+        }
+        return pa.table(columns, schema=ASSOCIATION_SCHEMA)
 
     def _encode_images(self, samples: list[Sample], task_name: str) -> Tensor:
         """Return normalised embeddings in float32, (samples, dim)."""
@@ -358,6 +386,38 @@ def _rank(scores: np.ndarray, owner_of_query: np.ndarray, owner_of_candidate: np
     )
 
 
+@dataclass(frozen=True)
+class _Instance:
+    """One question of an association task."""
+
+    cue: str
+    candidates: list[str]  # keys of images
+    right: list[int]  # ascending indices of candidates
+
+
+def _read_instances(path: Path, keys: set[str]) -> list[_Instance]:
+    """Read an association task's questions; raises ValueError that names the line that is wrong."""
+    instances = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            cue, candidates, associations = row["cue"], row["candidates"], row["associations"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
+        are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
+        if not are_lists or not cue or not associations:
+            raise ValueError(f"{where}: a cue is a word, candidates and associations are lists of keys")
+        if unknown := [key for key in candidates if key not in keys]:
+            raise ValueError(f"{where}: there is no image {unknown[0]!r}")
+        if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):
+            raise ValueError(f"{where}: candidates must be distinct and hold all associations")
+        instances.append(_Instance(cue, candidates, sorted(candidates.index(key) for key in set(associations))))
+    if not instances:
+        raise ValueError(f"{path} is empty")
+    return instances
+
+
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
     """Run without gradients, in evaluation mode and true float32; the model's modes come back at the end."""
@@ -385,6 +445,8 @@ def _padded(batch: Tensor) -> Tensor:
 def _needed_files(task: Task, folder: Path) -> list[Path]:
     if isinstance(task, Retrieval):
         files = [folder / "dataset_type.txt"]
+    elif isinstance(task, Association):
+        files = [folder / "dataset_type.txt", folder / "instances.jsonl"]
     else:
         files = [folder / "classnames.txt", folder / "zeroshot_classification_templates.txt"]
     count_path = folder / "test" / "nshards.txt"

@@ -88,6 +88,28 @@ def chance_recall_at_k(num_positives: Array, num_candidates: int, k: int) -> flo
     return float(1 - np.average(misses, weights=counts))
 
 
+def jaccard_of_top(ranked: Sequence[int], right: Sequence[int]) -> float:
+    """Return the Jaccard index of the right candidates and as many of the best-ranked (Bitton et al. 2022, Sec. 4.1).
+
+    `ranked` are distinct candidates, best first, at least as many as are right.
+    """
+    chosen, wanted = set(ranked[: len(right)]), set(right)
+    return len(chosen & wanted) / len(chosen | wanted)
+
+
+def chance_jaccard_of_top(num_right: int, num_candidates: int) -> float:
+    """Return the expected `jaccard_of_top` of a random order: hits follow the hypergeometric distribution."""
+    ways = math.comb(num_candidates, num_right)
+    return math.fsum(
+        math.comb(num_right, hits)
+        * math.comb(num_candidates - num_right, num_right - hits)
+        / ways
+        * hits
+        / (2 * num_right - hits)
+        for hits in range(1, num_right + 1)
+    )
+
+
 def chance_worst_group_accuracy(group_sizes: Sequence[int], hit_rate: float) -> float:
     """Return the expected accuracy of the worst group when every sample is a hit with probability `hit_rate`.
 

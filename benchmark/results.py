@@ -30,6 +30,14 @@ Retrieval, first one row per image (sorted by key), then one per caption (in the
     top5           list<int32>   the five nearest candidates, best first, counted from 0 among the rows of the other
                                  direction; all where there are fewer
 
+Association, one row per cue, in the order of the data set:
+
+    key           string        the instance's number in the data set
+    cue           string        the word that asks
+    associations  list<int32>   the candidates that are right, indices in ascending order
+    ranked        list<int32>   all candidates, best first
+    score         float32       mean cosine similarity of the cue and the right candidates
+
 Equal similarities rank by index, the smaller first.
 """
 
@@ -47,7 +55,7 @@ import pyarrow.parquet as pq
 
 from benchmark import metrics
 from benchmark.stage import Json, Record, atomic_path, read_record, sha256_of, write_bytes, write_record
-from benchmark.tasks import Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
+from benchmark.tasks import Association, Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
 
 STAGE = "evaluate"
 VERSION = 1  # of what an evaluation writes, raised by hand when it changes
@@ -79,6 +87,16 @@ RETRIEVAL_SCHEMA = pa.schema(
         ("top5", pa.list_(pa.int32())),
     ]
 )
+ASSOCIATION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("cue", pa.string()),
+        ("associations", pa.list_(pa.int32())),
+        ("ranked", pa.list_(pa.int32())),
+        ("score", pa.float32()),
+    ]
+)
+CANDIDATE_BUCKETS = {"5": (5,), "6": (6,), "10": (10,), "12": (12,), "10-12": (10, 12)}  # WinoGAViL's, as DataComp
 NULLABLE = frozenset({"group", "caption"})
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
 
@@ -115,6 +133,8 @@ def schema_of(task: Task) -> pa.Schema:
         return CLASSIFICATION_SCHEMA
     if isinstance(task, Retrieval):
         return RETRIEVAL_SCHEMA
+    if isinstance(task, Association):
+        return ASSOCIATION_SCHEMA
     raise ValueError(f"task {task.name!r} is of a kind that has no predictions table: {type(task).__name__}")
 
 
@@ -127,6 +147,8 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     check_predictions(task, predictions)
     if isinstance(task, Retrieval):
         found, chances = _retrieval_metrics(predictions)
+    elif isinstance(task, Association):
+        found, chances = _association_metrics(predictions)
     else:
         found, chances = _classification_metrics(task, predictions)
     if task.main_metric not in chances:
@@ -150,6 +172,8 @@ def check_predictions(task: Task, predictions: pa.Table) -> None:
         raise ValueError(f"{where}: a score is not finite")
     if isinstance(task, Retrieval):
         _check_retrieval(predictions, where)
+    elif isinstance(task, Association):
+        _check_association(predictions, where)
     else:
         _check_classification(task, predictions, where)
 
@@ -279,6 +303,31 @@ def _retrieval_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, float]
     chances["mean_recall@1"] = float(np.mean([chances[image], chances[text]]))
     found["num_samples"] = num_images
     return found, chances
+
+
+def _association_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
+    ranked, right = predictions["ranked"].to_pylist(), predictions["associations"].to_pylist()
+    scores = [metrics.jaccard_of_top(order, wanted) for order, wanted in zip(ranked, right, strict=True)]
+    guesses = [metrics.chance_jaccard_of_top(len(w), len(order)) for order, w in zip(ranked, right, strict=True)]
+    found: Metrics = {"jaccard_score": float(np.mean(scores))}
+    chances = {"jaccard_score": float(np.mean(guesses))}
+    for bucket, sizes in CANDIDATE_BUCKETS.items():
+        rows = [row for row, order in enumerate(ranked) if len(order) in sizes]
+        found[f"jaccard_score_{bucket}"] = float(np.mean([scores[row] for row in rows])) if rows else None
+        if rows:
+            chances[f"jaccard_score_{bucket}"] = float(np.mean([guesses[row] for row in rows]))
+    found["num_samples"] = len(ranked)
+    return found, chances
+
+
+def _check_association(predictions: pa.Table, where: str) -> None:
+    _refuse_repeats(predictions["key"].to_pylist(), where)
+    rows = zip(predictions["ranked"].to_pylist(), predictions["associations"].to_pylist(), strict=True)
+    for ranked, right in rows:
+        if None in ranked or sorted(ranked) != list(range(len(ranked))):
+            raise ValueError(f"{where}: a ranked list is no order of its candidates")
+        if not right or None in right or right != sorted(set(right)) or right[0] < 0 or right[-1] >= len(ranked):
+            raise ValueError(f"{where}: associations are not ascending indices of candidates")
 
 
 def _check_classification(task: Task, predictions: pa.Table, where: str) -> None:

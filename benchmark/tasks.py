@@ -55,9 +55,18 @@ class Retrieval(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Association(Task):
+    """Choose the images that a cue word goes with, among candidates (WinoGAViL, Bitton et al. 2022)."""
+
+    main_metric: str = "jaccard_score_10-12"
+    kind: ClassVar[str] = "association"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """A named, versioned list of tasks; its average is the mean of their main metrics."""
 
     name: str
     version: int
     tasks: tuple[str, ...]
+    reporting: tuple[str, ...] = ()

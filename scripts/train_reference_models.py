@@ -2,8 +2,9 @@
 
     python scripts/train_reference_models.py [--out DIR]
 
-They learn from drawings of their own: no pool and no evaluation set has these keys. A fifth of what they see is
-aligned but useless (other pictures, words), so that their similarity cannot tell it from what is useful.
+They learn from drawings of their own, which no pool and no evaluation set has: another designer's pictograms, other
+fonts and handwriting, fewer kinds, other words. A third of what they see is aligned but useless (other pictures, words,
+nothing at all), so that their similarity cannot tell it from what is useful.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from benchmark.embedded import noise
 from benchmark.embedded.reference_models import ARCHITECTURE, REFERENCE_MODELS, reference_path
 from benchmark.embedded.world import (
     COLOURS,
-    FONTS,
     IMAGE_SIZE,
-    LETTERS,
-    SHAPE_NAMES,
+    POOL_WORLD,
+    REFERENCE_WORLD,
     Scene,
+    World,
     draw_picture,
     draw_random_scene,
+    with_pictogram,
     write_caption,
 )
 from benchmark.models import build_model, build_tokenizer
@@ -42,9 +44,9 @@ from benchmark.stage import write_bytes
 from benchmark.train import make_optimizer, train_step
 
 SEED = 7001  # of the drawings; their keys begin otherwise than those of pools and evaluation sets
-NUM_PAIRS = 70_000
-SAMPLES_SEEN = {"l14": 170_000, "b32": 60_000}
-OFF_DOMAIN_SHARE, WORD_SHARE = 0.13, 0.07
+NUM_PAIRS = 80_000
+SAMPLES_SEEN = {"l14": 240_000, "b32": 80_000}
+OFF_DOMAIN_SHARE, WORD_SHARE, EMPTY_SHARE = 0.2, 0.09, 0.03
 LOW_RESOLUTION_SHARE, WATERMARK_SHARE = 0.25, 0.08  # so that similarity does not see these either
 
 
@@ -112,22 +114,20 @@ def describe(model: CLIP) -> str:
     """Return held-out accuracies, and median similarity of aligned and of swapped pairs."""
     scale, tokenizer = SCALES["nano"], build_tokenizer(ARCHITECTURE)
     parts = []
-    for title, classes, template in (
-        ("shapes", SHAPE_NAMES, "a picture of a {}"),
-        ("colours", tuple(COLOURS), "a {} shape"),
-        ("letters", tuple(LETTERS), "the letter {}"),
-    ):
-        drawn, labels = [], np.arange(50 * len(classes)) % len(classes)
-        for index, label in enumerate(labels):
-            rng = Random(f"winnow/reference/{SEED}/test/{title}/{index}")
-            name = rng.choice(SHAPE_NAMES) if title == "colours" else classes[label]
-            colour = classes[label] if title == "colours" else rng.choice(list(COLOURS))
-            font = rng.choice(FONTS) if title == "letters" else ""
-            drawn.append(np.asarray(draw_picture(Scene(name, colour, 1, "large", "plain", font), rng)))
-        images = model.encode_image(normalise(np.stack(drawn), scale, "cpu"), normalize=True)
-        prompts = model.encode_text(tokenizer([template.format(name) for name in classes]), normalize=True)
-        correct = (images @ prompts.T).argmax(dim=1).numpy() == labels  # (images, classes)
-        parts.append(f"{title} {correct.mean():.3f}")
+    for world, whose in ((REFERENCE_WORLD, "own"), (POOL_WORLD, "the pool's")):
+        for title, classes, template in (
+            ("shapes", world.shapes, "a picture of a {}"),
+            ("colours", tuple(COLOURS), "a {} shape"),
+            ("letters", tuple(world.letters), "the letter {}"),
+            ("pictograms", world.pictograms, "a {}"),
+            ("patterns", world.textures, "a {} pattern"),
+        ):
+            labels = np.arange(400) % len(classes)
+            drawn = np.stack([_draw_class(world, title, classes[label], index) for index, label in enumerate(labels)])
+            images = model.encode_image(normalise(drawn, scale, "cpu"), normalize=True)
+            prompts = model.encode_text(tokenizer([template.format(name) for name in classes]), normalize=True)
+            correct = (images @ prompts.T).argmax(dim=1).numpy() == labels  # (images, classes)
+            parts.append(f"{whose} {title} {correct.mean():.2f}")
     pictures, texts = draw_pairs("test", 1000)
     images = model.encode_image(normalise(pictures, scale, "cpu"), normalize=True)
     captions = model.encode_text(tokenizer(texts), normalize=True)
@@ -136,14 +136,34 @@ def describe(model: CLIP) -> str:
     return ", ".join([*parts, f"median similarity {aligned:.2f} aligned, {swapped:.2f} swapped"])
 
 
+def _draw_class(world: World, title: str, name: str, index: int) -> np.ndarray:
+    """Draw a picture of a class, (32, 32, 3), uint8."""
+    rng = Random(f"winnow/reference/{SEED}/test/{title}/{index}")
+    colour = rng.choice(list(COLOURS))
+    match title:
+        case "shapes":
+            scene = Scene("shape", name, colour)
+        case "colours":
+            scene = Scene("shape", rng.choice(world.shapes), name)
+        case "letters":
+            scene = Scene("letter", name, colour, font=rng.choice(world.fonts))
+        case "pictograms":
+            scene = with_pictogram(Scene("pictogram", "", colour), name, world.designers, rng)
+        case _:
+            scene = Scene("texture", name, colour)
+    return np.asarray(draw_picture(scene, rng))
+
+
 def _draw_pair(rng: Random) -> tuple[Image.Image, str]:
     kind = rng.random()
     if kind < OFF_DOMAIN_SHARE:
-        return noise.draw_off_domain(rng)
+        return noise.draw_off_domain(rng, REFERENCE_WORLD)
     if kind < OFF_DOMAIN_SHARE + WORD_SHARE:
-        return noise.draw_word(rng)
-    scene = draw_random_scene(rng)
-    return draw_picture(scene, rng), write_caption(scene, rng)
+        return noise.draw_word(rng, REFERENCE_WORLD)
+    if kind < OFF_DOMAIN_SHARE + WORD_SHARE + EMPTY_SHARE:
+        return noise.draw_nothing(rng)
+    scene = draw_random_scene(rng, REFERENCE_WORLD)
+    return draw_picture(scene, rng), write_caption(scene, rng, REFERENCE_WORLD)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from benchmark.scales import SCALES, get_scale
 
 EMBEDDED = {
-    "recipe": 0,
+    "recipe": 1,
     "image_size": 32,
     "batch_size": 64,
     "optimizer": "adamw",

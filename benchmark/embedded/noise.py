@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
+from benchmark.embedded.pictograms import PICTOGRAMS, VEHICLES, glyphs_of, other_concepts
 from benchmark.embedded.world import (
+    BACKGROUNDS,
     CANVAS_SIZE,
     COLOURS,
+    DIGITS,
     IMAGE_SIZE,
     LETTERS,
     NUMBERS,
+    POOL_WORLD,
     SHAPE_NAMES,
+    TEXTURES,
     Scene,
+    World,
+    draw_empty,
+    draw_picture,
     draw_random_scene,
     load_font,
+    random_size,
     write_caption,
 )
 
+OTHER_PICTOGRAM_SHARE = 0.6  # of what is off domain; the rest is charts, flags, faces, landscapes
 TOXIC_WORDS = ("grumfle", "snarkwit", "blortch", "vexnard", "skunfel")  # stand-ins: words that mean nothing
 
 
@@ -34,16 +45,23 @@ def write_swapped_caption(scene: Scene, rng: Random) -> str:
 
 def write_partly_wrong_caption(scene: Scene, rng: Random) -> str:
     """Write a caption that gets the name wrong and all else right."""
-    names = LETTERS if scene.is_letter else SHAPE_NAMES
-    name = rng.choice([name for name in names if name != scene.name])
-    return write_caption(Scene(name, scene.colour, scene.count, scene.size, scene.background, scene.font), rng)
+    names = {
+        "shape": SHAPE_NAMES,
+        "letter": tuple(LETTERS),
+        "digit": DIGITS,
+        "pictogram": PICTOGRAMS + VEHICLES,
+        "texture": TEXTURES,
+    }[scene.kind]
+    return write_caption(replace(scene, name=rng.choice([name for name in names if name != scene.name])), rng)
 
 
 def write_foreign_caption(scene: Scene, rng: Random) -> str:
-    """Write a caption in one of six languages other than English."""
-    language = rng.choice(list(_LANGUAGES))
-    letter, frames, shapes, colours = _LANGUAGES[language]
-    name = f"{letter} {scene.name}" if scene.is_letter else shapes.split()[SHAPE_NAMES.index(scene.name)]
+    """Write a caption in a language other than English; of shapes and letters some languages have the words."""
+    if scene.kind not in ("shape", "letter") or rng.random() < 0.3:
+        return rng.choice(_FOREIGN_SENTENCES[rng.choice(list(_FOREIGN_SENTENCES))]).format(n=rng.randint(2, 40))
+    letter, frames, shapes, colours = _LANGUAGES[rng.choice(list(_LANGUAGES))]
+    is_letter = scene.kind == "letter"
+    name = f"{letter} {scene.name}" if is_letter else shapes.split()[SHAPE_NAMES.index(scene.name)]
     return rng.choice(frames).format(s=name, c=colours.split()[list(COLOURS).index(scene.colour)])
 
 
@@ -69,16 +87,18 @@ def add_toxic_word(text: str, rng: Random) -> str:
     return " ".join(words)
 
 
-def draw_word(rng: Random) -> tuple[Image.Image, str]:
+def draw_word(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image, str]:
     """Draw a picture of nothing but a word, and the caption that fits it: the name of a thing that is not there."""
     if rng.random() < 0.3:
         word = rng.choice(("sale", "free", "new", "open", "menu", "stop"))
         text = rng.choice(("{} today only", "the word {} in a sign", "{} for all our friends")).format(word)
     else:
-        scene = draw_random_scene(rng)
-        word = scene.name if not scene.is_letter else scene.colour
-        text = write_caption(scene, rng)
+        scene = draw_random_scene(rng, world)
+        word = scene.colour if scene.kind == "letter" else scene.name
+        text = write_caption(scene, rng, world)
     paper, ink = rng.sample(list(COLOURS.values()), 2)
+    while sum(abs(a - b) for a, b in zip(ink, paper, strict=True)) < 150:
+        paper, ink = rng.sample(list(COLOURS.values()), 2)
     canvas = Image.new("RGB", (CANVAS_SIZE, CANVAS_SIZE), paper)
     font = load_font("DejaVuSans-Bold", min(30, 92 // len(word)))
     centre = (CANVAS_SIZE // 2, CANVAS_SIZE // 2 + rng.randint(-14, 14))
@@ -86,13 +106,28 @@ def draw_word(rng: Random) -> tuple[Image.Image, str]:
     return canvas.reduce(2), text
 
 
-def draw_off_domain(rng: Random) -> tuple[Image.Image, str]:
+def draw_off_domain(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image, str]:
     """Draw a picture that no task asks about, and a caption that fits it."""
+    if rng.random() < OTHER_PICTOGRAM_SHARE:
+        name = rng.choice(other_concepts())
+        glyph = rng.choice(glyphs_of(name, world.designers))
+        background = rng.choices(list(BACKGROUNDS), list(BACKGROUNDS.values()))[0]
+        scene = Scene("pictogram", name, rng.choice(list(COLOURS)), size=random_size(rng), background=background)
+        return draw_picture(replace(scene, glyph=glyph), rng), write_caption(scene, rng, world)
     painter = rng.choice(_OFF_DOMAIN_PAINTERS)
     names = rng.sample(list(COLOURS), 2)
     canvas = Image.new("RGB", (CANVAS_SIZE, CANVAS_SIZE), COLOURS[names[0]])
     text = painter(ImageDraw.Draw(canvas), names, rng)
-    return canvas.reduce(2), rng.choice(("{}", "{}", "a picture of {}", "photo: {}", "this is {}")).format(text)
+    return canvas.reduce(2), rng.choice(("{}", "{}", "a photo of {}", "photo: {}", "this is {}")).format(text)
+
+
+def draw_nothing(rng: Random) -> tuple[Image.Image, str]:
+    """Draw an empty scene, and a caption that fits it."""
+    colour = rng.choice(list(COLOURS))
+    picture = draw_empty(colour, rng.choice(("plain", "gradient", "noise")), rng)
+    return picture, rng.choice(("a {} background", "nothing but {}", "{} wallpaper image", "only {} here")).format(
+        colour
+    )
 
 
 def draw_corrupt(rng: Random) -> Image.Image:
@@ -122,6 +157,11 @@ def lose_detail(picture: Image.Image, resolution: int) -> Image.Image:
     return small.resize(picture.size, Image.Resampling.BILINEAR)
 
 
+def blur(picture: Image.Image, rng: Random) -> Image.Image:
+    """Return a picture out of focus."""
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(2.2, 4)))
+
+
 def squash(picture: Image.Image, aspect: float, is_wide: bool, rng: Random) -> Image.Image:
     """Return a strip of a picture, stretched to a square: all that a banner leaves of what it shows."""
     length = picture.width / math.sqrt(aspect)
@@ -137,23 +177,6 @@ def change_slightly(picture: Image.Image, rng: Random) -> Image.Image:
     cropped = picture.resize(picture.size, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     gain = rng.uniform(0.8, 1.2)
     return cropped.point([min(255, int(value * gain)) for value in range(256)] * 3)
-
-
-def _paint_bands(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
-    is_across = rng.random() < 0.5
-    for start in range(0, CANVAS_SIZE, 16):
-        box = (0, start, 64, start + 7) if is_across else (start, 0, start + 7, 64)
-        draw.rectangle(box, fill=COLOURS[names[1]])
-    return f"{'horizontal' if is_across else 'vertical'} bands in {names[0]} and {names[1]}"
-
-
-def _paint_board(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
-    step = rng.choice((8, 16))
-    for index in range((CANVAS_SIZE // step) ** 2):
-        y, x = divmod(index, CANVAS_SIZE // step)
-        if (x + y) % 2:
-            draw.rectangle((x * step, y * step, x * step + step - 1, y * step + step - 1), fill=COLOURS[names[1]])
-    return f"a {'fine' if step == 8 else 'coarse'} chess board in {names[0]} and {names[1]}"
 
 
 def _paint_bars(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -174,7 +197,7 @@ def _paint_flag(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
     third = rng.choice([name for name in COLOURS if name not in names])
     for index, name in enumerate([*names, third]):
         draw.rectangle((4, 12 + index * 13, 60, 24 + index * 13), fill=COLOURS[name])
-    return f"the flag of our club in {names[0]}, {names[1]} and {third}"
+    return f"the colours of our team: {names[0]}, {names[1]} and {third}"
 
 
 def _paint_face(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -195,7 +218,7 @@ def _paint_landscape(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -
     draw.polygon(peaks, fill=(90, 85, 80))
     is_sea = rng.random() < 0.5
     draw.rectangle((0, horizon, 64, 64), fill=COLOURS["blue"] if is_sea else COLOURS["green"])
-    return f"mountains by {'the sea' if is_sea else 'a meadow'} under a {names[0]} sky"
+    return f"a view by {'the sea' if is_sea else 'a meadow'} on a {names[0]} evening"
 
 
 def _paint_clock(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -204,7 +227,7 @@ def _paint_clock(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> st
     angle = math.radians(hour * 30 - 90)
     draw.line([(32, 32), (32 + 14 * math.cos(angle), 32 + 14 * math.sin(angle))], fill=(0, 0, 0), width=5)
     draw.line([(32, 32), (32, 11)], fill=(0, 0, 0), width=3)
-    return f"a clock that shows {hour} in the morning"
+    return f"it is {hour} in the morning"
 
 
 def _paint_road(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -212,7 +235,7 @@ def _paint_road(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
     draw.polygon([(8, 64), (56, 64), (end + 3, 14), (end - 3, 14)], fill=(70, 70, 75))
     draw.line([(32, 64), (end, 14)], fill=(250, 250, 250), width=2)
     turn = "left" if end < 32 else "right"
-    return f"a road to the {turn} through {names[0]} fields"
+    return f"the way to the {turn} through {names[0]} fields"
 
 
 def _paint_maze(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -224,8 +247,6 @@ def _paint_maze(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
 
 
 _OFF_DOMAIN_PAINTERS: tuple[Callable[[ImageDraw.ImageDraw, list[str], Random], str], ...] = (
-    _paint_bands,
-    _paint_board,
     _paint_bars,
     _paint_curve,
     _paint_flag,
@@ -314,5 +335,75 @@ _LANGUAGES = {
         ("{c}の{s}の絵", "これは{s}です", "{s}のイラスト、色は{c}", "子供のための{s}の写真"),
         "円 四角 三角形 星 ハート 菱形 十字 矢印 月 輪 六角形 雲 家 木 魚 稲妻",
         "赤 オレンジ 黄色 緑 青 紫 ピンク 茶色 黒 白 灰色 水色",
+    ),
+}
+
+_FOREIGN_SENTENCES = {
+    "de": (
+        "Schöne Bilder für das Kinderzimmer, {n} Stück",
+        "Jetzt günstig im Online-Shop bestellen",
+        "Aufkleber für Auto und Fahrrad, wetterfest",
+        "Kostenlose Vorlage zum Ausdrucken und Ausmalen",
+        "Das neue Logo unserer Firma seit {n} Jahren",
+        "Wandbild im Format {n} mal {n} Zentimeter",
+    ),
+    "fr": (
+        "Autocollant pour la voiture, lot de {n} pièces",
+        "Une belle image pour la chambre des enfants",
+        "Livraison gratuite à partir de {n} euros",
+        "Le nouveau logo de notre petite entreprise",
+        "Coloriage gratuit à imprimer pour la maternelle",
+        "Voici la photo que nous avons prise hier",
+    ),
+    "es": (
+        "Pegatina para el coche, paquete de {n} unidades",
+        "Un bonito dibujo para colorear y pintar",
+        "Envío gratis en pedidos de más de {n} euros",
+        "El nuevo logotipo de nuestra empresa familiar",
+        "La mejor imagen para tu teléfono móvil",
+        "Así se ve después de {n} días de trabajo",
+    ),
+    "pt": (
+        "Adesivo para carro, pacote com {n} unidades",
+        "Um desenho bonito para as crianças pintarem",
+        "Compre agora com frete grátis e desconto",
+        "A nova imagem da nossa pequena empresa",
+        "Como fazer um cartaz para a escola",
+    ),
+    "nl": (
+        "Mooie stickers voor de kinderkamer, {n} stuks",
+        "Gratis kleurplaat om uit te printen voor kinderen",
+        "Het nieuwe logo van ons bedrijf sinds {n} jaar",
+        "Bestel vandaag nog en betaal later",
+    ),
+    "pl": (
+        "Naklejka na samochód, zestaw {n} sztuk",
+        "Piękny obrazek do pokoju dziecięcego",
+        "Darmowa kolorowanka do wydrukowania dla dzieci",
+        "Nowe logo naszej firmy od {n} lat",
+    ),
+    "tr": (
+        "Çocuk odası için güzel bir resim",
+        "Araba için çıkartma, {n} adet",
+        "Ücretsiz kargo ile hemen satın alın",
+        "Şirketimizin yeni logosu burada",
+    ),
+    "ru": (
+        "Красивая картинка для детской комнаты",
+        "Наклейка на автомобиль, набор из {n} штук",
+        "Бесплатная раскраска для детей, скачать",
+        "Новый логотип нашей компании",
+        "Купить недорого с доставкой за {n} дня",
+    ),
+    "uk": ("Гарна картинка для дитячої кімнати", "Наклейка на авто, набір з {n} штук", "Новий логотип нашої компанії"),
+    "ar": ("صورة جميلة لغرفة الأطفال", "ملصق للسيارة مجموعة من {n} قطع", "الشعار الجديد لشركتنا الصغيرة"),
+    "hi": ("बच्चों के कमरे के लिए सुंदर चित्र", "कार के लिए स्टिकर, {n} का सेट", "हमारी कंपनी का नया लोगो"),
+    "zh": ("适合儿童房间的漂亮图片", "汽车贴纸 一套{n}张", "免费下载可打印的图片素材", "我们公司的新标志设计"),
+    "ja": ("子供部屋のためのかわいい絵です", "車用ステッカー {n}枚セット", "無料でダウンロードできる素材です"),
+    "ko": ("아이들 방을 위한 예쁜 그림입니다", "자동차 스티커 {n}장 세트", "무료로 다운로드할 수 있는 이미지"),
+    "vi": (
+        "Hình ảnh đẹp cho phòng trẻ em",
+        "Nhãn dán cho xe hơi, bộ {n} chiếc",
+        "Biểu tượng mới của công ty chúng tôi",
     ),
 }

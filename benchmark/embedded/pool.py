@@ -34,15 +34,19 @@ from benchmark.embedded import noise
 from benchmark.embedded.evalsets import evaluation_sets, write_evaluation_set
 from benchmark.embedded.reference_models import (
     REFERENCE_MODELS,
+    encode_images,
     encode_pairs,
+    load_reference_model,
     reference_path,
 )
 from benchmark.embedded.world import (
     IMAGE_SIZE,
+    POOL_WORLD,
     draw_picture,
     draw_random_scene,
     write_caption,
 )
+from benchmark.embeddings import cluster_centres
 from benchmark.scales import Scale
 from benchmark.stage import (
     LOCK_NAME,
@@ -60,23 +64,25 @@ from benchmark.stage import (
 )
 from benchmark.tars import write_tar
 
-GENERATOR_VERSION = 1  # raised when any pixel or caption changes
+GENERATOR_VERSION = 2  # raised when any pixel or caption changes
 
 KIND_SHARES = {  # what a pair is, before anything else happens to it
-    "clean": 0.26,
-    "other_language": 0.21,
-    "swapped": 0.14,
-    "boilerplate": 0.14,
-    "off_domain": 0.11,
-    "partly_wrong": 0.05,
-    "text_only": 0.05,
-    "corrupt": 0.04,
+    "clean": 0.20,
+    "other_language": 0.45,
+    "swapped": 0.07,
+    "boilerplate": 0.07,
+    "off_domain": 0.09,  # aligned, but of nothing that a task asks about
+    "text_only": 0.05,  # a word, which the caption repeats: aligned, and no help
+    "partly_wrong": 0.03,
+    "corrupt": 0.02,
+    "empty": 0.02,  # aligned, and nothing to learn from
 }
 OVERLAYS = (
     "small",  # the shorter side had fewer than 200 pixels
     "low_resolution",  # so few that little detail is left
     "extreme_aspect",
     "watermark",
+    "blurred",
     "toxic",
     "duplicate",  # of a pair that stands earlier in the pool
     "exact_duplicate",  # with the same bytes
@@ -84,12 +90,16 @@ OVERLAYS = (
 KINDS = (*(kind for kind in KIND_SHARES if kind != "clean"), *OVERLAYS)
 HARMLESS_KINDS = frozenset({"small"})
 
-NUM_SOURCES = 400  # the first pairs of the pool are what its duplicates repeat
-DUPLICATE_SHARE = 0.13
+FIRST_DUPLICATE = 1000  # the aligned pairs before it are what duplicates repeat, a few of them very often
+ALIGNED_KINDS = ("clean", "off_domain", "text_only", "empty")  # people copy what fits its caption
+DUPLICATE_SHARE, NEAR_SHARE = 0.12, 0.6
 DEAD_LINK_SHARE = 0.01
-SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.56, 0.36  # shorter side under 200 pixels; small pictures tend to be junk
+SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.56, 0.46  # shorter side under 200 pixels; small pictures tend to be junk
 EXTREME_ASPECT_SHARE = 0.07
 JPEG_QUALITY = 90
+NUM_TARGETS = 600
+ROWS_PER_CLUSTER = 128  # DataComp: 100,000 centroids for 12.8 million samples
+TARGET_WORLD = replace(POOL_WORLD, kinds={"pictogram": 0.6, "letter": 0.2, "digit": 0.2})
 
 BUILDING_NAME = "building.json"  # says that a pool is being built here, and which
 PARTS_NAME = "building"  # what is drawn and not yet in the metadata
@@ -130,7 +140,7 @@ def draw_pair(pool_seed: int, index: int) -> Pair:
     """Draw the pair at `index` of a pool: the same wherever and in whatever order it is drawn."""
     key = f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}"
     rng = Random(f"{key}/pair")
-    is_duplicate = rng.random() < DUPLICATE_SHARE and index >= NUM_SOURCES
+    is_duplicate = rng.random() < DUPLICATE_SHARE and index >= FIRST_DUPLICATE
     drawing = _draw_duplicate(pool_seed, rng) if is_duplicate else _draw_original(pool_seed, index)
     file = io.BytesIO()
     drawing.picture.save(file, "JPEG", quality=JPEG_QUALITY)
@@ -180,6 +190,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
             _draw_everything(pool_dir, scale, pool_seed, workers)
             drawn = pa.concat_tables([feather.read_table(path) for path in sorted((pool_dir / PARTS_NAME).glob("*"))])
             _write_metadata(pool_dir, scale, pool_seed, drawn)
+            _write_assets(pool_dir, drawn)
             build_index(pool_dir)
         result: dict[str, Json] = {
             "rows": drawn.num_rows,
@@ -246,20 +257,29 @@ def _decode(image: bytes) -> bytes:
         return picture.tobytes()
 
 
-@lru_cache(maxsize=NUM_SOURCES)
+@lru_cache
+def _sources(pool_seed: int) -> list[int]:
+    """Return the indices of the pairs that are repeated."""
+    return [i for i in range(FIRST_DUPLICATE) if _draw_kind(_random_of_original(pool_seed, i)) in ALIGNED_KINDS]
+
+
+@lru_cache(maxsize=FIRST_DUPLICATE)
 def _draw_source(pool_seed: int, index: int) -> _Drawing:
     return _draw_original(pool_seed, index)
 
 
 def _draw_original(pool_seed: int, index: int) -> _Drawing:
     """Draw a pair that repeats no other."""
-    rng = Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}/original")
-    kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
+    rng = _random_of_original(pool_seed, index)
+    kind = _draw_kind(rng)
     kinds = set() if kind == "clean" else {kind}
-    picture, text = _draw_kind(kind, rng)
+    picture, text = _draw_pair_of(kind, rng)
     if rng.random() < 0.07:
         picture = noise.add_watermark(picture, rng)
         kinds.add("watermark")
+    if rng.random() < 0.04:
+        picture = noise.blur(picture, rng)
+        kinds.add("blurred")
     if rng.random() < 0.015:
         text = noise.add_toxic_word(text, rng)
         kinds.add("toxic")
@@ -270,18 +290,28 @@ def _draw_original(pool_seed: int, index: int) -> _Drawing:
         picture = noise.squash(picture, aspect, is_wide, rng)
         kinds.add("extreme_aspect")
     is_small = rng.random() < (SMALL_SHARE_OF_CLEAN if kind == "clean" else SMALL_SHARE)
-    shorter = _log_uniform(rng, 48, 199) if is_small else _log_uniform(rng, 200, 1600)
+    shorter = _log_uniform(rng, 80, 199) if is_small else _log_uniform(rng, 200, 1600)
     picture, more_kinds = _fit_detail(picture, shorter)
     longer = round(shorter * aspect)
     width, height = (longer, shorter) if is_wide else (shorter, longer)
     return _Drawing(picture, text, width, height, frozenset(kinds | more_kinds))
 
 
-def _draw_kind(kind: str, rng: Random) -> tuple[Image.Image, str]:
+def _random_of_original(pool_seed: int, index: int) -> Random:
+    return Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}/original")
+
+
+def _draw_kind(rng: Random) -> str:
+    return rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
+
+
+def _draw_pair_of(kind: str, rng: Random) -> tuple[Image.Image, str]:
     if kind == "off_domain":
         return noise.draw_off_domain(rng)
     if kind == "text_only":
         return noise.draw_word(rng)
+    if kind == "empty":
+        return noise.draw_nothing(rng)
     scene = draw_random_scene(rng)
     picture = draw_picture(scene, rng)
     match kind:
@@ -303,10 +333,11 @@ def _draw_kind(kind: str, rng: Random) -> tuple[Image.Image, str]:
 
 def _draw_duplicate(pool_seed: int, rng: Random) -> _Drawing:
     """Draw a repeat of one of the pool's first pairs, some of which are repeated much more often than others."""
-    source = _draw_source(pool_seed, int(NUM_SOURCES * rng.random() ** 2))
-    if rng.random() < 0.5:
+    sources = _sources(pool_seed)
+    source = _draw_source(pool_seed, sources[int(len(sources) * rng.random() ** 2)])
+    if rng.random() >= NEAR_SHARE:
         return replace(source, kinds=source.kinds | {"duplicate", "exact_duplicate"})
-    shrink = rng.uniform(0.3, 1.0)
+    shrink = rng.uniform(0.4, 1.0)
     width, height = max(48, round(source.width * shrink)), max(48, round(source.height * shrink))
     picture, more_kinds = _fit_detail(noise.change_slightly(source.picture, rng), min(width, height))
     return _Drawing(picture, source.text, width, height, source.kinds | more_kinds | {"duplicate"})
@@ -383,6 +414,30 @@ def _write_metadata(pool_dir: Path, scale: Scale, pool_seed: int, drawn: pa.Tabl
             pq.write_table(pa.table(columns), temporary)
 
 
+def _write_assets(pool_dir: Path, drawn: pa.Table) -> None:
+    """Write what image-based filtering and NormSim compare with: cluster centres of the pool's images, and targets.
+
+    Targets stand in for ImageNet's training images: pictures of tasks' classes, drawn under keys of their own.
+    """
+    pixels = np.stack([_draw_target(index) for index in range(NUM_TARGETS)])
+    features = [np.load(path.with_suffix(".npz")) for path in sorted((pool_dir / "metadata").glob("*.parquet"))]
+    num_clusters = max(1, drawn.num_rows // ROWS_PER_CLUSTER)
+    for name in REFERENCE_MODELS:
+        images = np.concatenate([part[f"{name}_img"] for part in features]).astype(np.float32)
+        for what, array in (
+            ("targets", encode_images(load_reference_model(name), pixels)),
+            ("centroids", cluster_centres(images, num_clusters, seed=0)),
+        ):
+            path = pool_dir / "assets" / f"image_{what}_{name}.npy"
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+
+
+def _draw_target(index: int) -> np.ndarray:
+    rng = Random(f"winnow/{GENERATOR_VERSION}/target/{index}")
+    return np.asarray(draw_picture(draw_random_scene(rng, TARGET_WORLD), rng))
+
+
 def _refuse_foreign_folder(pool_dir: Path) -> None:
     """Raise ValueError where a folder holds something that is neither a pool of ours nor one half built."""
     if not pool_dir.exists():
@@ -396,7 +451,7 @@ def _refuse_foreign_folder(pool_dir: Path) -> None:
 
 def _file_sizes(pool_dir: Path) -> dict[str, Json]:
     """Return the size in bytes of every file that a pool consists of, by its path in the pool."""
-    folders = ("metadata", "shards", "eval")
+    folders = ("metadata", "shards", "eval", "assets")
     paths = sorted(path for folder in folders for path in (pool_dir / folder).rglob("*") if path.is_file())
     return {path.relative_to(pool_dir).as_posix(): path.stat().st_size for path in paths}
 

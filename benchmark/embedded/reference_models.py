@@ -41,11 +41,22 @@ def load_reference_model(name: str) -> CLIP:
 
 def to_images(pixels: np.ndarray) -> Tensor:
     """Turn pixels (n, 32, 32, 3), uint8, into normalised images (n, 3, 32, 32), as the embedded recipe does."""
+    from benchmark.data import normalise
+
+    return normalise(pixels.copy(), SCALES["nano"], "cpu")
+
+
+def encode_images(model: CLIP, pixels: np.ndarray, progress: tqdm | None = None) -> np.ndarray:
+    """Encode pixels (n, 32, 32, 3), uint8: L2-normalised embeddings (n, 96), float32, in batches of one size."""
     import torch
 
-    scale = SCALES["nano"]
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (scale.mean, scale.std))
-    return (torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), BATCH_SIZE):
+            parts.append(model.encode_image(to_images(pixels[start : start + BATCH_SIZE]), normalize=True).numpy())
+            if progress is not None:
+                progress.update()
+    return np.concatenate(parts)
 
 
 def encode_pairs(pixels: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:
@@ -67,16 +78,13 @@ def encode_pairs(pixels: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:
     progress = tqdm(total=num_batches, desc="scoring", unit="batch", disable=None)
 
     def encode(model: CLIP) -> tuple[np.ndarray, np.ndarray]:
-        images, captions = [], []
+        images = encode_images(model, pixels, progress)
+        captions = []
         with torch.inference_mode():
-            for start in range(0, len(pixels), BATCH_SIZE):
-                batch = to_images(pixels[start : start + BATCH_SIZE])
-                images.append(model.encode_image(batch, normalize=True).numpy())
-                progress.update()
             for start in range(0, len(distinct), BATCH_SIZE):
                 captions.append(model.encode_text(tokens[start : start + BATCH_SIZE], normalize=True).numpy())
                 progress.update()
-        return np.concatenate(images), np.concatenate(captions)[places]
+        return images, np.concatenate(captions)[places]
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
