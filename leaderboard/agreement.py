@@ -188,8 +188,12 @@ def make_agreement(table: Table, published: Published) -> Agreement:
             what = f"this board to DataComp {scale}, {title}"
             comparisons.append(compare(what, [row.run for row, _ in pairs], [value for _, value in pairs]))
     for measure, title in MEASURES.items():
-        for name, group in {"the paper's rules": rules, "the strategies here": matches}.items():
-            scores = [[one.score_at(scale, measure) for scale in SCALES] for one in group]
+        groups: dict[str, Sequence[PublishedRow | Match]] = {
+            "the paper's rules": rules,
+            "the strategies here": matches,
+        }
+        for name, group in groups.items():
+            scores = [(one.score_at("small", measure), one.score_at("medium", measure)) for one in group]
             both = [(small, medium) for small, medium in scores if small is not None and medium is not None]
             what = f"DataComp small to medium, {title}, {name}"
             comparisons.append(compare(what, [{0: small} for small, _ in both], [medium for _, medium in both]))

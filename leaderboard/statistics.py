@@ -200,7 +200,8 @@ class PoolModel:
         """Return strategy `index` minus strategy `other` over pools and training seeds, with its t interval.
 
         Var = 2 / (pools * seeds) * (MS strategy x pool + MS strategy x seed - MS rest), the latter two left out where
-        they add less than nothing; degrees of freedom after Satterthwaite (1946).
+        they add less than nothing. Degrees of freedom after Satterthwaite (1946), but no fewer than those of the first
+        two mean squares: with one subtracted the approximation goes astray where there are few.
         """
         squares = [self.strategy_pool]
         if self.strategy_seed.value > self.rest.value:
@@ -209,7 +210,8 @@ class PoolModel:
         spread = math.fsum(square.value**2 / square.df for square in squares)
         _, pools, seeds = self.scores.shape
         value = float(self.scores[index].mean() - self.scores[other].mean())
-        df = total**2 / spread if spread > 0 else self.strategy_pool.df
+        least_df = min(square.df for square in squares[:2])
+        df = max(total**2 / spread, least_df) if spread > 0 else least_df
         return _difference(value, StandardError(math.sqrt(2 * total / (pools * seeds)), df))
 
     def differences_by_pool(self, index: int, other: int) -> np.ndarray:

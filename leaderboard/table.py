@@ -383,7 +383,7 @@ def _pool_sentence(names: Sequence[str], model: PoolModel) -> str:
             f"({signed(by_pool.min())} to {signed(by_pool.max())} on single pools)"
         )
     return (
-        f"Other drawings of the pool ({strategies} strategies, {pools} pools, {seeds} training seeds): the sd of a run "
+        f"Over drawings of the pool ({strategies} strategies, {pools} pools, {seeds} training seeds): the sd of a run "
         f"is {score(model.seed_sd)} from the training seed, {score(model.shared_seed_sd)} of it shared by all "
         f"strategies ({model.seed_df} degrees of freedom); from the pool's seed it is {score(model.shared_pool_sd)} "
         f"shared ({model.pool.df}) and {score(model.own_pool_sd)} not shared ({model.strategy_pool.df}). Over pools "
