@@ -173,6 +173,14 @@ def test_the_boards_that_ship_fit_their_scales_suites_and_entries() -> None:
         read_other_pools(board)
 
 
+def test_a_board_takes_its_halves_from_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = read_board(BOARDS_DIR / "nano").task_names
+    monkeypatch.setitem(SUITES, "nano", dataclasses.replace(SUITES["nano"], reporting=(tasks[2], tasks[0])))
+    board = read_board(BOARDS_DIR / "nano")
+    assert board.headline == [tasks[0], tasks[2]]
+    assert sorted(board.development) == sorted(set(tasks) - {tasks[0], tasks[2]})
+
+
 def test_embedded_boards_say_that_they_are_no_evidence_about_web_data() -> None:
     notes = {read_board(BOARDS_DIR / name).rules.note for name in board_names() if SCALES[name].is_embedded}
     assert notes == {
