@@ -390,7 +390,7 @@ def test_a_run_without_any_entry_stands_alone() -> None:
         "The board has no entry to compare with.",
         NOTE,
     )
-    assert ">     -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
+    assert ">   -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
 
 
 def test_an_empty_board_is_a_title_and_its_note() -> None:
@@ -645,14 +645,14 @@ def test_chance_must_be_of_the_same_tasks() -> None:
 EXPECTED_TABLE = """\
 Toy board
 
-   rank  name                 keeps          average  accuracy  retrieval               minus >
-                                        ± sd (seeds)                                     [95 %]
------------------------------------------------------------------------------------------------
-      -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  +.080 [+.074, +.086]
->     1  mine                  30 %  .433 ± .015 (3)      .533       .333
-    2-3  same                  30 %  .413 ± .010 (3)      .513       .313  -.020 [-.026, -.014]
-    2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  -.023 [-.029, -.017]
-      4  none                  30 %  .213 ± .015 (3)      .313       .113  -.220 [-.226, -.214]
+ rank  name                 keeps          average  accuracy  retrieval               minus >
+                                      ± sd (seeds)                                     [95 %]
+---------------------------------------------------------------------------------------------
+    -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  +.080 [+.074, +.086]
+>   1  mine                  30 %  .433 ± .015 (3)      .533       .333
+  2-3  same                  30 %  .413 ± .010 (3)      .513       .313  -.020 [-.026, -.014]
+  2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  -.023 [-.029, -.017]
+    4  none                  30 %  .213 ± .015 (3)      .313       .113  -.220 [-.226, -.214]
 
 mine: better than same, clip and none; worse than planted (reference) (95 %, not adjusted for the number of
 comparisons).
