@@ -410,7 +410,8 @@ def _list(arguments: list[str]) -> int:
         for task in tasks.values():
             print(f"{task.name:<{width}}  {task.title:<22} {task.main_metric:<16} groups: {', '.join(task.groups)}")
         for suite in SUITES.values():
-            print(f"suite {suite.name} (version {suite.version}): {len(suite.tasks)} tasks")
+            half = f", of which {len(suite.headline)} make the average" if suite.development else ""
+            print(f"suite {suite.name} (version {suite.version}): {len(suite.tasks)} tasks{half}")
     else:
         for scale in SCALES.values():
             print(
@@ -424,11 +425,18 @@ def _leaderboard(arguments: list[str]) -> int:
     parser = _Parser(prog="winnow leaderboard", description="The board.")
     actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
     table = actions.add_parser("table", help="print a board")
-    table.add_argument("--board", default="nano", help="a shipped board's name, or a board's folder (default: nano)")
-    table.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
+    table.add_argument("--tasks", action="store_true", help="a line per task: range over strategies, noise")
+    agreement = actions.add_parser("agreement", help="compare a board's order with DataComp's published scores")
     table.add_argument("--entry", type=Path, help="an experiment's entry.json to stand among them")
+    for action in (table, agreement):
+        action.add_argument("--board", default="nano", help="a shipped board's name or a folder (default: nano)")
+        action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
     options = parser.parse_args(arguments)
-    from benchmark.verbs import board_table
+    from benchmark.verbs import board_agreement, board_table, board_tasks
 
-    print(board_table(options.board, options.entry, options.format))
+    if options.action == "agreement":
+        print(board_agreement(options.board, options.format))
+    else:
+        show = board_tasks if options.tasks else board_table
+        print(show(options.board, options.entry, options.format))
     return 0

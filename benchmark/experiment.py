@@ -251,6 +251,7 @@ class FinishedSeed:
     trained: Record
     data: dict[str, Json]  # task -> hash of the evaluation set
     scores: dict[str, float]  # task -> main metric
+    chance: dict[str, float]  # task -> what guessing gets
 
     @property
     def must_agree(self) -> dict[str, Json]:
@@ -285,8 +286,8 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
                     f"delete {seed_dir / 'eval'} and evaluate again"
                 )
             data = {name: record.made_from["data"] for name, record in records.items()}
-            scores = suite_scores(suite, TASKS, records).scores
-            seeds.append(FinishedSeed(trained.made_from["seed"], trained, data, scores))
+            found = suite_scores(suite, TASKS, records)
+            seeds.append(FinishedSeed(trained.made_from["seed"], trained, data, found.scores, found.chance))
     seeds.sort(key=lambda finished_seed: finished_seed.seed)
     for other in seeds[1:]:
         differing = [key for key, value in other.must_agree.items() if value != seeds[0].must_agree[key]]
@@ -327,6 +328,7 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
         subset=SubsetUsed(record.result["size"], record.result["distinct"], record.result["sha256"]),
         seeds={each.seed: each.scores for each in seeds},
         made_with={package: ", ".join(sorted(found)) for package, found in versions.items()},
+        chance=seeds[0].chance,
     )
     with locked(exp_dir):
         write_entry(exp_dir / ENTRY_NAME, entry)

@@ -724,7 +724,7 @@ def _has(pool: Pool, column: str) -> bool:
 
 def _board_html(exp_dir: Path, record: Record, scale: Scale) -> str:
     """Return the board's table with this experiment in it, or what can be said without one."""
-    from leaderboard.entries import BOARDS_DIR, RULES_NAME, read_board, read_entries, read_entry
+    from leaderboard.entries import BOARDS_DIR, RULES_NAME, read_board, read_entries, read_entry, read_other_pools
     from leaderboard.table import make_table, render_html
 
     entry_path = exp_dir / ENTRY_NAME
@@ -736,7 +736,7 @@ def _board_html(exp_dir: Path, record: Record, scale: Scale) -> str:
     board_dir = BOARDS_DIR / (scale.name if entry is None else entry.scale)
     board: Board | None = read_board(board_dir) if (board_dir / RULES_NAME).is_file() else None
     if entry is not None and board is not None:
-        return render_html(make_table(read_entries(board), board, entry))
+        return render_html(make_table(read_entries(board), board, entry, read_other_pools(board)))
     why = "There is no board for this scale." if board is None else "No seed has been scored on the whole suite yet."
     return f"<p>{why}</p>" + ("" if board is None else f"<p>{_text(board.rules.note)}</p>")
 

@@ -114,8 +114,8 @@ class SuiteScores:
 
     @property
     def average(self) -> float:
-        """Return the mean over the suite's tasks."""
-        return float(np.mean(list(self.scores.values())))
+        """Return the headline average: the mean over the suite's reporting half."""
+        return float(np.mean([self.scores[name] for name in self.suite.headline]))
 
     @property
     def groups(self) -> dict[str, float]:

@@ -64,9 +64,26 @@ class Association(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A named, versioned list of tasks; its average is the mean of their main metrics."""
+    """A named, versioned list of tasks; its headline average is the mean main metric of its reporting half.
+
+    The other tasks are the development half: a benchmark and its strategies are tuned on these alone.
+    """
 
     name: str
     version: int
     tasks: tuple[str, ...]
-    reporting: tuple[str, ...] = ()
+    reporting: tuple[str, ...] = ()  # the tasks of the headline average; empty: all
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.reporting) - set(self.tasks)):
+            raise ValueError(f"suite {self.name!r} reports tasks that it does not have: {unknown}")
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """Return the tasks of the headline average, in the suite's order."""
+        return tuple(name for name in self.tasks if not self.reporting or name in self.reporting)
+
+    @property
+    def development(self) -> tuple[str, ...]:
+        """Return the other tasks, in the suite's order; none where all report."""
+        return tuple(name for name in self.tasks if name not in self.headline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -37,6 +37,9 @@ from benchmark.registry import load_tasks
 from benchmark.report import report_stage
 from benchmark.scales import Scale
 from benchmark.stage import say, write_bytes
+
+if TYPE_CHECKING:
+    from leaderboard.table import Table
 
 Config = dict[str, Any]
 
@@ -143,16 +146,40 @@ def report_experiment(exp_dir: Path, scale: Scale, pool: Pool) -> None:
 
 def board_table(board_name: str, entry_path: Path | None, style: str) -> str:
     """Render a board, given by name or folder, with an entry among the others."""
-    from leaderboard.entries import BOARDS_DIR, read_board, read_entries, read_entry
-    from leaderboard.table import make_table, render_markdown, render_table, to_frame
+    from leaderboard.table import render_markdown, render_table, to_frame
+
+    table = _table(board_name, entry_path)
+    if style == "csv":
+        return to_frame(table).to_csv(index=False).rstrip("\n")
+    return render_markdown(table) if style == "markdown" else render_table(table)
+
+
+def board_tasks(board_name: str, entry_path: Path | None, style: str) -> str:
+    """Render what each task of a board can tell apart."""
+    from leaderboard.task_table import make_task_table, render_tasks, tasks_to_frame
+
+    tasks = make_task_table(_table(board_name, entry_path))
+    return tasks_to_frame(tasks).to_csv(index=False).rstrip("\n") if style == "csv" else render_tasks(tasks, style)
+
+
+def board_agreement(board_name: str, style: str) -> str:
+    """Render how far a board's order of strategies is the published one."""
+    from leaderboard.agreement import agreement_to_frame, make_agreement, read_published, render_agreement
+
+    agreement = make_agreement(_table(board_name, None), read_published())
+    if style == "csv":
+        return agreement_to_frame(agreement).to_csv(index=False).rstrip("\n")
+    return render_agreement(agreement, style)
+
+
+def _table(board_name: str, entry_path: Path | None) -> Table:
+    from leaderboard.entries import BOARDS_DIR, read_board, read_entries, read_entry, read_other_pools
+    from leaderboard.table import make_table
 
     shipped = BOARDS_DIR / board_name
     board = read_board(shipped if shipped.is_dir() else Path(board_name))
     highlight = None if entry_path is None else read_entry(entry_path)
-    table = make_table(read_entries(board), board, highlight)
-    if style == "csv":
-        return to_frame(table).to_csv(index=False).rstrip("\n")
-    return render_markdown(table) if style == "markdown" else render_table(table)
+    return make_table(read_entries(board), board, highlight, read_other_pools(board))
 
 
 def _choice(config: Config) -> Choice:

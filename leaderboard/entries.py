@@ -5,6 +5,8 @@ An entry holds scores per training seed and task and what they were made from; a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -20,6 +22,7 @@ from benchmark.tasks import Task
 BOARDS_DIR = Path(__file__).resolve().parent
 RULES_NAME = "board.json"
 ENTRIES_NAME = "entries"
+OTHER_POOLS_NAME = "other_pools"
 ERRORS_SHOWN = 4
 
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
@@ -85,6 +88,7 @@ class Entry:
     made_with: dict[str, str]  # package -> version
     within: Hash | None = None  # sha256 of the subset file that the strategy filtered inside
     given_subset: Hash | None = None  # sha256 of a subset file that was taken instead of a strategy
+    chance: dict[str, Score] = field(default_factory=dict)  # task -> what guessing gets; older entries do not say
     format_version: Literal[0] = 0
 
     @pydantic.field_validator("seeds")
@@ -109,6 +113,12 @@ class Entry:
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _chance_fits(self) -> Entry:
+        if self.chance and set(self.chance) != self.tasks:
+            raise ValueError(f"chance and scores differ in their tasks: {sorted(set(self.chance) ^ self.tasks)}")
+        return self
+
     @property
     def tasks(self) -> set[str]:
         """Return the names of the tasks, the same for every seed."""
@@ -119,7 +129,7 @@ class Entry:
         """Return the share of the pool that the subset keeps, copies counted once."""
         return self.subset.distinct / self.pool.rows
 
-    def averages(self, tasks: list[str]) -> dict[int, float]:
+    def averages(self, tasks: Sequence[str]) -> dict[int, float]:
         """Return the mean score over these tasks for every seed."""
         return {seed: sum(scores[task] for task in tasks) / len(tasks) for seed, scores in sorted(self.seeds.items())}
 
@@ -140,16 +150,27 @@ class Rules:
 
 @dataclass(frozen=True, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
 class Board:
-    """A board: its rules, and the tasks of its suite."""
+    """A board: its rules, the tasks of its suite, and which of them make the headline average."""
 
     rules: Rules
     tasks: tuple[Task, ...]
     entries_dir: Path = field(default_factory=Path)
+    reporting: tuple[str, ...] = ()  # as in the suite: empty means all
 
     @property
     def task_names(self) -> list[str]:
         """Return the tasks of the suite, in its order."""
         return [task.name for task in self.tasks]
+
+    @property
+    def headline(self) -> list[str]:
+        """Return the tasks of the headline average."""
+        return [name for name in self.task_names if not self.reporting or name in self.reporting]
+
+    @property
+    def development(self) -> list[str]:
+        """Return the tasks of the development half; none where all report."""
+        return [name for name in self.task_names if name not in self.headline]
 
     def tasks_in(self, group: str) -> list[str]:
         """Return the names of a group's tasks."""
@@ -166,13 +187,18 @@ def read_board(board_dir: Path) -> Board:
     path = board_dir / RULES_NAME
     if not path.is_file():
         raise FileNotFoundError(f"there is no board at {board_dir}: {RULES_NAME} is missing. Boards: {board_names()}")
-    rules = _read(path, Rules, "board")
+    rules = read_strictly(path, Rules, "board")
     tasks = load_tasks()
     suite = SUITES.get(rules.suite.name)
     if suite is None or suite.version != rules.suite.version:
         there = f"version {suite.version}" if suite else "none of that name"
         raise ValueError(f"{path} is about suite {rules.suite.name!r} version {rules.suite.version}; here is {there}")
-    board = Board(rules=rules, tasks=tuple(tasks[name] for name in suite.tasks), entries_dir=board_dir / ENTRIES_NAME)
+    board = Board(
+        rules=rules,
+        tasks=tuple(tasks[name] for name in suite.tasks),
+        entries_dir=board_dir / ENTRIES_NAME,
+        reporting=suite.reporting,
+    )
     for group in rules.groups:
         if not board.tasks_in(group):
             raise ValueError(f"{path}: suite {suite.name!r} has no task in group {group!r}")
@@ -196,6 +222,29 @@ def read_entries(board: Board) -> list[Entry]:
     return entries
 
 
+def read_other_pools(board: Board) -> list[Entry]:
+    """Read the entries of other drawings of the embedded pool; raises ValueError that names the file that is wrong.
+
+    They tell how much the pool's seed moves scores and stand in no table. `<name>-pool<seed>.json` holds the entry
+    <name>, called as on the board's own pool.
+    """
+    entries: dict[tuple[str, str], Path] = {}
+    found = []
+    for path in sorted((board.entries_dir.parent / OTHER_POOLS_NAME).glob("*.json")):
+        entry = read_entry(path)
+        if not re.fullmatch(re.escape(entry.name) + r"-pool\d+", path.stem):
+            raise ValueError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}-pool<seed>.json")
+        twin = entries.setdefault((entry.name, entry.pool.fingerprint), path)
+        if twin != path:
+            raise ValueError(f"{path} and {twin.name} hold the same strategy on the same pool")
+        try:
+            check_entry(entry, board)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        found.append(entry)
+    return found
+
+
 def check_entry(entry: Entry, board: Board) -> None:
     """Raise ValueError unless the entry has the board's scale and exactly the tasks of the suite that it names."""
     rules = board.rules
@@ -211,18 +260,22 @@ def check_entry(entry: Entry, board: Board) -> None:
 
 def read_entry(path: Path) -> Entry:
     """Read one entry; raises ValueError that names the file and what is wrong in it."""
-    return _read(path, Entry, "entry")
+    return read_strictly(path, Entry, "entry")
 
 
 def write_entry(path: Path, entry: Entry) -> None:
     """Write an entry atomically."""
-    write_json(path, pydantic.TypeAdapter(Entry).dump_python(entry, mode="json"))
+    values = pydantic.TypeAdapter(Entry).dump_python(entry, mode="json")
+    if not entry.chance:
+        del values["chance"]  # an entry made before chance was kept is written as it was read
+    write_json(path, values)
 
 
 T = TypeVar("T")
 
 
-def _read(path: Path, kind: type[T], noun: str) -> T:
+def read_strictly(path: Path, kind: type[T], noun: str) -> T:
+    """Read a JSON file as this type; raises ValueError that names the file and what is wrong in it."""
     try:
         return pydantic.TypeAdapter(kind).validate_json(path.read_bytes())
     except pydantic.ValidationError as error:

@@ -1,4 +1,4 @@
-"""What seed noise allows to be said: means, intervals for differences, ranks with ties, detectable differences.
+"""What noise allows to be said: means, intervals for differences, ranks with ties, detectable differences.
 
 Pure functions of scores; a run is a mapping from training seed to its average score.
 
@@ -9,6 +9,7 @@ does to all runs alike cancels, and a run of one seed is not taken for better be
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,10 +111,7 @@ class SeedModel:
         else:
             value = mean(self.runs[index]) - mean(self.runs[other])
             error = self._error_on_other_seeds(len(self.runs[index]), len(self.runs[other]))
-        if error.value == 0:
-            return Difference(value, value, value, float(value == 0))
-        p = 2 * float(stats.t.sf(abs(value) / error.value, error.df))
-        return Difference(value, value - error.half_width, value + error.half_width, p)
+        return _difference(value, error)
 
     def error_of_plan(self, num_seeds: int, entry_seeds: int) -> StandardError:
         """Return the standard error of a run yet to be made against an entry, on its first seeds or all of them.
@@ -141,6 +139,87 @@ class SeedModel:
         return StandardError(math.sqrt(scale * (from_seed + from_rest)), df)
 
 
+@dataclass(frozen=True)
+class MeanSquare:
+    """A line of an analysis of variance."""
+
+    value: float
+    df: int
+
+
+@dataclass(frozen=True, eq=False)
+class PoolModel:
+    """The three-way model of strategies (fixed), pools and training seeds (random), on balanced scores.
+
+    score = strategy + pool + seed + strategy x pool + strategy x seed + pool x seed + rest. The seed stands in it with
+    its interactions, as what a seed does to all strategies alike would else be taken for the pool's doing. Variances
+    are those that make the mean squares equal their expectations, zero where negative: Searle, Casella & McCulloch
+    (1992), "Variance components", ch. 4.
+    """
+
+    scores: np.ndarray  # (strategies, pools, seeds)
+    pool: MeanSquare
+    strategy_pool: MeanSquare
+    seed: MeanSquare
+    strategy_seed: MeanSquare
+    pool_seed: MeanSquare
+    rest: MeanSquare
+
+    @property
+    def shared_pool_sd(self) -> float:
+        """Return the standard deviation of what a pool's seed does to all strategies alike."""
+        square = self.pool.value - self.strategy_pool.value - self.pool_seed.value + self.rest.value
+        strategies, _, seeds = self.scores.shape
+        return math.sqrt(max(0.0, square) / (strategies * seeds))
+
+    @property
+    def own_pool_sd(self) -> float:
+        """Return the standard deviation of what a pool's seed does to one strategy and not to the others."""
+        return math.sqrt(max(0.0, self.strategy_pool.value - self.rest.value) / self.scores.shape[2])
+
+    @property
+    def shared_seed_sd(self) -> float:
+        """Return the standard deviation of what a training seed does to all strategies of a pool alike."""
+        strategies, pools, _ = self.scores.shape
+        everywhere = self.seed.value - self.strategy_seed.value - self.pool_seed.value + self.rest.value
+        on_a_pool = self.pool_seed.value - self.rest.value
+        return math.sqrt(max(0.0, everywhere) / (strategies * pools) + max(0.0, on_a_pool) / strategies)
+
+    @property
+    def seed_sd(self) -> float:
+        """Return the standard deviation of one run's score over training seeds, pooled over strategies and pools."""
+        return math.sqrt(float(self.scores.var(axis=2, ddof=1).mean()))
+
+    @property
+    def seed_df(self) -> int:
+        """Return the degrees of freedom of `seed_sd`."""
+        strategies, pools, seeds = self.scores.shape
+        return strategies * pools * (seeds - 1)
+
+    def difference(self, index: int, other: int) -> Difference:
+        """Return strategy `index` minus strategy `other` over pools and training seeds, with its t interval.
+
+        Var = 2 / (pools * seeds) * (MS strategy x pool + MS strategy x seed - MS rest), the latter two left out where
+        they add less than nothing. Degrees of freedom after Satterthwaite (1946), but no fewer than those of the first
+        two mean squares: with one subtracted the approximation goes astray where there are few.
+        """
+        squares = [self.strategy_pool]
+        if self.strategy_seed.value > self.rest.value:
+            squares += [self.strategy_seed, MeanSquare(-self.rest.value, self.rest.df)]
+        total = math.fsum(square.value for square in squares)
+        spread = math.fsum(square.value**2 / square.df for square in squares)
+        _, pools, seeds = self.scores.shape
+        value = float(self.scores[index].mean() - self.scores[other].mean())
+        least_df = min(square.df for square in squares[:2])
+        df = max(total**2 / spread, least_df) if spread > 0 else least_df
+        return _difference(value, StandardError(math.sqrt(2 * total / (pools * seeds)), df))
+
+    def differences_by_pool(self, index: int, other: int) -> np.ndarray:
+        """Return strategy `index` minus strategy `other` on each pool, means over training seeds."""
+        difference: np.ndarray = (self.scores[index] - self.scores[other]).mean(axis=1)
+        return difference
+
+
 def mean(run: Run) -> float:
     """Return the mean over seeds."""
     return math.fsum(run.values()) / len(run)
@@ -152,6 +231,42 @@ def sd(run: Run) -> float | None:
         return None
     centre = mean(run)
     return math.sqrt(math.fsum((score - centre) ** 2 for score in run.values()) / (len(run) - 1))
+
+
+def pooled_sd(runs: Sequence[Run]) -> float | None:
+    """Return one run's standard deviation over seeds, pooled over runs; None where no run has two seeds."""
+    df = sum(len(run) - 1 for run in runs)
+    if df == 0:
+        return None
+    return math.sqrt(math.fsum((score - mean(run)) ** 2 for run in runs for score in run.values()) / df)
+
+
+def fit_pool_model(scores: np.ndarray) -> PoolModel:
+    """Fit the three-way model to scores (strategies, pools, seeds), at least two of each."""
+    strategies, pools, seeds = scores.shape
+    if min(scores.shape) < 2:
+        raise ValueError(f"{strategies} strategies, {pools} pools and {seeds} seeds: two of each are the least")
+
+    def effect(*axes: int) -> np.ndarray:
+        """Return the means over all but these axes less every effect of a lower order."""
+        means: np.ndarray = scores.mean(axis=tuple({0, 1, 2} - set(axes)), keepdims=True)
+        lower = (part for order in range(len(axes)) for part in itertools.combinations(axes, order))
+        return means - sum(effect(*part) for part in lower)
+
+    def mean_square(*axes: int) -> MeanSquare:
+        df = math.prod(scores.shape[axis] - 1 for axis in axes)
+        square = float(np.sum(np.broadcast_to(effect(*axes), scores.shape) ** 2))
+        return MeanSquare(square / df, df)
+
+    return PoolModel(
+        scores=scores,
+        pool=mean_square(1),
+        strategy_pool=mean_square(0, 1),
+        seed=mean_square(2),
+        strategy_seed=mean_square(0, 2),
+        pool_seed=mean_square(1, 2),
+        rest=mean_square(0, 1, 2),
+    )
 
 
 def fit_seed_model(runs: Sequence[Run]) -> SeedModel | None:
@@ -231,3 +346,11 @@ def unequal_noise(runs: Sequence[Run]) -> float | None:
     """
     samples = [list(run.values()) for run in runs if len(run) >= 3 and (sd(run) or 0) > 0]
     return float(stats.bartlett(*samples).pvalue) if len(samples) >= 2 else None
+
+
+def _difference(value: float, error: StandardError) -> Difference:
+    """Return a difference with its t interval and p value."""
+    if error.value == 0:
+        return Difference(value, value, value, float(value == 0))
+    p = 2 * float(stats.t.sf(abs(value) / error.value, error.df))
+    return Difference(value, value - error.half_width, value + error.half_width, p)

@@ -1,9 +1,14 @@
 """Make a board's reference entries: every strategy below, several training seeds each, on the embedded pool.
 
-    python scripts/make_references.py --scale nano --seeds 0 1 2 --jobs 2
+    python scripts/make_references.py --scale nano --seeds 0 1 2 3 4 --pool-seeds 0 1 2 --jobs 2
 
-Experiments go to experiments/<scale>/, their entries to leaderboard/<scale>/entries/. What is finished is reused, so
-a stopped run goes on. One training takes about a minute on one core.
+The first pool seed is the board's: its entries go to leaderboard/<scale>/entries/. On the others only the strategies
+marked `on_all_pools` run; their entries, leaderboard/<scale>/other_pools/<name>-pool<seed>.json, tell how much the
+pool's seed moves scores. Experiments go to experiments/<scale>/.
+
+All strategies run at the first training seed, then all at the second and so on: a run that was stopped leaves a
+balanced board. What is finished is reused, so the same command goes on. A strategy that fails stops no other; failures
+are listed at the end. One training at nano takes about a minute on one core.
 """
 
 from __future__ import annotations
@@ -11,43 +16,134 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from leaderboard.entries import BOARDS_DIR, read_entry, write_entry
+from benchmark.names import nearest_name
+from leaderboard.entries import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME, read_entry, write_entry
 
+
+@dataclass(frozen=True)
+class Strategy:
+    """Filters with their options, as on `winnow run`'s command line."""
+
+    filters: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    on_all_pools: bool = False
+
+
+# By the name of their experiment's folder; entries are named by `winnow run`, after filters, options and cuts.
 STRATEGIES = {
-    "no_filter": ["filters=no_filter"],
-    "random": ["filters=random"],
-    "basic": ["filters=basic"],
-    "clip_score": ["filters=clip_score"],
-    "planted_clean": ["filters=planted_clean"],
+    "no_filter": Strategy(("no_filter",), on_all_pools=True),
+    "clip_score": Strategy(("clip_score",), on_all_pools=True),
+    "random": Strategy(("random",)),
+    "planted_clean": Strategy(("planted_clean",)),
+    "basic": Strategy(("basic",)),
+    "clip_score-0.2": Strategy(("clip_score",), ("filters.clip_score.fraction=0.2",)),
+    "clip_score-b32": Strategy(("clip_score",), ("filters.clip_score.arch=b32",)),
+    "image_based": Strategy(("image_based",)),
+    "image_based+clip_score": Strategy(("image_based", "clip_score")),
+    "text_based": Strategy(("text_based",)),
+    "laion2b": Strategy(("laion2b",)),
+    "dedup": Strategy(("dedup",)),
+    "near_dedup": Strategy(("near_dedup",)),
+    "semdedup": Strategy(("semdedup",)),
+    "metaclip": Strategy(("metaclip",)),
+    "normsim": Strategy(("normsim",)),
+    "negcliploss": Strategy(("negcliploss",)),
+    "negcliploss+normsim": Strategy(("negcliploss", "normsim")),
+    "rank_in_negatives": Strategy(("rank_in_negatives",)),
+    "text_masked_clip": Strategy(("text_masked_clip",)),
 }
 
 
-def main() -> None:
-    """Run every strategy and keep its entry."""
+@dataclass(frozen=True)
+class Job:
+    """One strategy at one training seed on one drawing of the pool."""
+
+    name: str
+    seed: int
+    pool_seed: int
+
+
+def main() -> int:
+    """Run every job and keep its entry; returns 1 where a strategy failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="nano")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="training seeds")
+    parser.add_argument("--pool-seeds", type=int, nargs="+", default=[0, 1, 2], help="the board's own first")
+    parser.add_argument("--only", nargs="+", default=list(STRATEGIES), metavar="NAME", help="strategies, of those here")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once; each uses one core")
     options = parser.parse_args()
-    common = [f"scale={options.scale}", f"seeds={options.seeds}".replace(" ", "")]
-    subprocess.run([sys.executable, "-m", "benchmark", "pool", "build", "--scale", options.scale], check=True)
+    for name in options.only:
+        if name not in STRATEGIES:
+            parser.error(f"unknown strategy {name!r}.{nearest_name(name, STRATEGIES)} Strategies: {list(STRATEGIES)}")
+    jobs = make_jobs(options.only, options.seeds, options.pool_seeds)
+    for pool_seed in dict.fromkeys(job.pool_seed for job in jobs):
+        build = ["pool", "build", "--scale", options.scale, "--pool-seed", str(pool_seed)]
+        subprocess.run([sys.executable, "-m", "benchmark", *build], check=True)
+    failures: dict[tuple[str, int], str] = {}
 
-    def run(name: str) -> Path:
-        exp_dir = Path("experiments") / options.scale / f"reference-{name}"
-        command = [sys.executable, "-m", "benchmark", "run", *common, *STRATEGIES[name], f"exp_dir={exp_dir}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return exp_dir / "entry.json"
+    def run(job: Job) -> None:
+        strategy = job.name, job.pool_seed
+        if strategy in failures:
+            return
+        done = subprocess.run(command_of(job, options.scale), capture_output=True, text=True)
+        if done.returncode:
+            failures[strategy] = (done.stderr.strip() or "no message").splitlines()[-1]
+        else:
+            keep_entry(job, options.scale, own_pool=options.pool_seeds[0])
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        for path in tqdm(pool.map(run, STRATEGIES), total=len(STRATEGIES), desc="references", unit="strategy"):
-            entry = read_entry(path)
-            write_entry(BOARDS_DIR / options.scale / "entries" / f"{entry.name}.json", entry)
+        for _ in tqdm(pool.map(run, jobs), total=len(jobs), desc="references", unit="run"):
+            pass
+    for (name, pool_seed), message in failures.items():
+        print(f"{name} on pool seed {pool_seed} failed: {message}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def make_jobs(names: Sequence[str], seeds: Sequence[int], pool_seeds: Sequence[int]) -> list[Job]:
+    """Return all jobs, training seed by training seed, the board's own pool before the others."""
+    own_pool, *others = dict.fromkeys(pool_seeds)
+    jobs = []
+    for seed in dict.fromkeys(seeds):
+        jobs += [Job(name, seed, own_pool) for name in names]
+        jobs += [Job(name, seed, other) for other in others for name in names if STRATEGIES[name].on_all_pools]
+    return jobs
+
+
+def exp_dir_of(job: Job, scale: str) -> Path:
+    """Return the experiment's folder, the same for all training seeds."""
+    return Path("experiments") / scale / f"reference-{job.name}-pool{job.pool_seed}"
+
+
+def command_of(job: Job, scale: str) -> list[str]:
+    """Return the command of a job; seeds that are in its folder already stay there and in its entry."""
+    strategy = STRATEGIES[job.name]
+    return [
+        *(sys.executable, "-m", "benchmark", "run"),
+        f"scale={scale}",
+        f"pool_seed={job.pool_seed}",
+        f"seeds=[{job.seed}]",
+        f"filters=[{','.join(strategy.filters)}]",
+        *strategy.options,
+        f"exp_dir={exp_dir_of(job, scale)}",
+    ]
+
+
+def keep_entry(job: Job, scale: str, own_pool: int) -> None:
+    """Copy the entry of a job's experiment to its place on the board."""
+    entry = read_entry(exp_dir_of(job, scale) / "entry.json")
+    if job.pool_seed == own_pool:
+        path = BOARDS_DIR / scale / ENTRIES_NAME / f"{entry.name}.json"
+    else:
+        path = BOARDS_DIR / scale / OTHER_POOLS_NAME / f"{entry.name}-pool{job.pool_seed}.json"
+    write_entry(path, entry)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -121,6 +121,17 @@ def test_the_table_shows_the_run_and_says_what_may_be_claimed(finished_run, caps
     assert capsys.readouterr().out.count("\n") >= 2
 
 
+def test_the_tasks_and_the_agreement_are_printed(finished_run, capsys):
+    entry = str(finished_run / "entry.json")
+    assert main(["leaderboard", "table", "--tasks", "--board", "pico", "--entry", entry]) == 0
+    out = capsys.readouterr().out
+    assert "chance" in out and "pico/shapes" in out
+    assert main(["leaderboard", "agreement", "--board", "pico"]) == 0
+    assert "82 %" in capsys.readouterr().out
+    assert main(["leaderboard", "agreement", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.count("\n") == 9
+
+
 def test_stages_can_be_run_one_by_one_and_give_the_same(finished_run, pico_pool):
     common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=mine"]
     assert main(["filter", *common]) == 0

@@ -28,20 +28,24 @@ from leaderboard.entries import (
     read_board,
     read_entries,
     read_entry,
+    read_other_pools,
     write_entry,
 )
 from leaderboard.statistics import (
     RankRange,
     StandardError,
+    fit_pool_model,
     fit_seed_model,
     holm,
     least_detectable,
     mean,
+    pooled_sd,
     rank_ranges,
     sd,
     unequal_noise,
 )
-from leaderboard.table import make_table, render_markdown, render_table, to_frame
+from leaderboard.table import make_table, render_html, render_markdown, render_table, to_frame
+from leaderboard.task_table import make_task_table, render_tasks, tasks_to_frame
 
 GOLDEN_PATH = Path(__file__).parent / "data" / "entry_v0.json"
 NOTE = "No evidence about anything else."
@@ -166,6 +170,15 @@ def test_the_boards_that_ship_fit_their_scales_suites_and_entries() -> None:
         assert SCALES[board.rules.scale].suite == board.rules.suite.name
         assert set(SUITES[board.rules.suite.name].tasks) == set(board.task_names)
         read_entries(board)
+        read_other_pools(board)
+
+
+def test_a_board_takes_its_halves_from_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = read_board(BOARDS_DIR / "nano").task_names
+    monkeypatch.setitem(SUITES, "nano", dataclasses.replace(SUITES["nano"], reporting=(tasks[2], tasks[0])))
+    board = read_board(BOARDS_DIR / "nano")
+    assert board.headline == [tasks[0], tasks[2]]
+    assert sorted(board.development) == sorted(set(tasks) - {tasks[0], tasks[2]})
 
 
 def test_embedded_boards_say_that_they_are_no_evidence_about_web_data() -> None:
@@ -377,7 +390,7 @@ def test_a_run_without_any_entry_stands_alone() -> None:
         "The board has no entry to compare with.",
         NOTE,
     )
-    assert ">     -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
+    assert ">   -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
 
 
 def test_an_empty_board_is_a_title_and_its_note() -> None:
@@ -421,17 +434,225 @@ def test_nano_tables_fit_120_columns_however_long_a_name_is() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def halved_board() -> Board:
+    """The toy board with task B as its reporting half."""
+    return dataclasses.replace(toy_board(), reporting=(B,))
+
+
+def test_the_average_is_the_reporting_half_and_dev_the_other() -> None:
+    table = make_table([CLIP, NONE], halved_board(), toy_entry("mine", [0.25]))
+    frame = to_frame(table).set_index("name")
+    assert frame.loc["clip", ["average", "dev"]].tolist() == pytest.approx([0.31, 0.51])
+    assert frame.loc["clip", ["accuracy", "retrieval"]].tolist() == pytest.approx([0.51, 0.31])
+    assert "average is the mean over the reporting half (1 task), dev over the development half (1)" in (
+        " ".join(table.sentences)
+    )
+    for text in (render_table(table), render_markdown(table), render_html(table)):
+        assert "dev" in text and ".510" in text
+    assert "dev" not in to_frame(make_table([CLIP], toy_board()))
+
+
+def test_statistics_are_of_the_reporting_half() -> None:
+    # The development task alone tells the runs apart.
+    runs = [
+        toy_entry(name, [], seeds={s: {A: top, B: 0.4 + d} for s, d in enumerate(noise)})
+        for name, top, noise in (("x", 0.9, (0.0, 0.01, 0.02)), ("y", 0.1, (0.01, 0.0, 0.021)))
+    ]
+    assert [str(row.rank) for row in make_table(runs, halved_board()).rows] == ["1-2", "1-2"]
+    assert [str(row.rank) for row in make_table(runs, toy_board()).rows] == ["1", "2"]
+
+
+def test_a_task_of_the_development_half_may_not_be_missing_either() -> None:
+    with pytest.raises(ValueError, match=r"1 of 2 tasks have no score: \['toy/a'\]"):
+        make_table([toy_entry("clip", [], seeds={0: {B: 0.4}})], halved_board())
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_the_least_detectable_difference_is_found_4_times_in_5_against_5_seed_entries(seeds: int) -> None:
+    generator = np.random.default_rng(1)
+    found = 0
+    for _ in range(400):
+        effects = 3 * generator.normal(size=5)
+        entries = [{s: effects[s] + generator.normal() for s in range(5)} for _ in range(4)]
+        before = fit_seed_model(entries)
+        assert before is not None
+        # The noise is known here, so that the plan is judged and not its estimate of the noise.
+        plan = before.error_of_plan(seeds, 5)
+        shift = least_detectable(dataclasses.replace(plan, value=plan.value / math.sqrt(before.rest)))
+        model = fit_seed_model([*entries, {s: shift + effects[s] + generator.normal() for s in range(seeds)}])
+        assert model is not None
+        difference = model.difference(4, 0)
+        found += difference.is_significant and difference.value > 0
+    assert 0.75 <= found / 400 <= 0.87
+
+
+def test_the_sd_over_seeds_is_pooled_by_degrees_of_freedom() -> None:
+    assert pooled_sd([{0: 1.0, 1: 3.0}, {0: 1.0, 1: 2.0, 2: 3.0}, {0: 9.0}]) == pytest.approx(math.sqrt((2 + 2) / 3))
+    assert pooled_sd([{0: 1.0}]) is None
+
+
+def test_the_mean_squares_of_pools_are_those_of_nested_least_squares() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 4, 2))
+    strategy, pool, seed = (axis.ravel() for axis in np.indices(scores.shape))
+    one_hot = {key: np.eye(values.max() + 1)[values] for key, values in (("s", strategy), ("p", pool), ("k", seed))}
+
+    def left_over(*terms: str) -> float:
+        """Return the sum of squares that a model of these terms does not explain."""
+        blocks = [np.ones((scores.size, 1))]
+        for term in terms:
+            block = np.ones((scores.size, 1))
+            for key in term:
+                block = np.einsum("ij,ik->ijk", block, one_hot[key]).reshape(scores.size, -1)
+            blocks.append(block)
+        design = np.hstack(blocks)
+        return float(np.sum((scores.ravel() - design @ np.linalg.lstsq(design, scores.ravel(), rcond=None)[0]) ** 2))
+
+    model = fit_pool_model(scores)
+    everything = ["sp", "sk", "pk"]
+    squares = {
+        "pool": (left_over("s", "k") - left_over("s", "k", "p"), 3),
+        "seed": (left_over("s", "p") - left_over("s", "k", "p"), 1),
+        "strategy_pool": (left_over("sk", "pk") - left_over(*everything), 6),
+        "strategy_seed": (left_over("sp", "pk") - left_over(*everything), 2),
+        "pool_seed": (left_over("sp", "sk") - left_over(*everything), 3),
+        "rest": (left_over(*everything), 6),
+    }
+    for name, (square, df) in squares.items():
+        assert getattr(model, name).df == df
+        assert getattr(model, name).value == pytest.approx(square / df), name
+
+
+def drawn_scores(generator: np.random.Generator, shape: tuple[int, int, int], sds: dict[str, float]) -> np.ndarray:
+    """Draw scores whose effects have these standard deviations: p(ool), k (seed), s(trategy) and their interactions."""
+    scores = np.zeros(shape)
+    for effect, size in sds.items():
+        axes = [length if key in effect else 1 for key, length in zip("spk", shape, strict=True)]
+        scores = scores + size * generator.normal(size=axes)
+    return scores
+
+
+def test_pool_and_seed_noise_are_told_apart() -> None:
+    sds = {"p": 2.0, "sp": 1.0, "k": 1.5, "pk": 2.0, "sk": 0.5, "spk": 1.0}
+    model = fit_pool_model(drawn_scores(np.random.default_rng(0), (60, 300, 20), sds))
+    assert model.shared_pool_sd == pytest.approx(2.0, rel=0.1)
+    assert model.own_pool_sd == pytest.approx(1.0, rel=0.03)
+    assert model.shared_seed_sd == pytest.approx(2.5, rel=0.15)
+    assert model.seed_sd == pytest.approx(math.sqrt(1.5**2 + 4 + 0.25 + 1), rel=0.15)
+
+
+def test_seed_noise_that_strategies_share_is_not_taken_for_the_pools() -> None:
+    generator = np.random.default_rng(0)
+    squares = [fit_pool_model(drawn_scores(generator, (3, 3, 5), {"pk": 1.0, "spk": 0.3})) for _ in range(300)]
+    unbiased = [m.pool.value - m.strategy_pool.value - m.pool_seed.value + m.rest.value for m in squares]
+    assert np.mean(unbiased) / 15 == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("sds", [{"p": 3.0, "sp": 1.0, "k": 2.0, "spk": 0.5}, {"sp": 0.3, "sk": 1.0, "spk": 0.5}])
+def test_intervals_over_pools_cover_the_true_difference(sds: dict[str, float]) -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(500):
+        difference = fit_pool_model(drawn_scores(generator, (3, 3, 5), sds)).difference(0, 1)
+        covered += difference.low <= 0 <= difference.high
+    assert 0.92 <= covered / 500 <= 0.985
+
+
+def pool_entries(names: tuple[str, ...] = ("clip", "none"), pools: str = "123") -> list[Entry]:
+    """Make entries of other pools: each pool adds .01 per number to all strategies."""
+    return [
+        dataclasses.replace(
+            toy_entry(name, [start + 0.01 * int(key) + noise for noise in (0.0, 0.002, 0.004)]),
+            pool=PoolUsed(fingerprint=key * 64, content_hash="b" * 64, rows=1000, present=900),
+        )
+        for key in pools
+        for name, start in zip(names, (0.4, 0.2), strict=True)
+    ]
+
+
+def test_other_pools_tell_how_differences_hold_on_them() -> None:
+    own = pool_entries(pools="0")
+    table = make_table([*own, PLANTED], toy_board(), None, pool_entries())
+    assert [row.entry.name for row in table.rows] == ["clip", "none"]
+    # Pools at 0, .01, .02 and .03 have a standard deviation of .0129.
+    assert (
+        "Over drawings of the pool (2 strategies, 4 pools, 3 training seeds): the sd of a run is .002 from the "
+        "training seed, .002 of it shared by all strategies (16 degrees of freedom); from the pool's seed it is .013 "
+        "shared (3) and .000 not shared (3). Over pools and training seeds (95 %): clip minus none +.200 "
+        "[+.200, +.200] (+.200 to +.200 on single pools)."
+    ) in table.sentences
+
+
+def test_nothing_is_said_of_pools_where_there_is_one() -> None:
+    assert "drawings" not in text_under([CLIP, NONE]) and "pools" not in text_under([CLIP, NONE])
+
+
+def test_too_few_entries_of_other_pools_are_told() -> None:
+    sentences = make_table([CLIP, NONE], toy_board(), None, pool_entries()[:1]).sentences
+    assert any(
+        sentence.startswith("Entries of other pools are there, but not two strategies") for sentence in sentences
+    )
+
+
+@pytest.mark.parametrize(
+    ("file_name", "entry", "message"),
+    [
+        ("clip", CLIP, "its file must be clip-pool<seed>.json"),
+        ("clip-pool2", CLIP, "hold the same strategy on the same pool"),
+        ("none-pool2", toy_entry("none", [0.4], scale="small"), "'small' is not the board's scale"),
+    ],
+)
+def test_a_wrong_entry_of_another_pool_is_refused(tmp_path: Path, file_name: str, entry: Entry, message: str) -> None:
+    board = dataclasses.replace(toy_board(), entries_dir=tmp_path / "entries")
+    write_entry(tmp_path / "other_pools" / "clip-pool1.json", CLIP)
+    assert [found.name for found in read_other_pools(board)] == ["clip"]
+    write_entry(tmp_path / "other_pools" / f"{file_name}.json", entry)
+    with pytest.raises(ValueError, match=message):
+        read_other_pools(board)
+
+
+def test_a_line_per_task_has_its_range_without_references_and_its_noise() -> None:
+    clip = dataclasses.replace(CLIP, chance={A: 0.25, B: 0.05})
+    table = make_table([clip, NONE, PLANTED], halved_board())
+    first, second = make_task_table(table).rows
+    assert (first.name, first.half, first.chance) == (A, "dev", 0.25)
+    assert (second.name, second.half, second.chance) == (B, "reporting", 0.05)
+    assert (first.lowest_name, first.highest_name) == ("none", "clip")
+    assert (first.lowest, first.highest) == pytest.approx((0.3 + 0.04 / 3, 0.51))
+    noise = math.sqrt((2 * 0.01**2 + 14e-4 / 3) / 4)
+    assert first.sd == pytest.approx(noise)
+    assert first.range_in_sds == pytest.approx((0.21 - 0.04 / 3) / noise)
+
+
+def test_tasks_are_spelt_as_text_markdown_and_a_frame() -> None:
+    tasks = make_task_table(make_table([CLIP, NONE], halved_board(), toy_entry("mine", [0.25])))
+    assert "toy/a  dev        accuracy   .313 none  .510 clip  .350     .013      15.2\n" in render_tasks(tasks, "text")
+    assert "| toy/a | dev | accuracy | .313 none | .510 clip | .350 | .013 | 15.2 |" in render_tasks(tasks, "markdown")
+    assert render_tasks(tasks, "text").endswith(f"{NOTE}\n") and "chance" not in render_tasks(tasks, "text")
+    assert tasks_to_frame(tasks)["lowest_name"].tolist() == ["none", "none"]
+
+
+def test_tasks_of_single_seeds_have_no_noise_and_an_empty_board_no_task() -> None:
+    once = make_task_table(make_table([toy_entry("clip", [0.4])], toy_board()))
+    assert once.rows[0].sd is None and once.rows[0].range_in_sds is None
+    assert "The board has no entry yet." in render_tasks(make_task_table(make_table([], toy_board())), "text")
+
+
+def test_chance_must_be_of_the_same_tasks() -> None:
+    with pytest.raises(ValueError, match=r"chance and scores differ in their tasks: \['toy/b'\]"):
+        toy_entry("clip", [0.4], chance={A: 0.5})
+
+
 EXPECTED_TABLE = """\
 Toy board
 
-   rank  name                 keeps          average  accuracy  retrieval               minus >
-                                        ± sd (seeds)                                     [95 %]
------------------------------------------------------------------------------------------------
-      -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  +.080 [+.074, +.086]
->     1  mine                  30 %  .433 ± .015 (3)      .533       .333
-    2-3  same                  30 %  .413 ± .010 (3)      .513       .313  -.020 [-.026, -.014]
-    2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  -.023 [-.029, -.017]
-      4  none                  30 %  .213 ± .015 (3)      .313       .113  -.220 [-.226, -.214]
+ rank  name                 keeps          average  accuracy  retrieval               minus >
+                                      ± sd (seeds)                                     [95 %]
+---------------------------------------------------------------------------------------------
+    -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  +.080 [+.074, +.086]
+>   1  mine                  30 %  .433 ± .015 (3)      .533       .333
+  2-3  same                  30 %  .413 ± .010 (3)      .513       .313  -.020 [-.026, -.014]
+  2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  -.023 [-.029, -.017]
+    4  none                  30 %  .213 ± .015 (3)      .313       .113  -.220 [-.226, -.214]
 
 mine: better than same, clip and none; worse than planted (reference) (95 %, not adjusted for the number of
 comparisons).

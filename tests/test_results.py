@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,23 @@ def test_average_is_the_mean_of_the_main_metrics() -> None:
     assert scores.average == pytest.approx(0.3)
     assert scores.groups == {"accuracy": 0.6, "worst_group": 0.2, "retrieval": 0.1}
     assert scores.chance == dict.fromkeys(SUITE.tasks, 0.25)
+
+
+def test_average_is_over_the_reporting_half_and_needs_every_task() -> None:
+    suite = dataclasses.replace(SUITE, reporting=("toy/pairs", "toy/shapes"))
+    records = {name: record_of(name, score) for name, score in zip(SUITE.tasks, (0.6, 0.2, 0.1), strict=True)}
+    assert suite_scores(suite, TASKS, records).average == pytest.approx(0.35)
+    del records["toy/grouped"]
+    with pytest.raises(KeyError, match="toy/grouped"):
+        suite_scores(suite, TASKS, records)
+
+
+def test_a_suites_halves_keep_its_order_and_name_its_own_tasks() -> None:
+    suite = dataclasses.replace(SUITE, reporting=("toy/pairs", "toy/shapes"))
+    assert suite.headline == ("toy/shapes", "toy/pairs") and suite.development == ("toy/grouped",)
+    assert SUITE.headline == SUITE.tasks and SUITE.development == ()
+    with pytest.raises(ValueError, match=r"'toy' reports tasks that it does not have: \['x'\]"):
+        dataclasses.replace(SUITE, reporting=("x",))
 
 
 def test_average_with_tasks_missing_lists_them() -> None:

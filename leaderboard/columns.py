@@ -1,0 +1,79 @@
+"""How numbers and columns are spelt, for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Sequence
+
+WIDTH = 118
+GAP = "  "
+
+Lines = Sequence[Sequence[str]]
+
+
+def aligned(lines: Lines, left: Collection[int]) -> list[str]:
+    """Pad texts to columns, those numbered in `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        GAP.join(
+            text.ljust(space) if column in left else text.rjust(space)
+            for column, (text, space) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def text_table(header: Sequence[str], cells: Lines, left: Collection[int]) -> list[str]:
+    """Return the lines of a table for a terminal; a line break in a title makes it two lines."""
+    top = [[title.partition("\n")[part] for title in header] for part in (0, 2)]
+    spelt = aligned([*top, *cells], left)
+    head = spelt[:2] if any(top[1]) else spelt[:1]
+    return [*head, "-" * max(map(len, spelt)), *spelt[2:]]
+
+
+def markdown_table(header: Sequence[str], cells: Lines, left: Collection[int]) -> list[str]:
+    """Return the lines of a table in GitHub's Markdown."""
+    rule = ["---" if column in left else "---:" for column in range(len(header))]
+    lines = [[title.replace("\n", " ") for title in header], rule, *cells]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def page(title: str, blocks: Sequence[Sequence[str]], sentences: Sequence[str], style: str) -> str:
+    """Join a title, tables and the sentences under them, as text or as Markdown."""
+    is_markdown = style == "markdown"
+    lines = [f"## {title}" if is_markdown else title, ""]
+    for block in blocks:
+        lines += [*block, ""] if block else []
+    for sentence in sentences:
+        lines.append(
+            f"- {sentence.replace('>', '&gt;')}"
+            if is_markdown
+            else textwrap.fill(sentence, WIDTH, break_on_hyphens=False)
+        )
+    return "\n".join(lines) + "\n"
+
+
+def score(value: float) -> str:
+    """Spell a number with three decimals and no leading zero."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def signed(value: float) -> str:
+    """Spell a difference with its sign."""
+    return f"{'-' if value < 0 else '+'}{score(abs(value))}"
+
+
+def shortened(name: str, room: int) -> str:
+    """Cut a name that does not fit."""
+    return name if len(name) <= room else name[: room - 1] + "…"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Spell a list as in a sentence."""
+    shown = list(names)
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Spell a number of things."""
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

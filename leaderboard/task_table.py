@@ -1,0 +1,133 @@
+"""What each task of a board can tell apart: its range over strategies, and its noise over training seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from leaderboard.columns import markdown_table, page, score, shortened, text_table
+from leaderboard.statistics import mean, pooled_sd
+from leaderboard.table import Table
+
+LABEL_WIDTH = 18
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task's line; strategies that know the planted labels count nowhere in it."""
+
+    name: str
+    half: str  # "reporting" or "dev"
+    groups: tuple[str, ...]
+    chance: float | None  # None where no entry states it
+    lowest: float  # mean over seeds of the strategy below
+    lowest_name: str
+    highest: float
+    highest_name: str
+    sd: float | None  # of one run over seeds, pooled over strategies; None where none has two seeds
+    own: float | None  # the highlighted run's mean
+
+    @property
+    def range_in_sds(self) -> float | None:
+        """Return the range over strategies in units of the seed noise; None where that is not known or zero."""
+        return (self.highest - self.lowest) / self.sd if self.sd else None
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """A board's tasks, in the suite's order, and what is to be said under them."""
+
+    title: str
+    rows: tuple[TaskRow, ...]
+    has_halves: bool
+    sentences: tuple[str, ...]
+
+
+def make_task_table(table: Table) -> TaskTable:
+    """Work out a line per task from the entries of a table, planted references aside."""
+    board = table.board
+    shown = sorted((row for row in table.rows if not row.entry.reference), key=lambda row: row.entry.name)
+    own = next((row for row in table.rows if row.is_highlighted), None)
+    rows = []
+    for task in board.tasks if shown else ():
+        runs = [row.entry.averages([task.name]) for row in shown]
+        means = [mean(run) for run in runs]
+        lowest, highest = means.index(min(means)), means.index(max(means))
+        chances = [row.entry.chance[task.name] for row in table.rows if row.entry.chance]
+        rows.append(
+            TaskRow(
+                name=task.name,
+                half="reporting" if task.name in board.headline else "dev",
+                groups=task.groups,
+                chance=chances[0] if chances else None,
+                lowest=means[lowest],
+                lowest_name=shown[lowest].entry.name,
+                highest=means[highest],
+                highest_name=shown[highest].entry.name,
+                sd=pooled_sd(runs),
+                own=mean(own.entry.averages([task.name])) if own else None,
+            )
+        )
+    sentences = ["The board has no entry yet."]
+    if rows:
+        references = sum(row.entry.reference for row in table.rows)
+        aside = ", references that know the planted labels aside" if references else ""
+        sentences = [
+            f"lowest and highest are means over training seeds, over {len(shown)} strategies{aside}; seed sd is one "
+            "run's, pooled over them. A task whose range is a few seed sds tells little apart."
+        ]
+    return TaskTable(
+        f"{board.rules.title}: its tasks", tuple(rows), bool(board.development), (*sentences, board.rules.note)
+    )
+
+
+def render_tasks(tasks: TaskTable, style: str) -> str:
+    """Spell the tasks' lines as text or, with style="markdown", as GitHub's Markdown."""
+    columns: dict[str, list[str]] = {"task": [row.name for row in tasks.rows]}
+    if tasks.has_halves:
+        columns["half"] = [row.half for row in tasks.rows]
+    columns["group"] = [", ".join(row.groups) for row in tasks.rows]
+    left = set(range(len(columns)))
+    if any(row.chance is not None for row in tasks.rows):
+        columns["chance"] = [_known(row.chance) for row in tasks.rows]
+    for title in ("lowest", "highest"):
+        left.add(len(columns))
+        columns[title] = [
+            f"{score(getattr(row, title))} {shortened(getattr(row, f'{title}_name'), LABEL_WIDTH)}"
+            for row in tasks.rows
+        ]
+    if any(row.own is not None for row in tasks.rows):
+        columns[">"] = [_known(row.own) for row in tasks.rows]
+    columns["seed sd"] = [_known(row.sd) for row in tasks.rows]
+    columns["range/sd"] = ["-" if row.range_in_sds is None else f"{row.range_in_sds:.1f}" for row in tasks.rows]
+    cells = list(zip(*columns.values(), strict=True))
+    spell = markdown_table if style == "markdown" else text_table
+    titles = [title.replace(">", "&gt;") if style == "markdown" else title for title in columns]
+    return page(tasks.title, [spell(titles, cells, left)] if cells else [], tasks.sentences, style)
+
+
+def tasks_to_frame(tasks: TaskTable) -> pd.DataFrame:
+    """Return the lines with all digits."""
+    return pd.DataFrame(
+        [
+            {
+                "task": row.name,
+                "half": row.half,
+                "groups": "+".join(row.groups),
+                "chance": row.chance,
+                "lowest": row.lowest,
+                "lowest_name": row.lowest_name,
+                "highest": row.highest,
+                "highest_name": row.highest_name,
+                "seed_sd": row.sd,
+                "range_in_sds": row.range_in_sds,
+                **({} if row.own is None else {"highlighted": row.own}),
+            }
+            for row in tasks.rows
+        ]
+    )
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else score(value)

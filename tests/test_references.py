@@ -1,0 +1,31 @@
+"""The program that makes the reference entries: which jobs, in which order, and what each runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.make_references import STRATEGIES, Job, command_of, make_jobs
+
+
+def test_every_strategy_runs_at_one_seed_before_any_runs_at_the_next() -> None:
+    jobs = make_jobs(["no_filter", "basic"], [0, 1], [7, 8])
+    assert jobs == [
+        Job("no_filter", 0, 7),
+        Job("basic", 0, 7),
+        Job("no_filter", 0, 8),
+        Job("no_filter", 1, 7),
+        Job("basic", 1, 7),
+        Job("no_filter", 1, 8),
+    ]
+
+
+def test_a_job_is_a_command_that_adds_its_seed_to_the_strategys_folder() -> None:
+    first, second = (command_of(Job("clip_score-b32", seed, 2), "pico") for seed in (0, 1))
+    assert "filters=[clip_score]" in first and "filters.clip_score.arch=b32" in first and "pool_seed=2" in first
+    assert first[-1] == second[-1]
+    assert ("seeds=[0]" in first, "seeds=[1]" in second) == (True, True)
+
+
+def test_every_shipped_filter_is_a_reference() -> None:
+    shipped = {path.stem for path in (Path(__file__).parents[1] / "filters").glob("*.py")}
+    assert shipped <= {name for strategy in STRATEGIES.values() for name in strategy.filters}
