@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 MIN_SIDE = 24  # pixels; a picture is halved as long as its shorter side keeps this many, to find larger text
 MAX_HEIGHT = 14  # of a line, in pixels, before the next halving
@@ -105,6 +104,8 @@ def _halve(grey: np.ndarray) -> np.ndarray:
 
 def _lines(grey: np.ndarray, least_step: np.ndarray) -> Iterator[tuple[int, Box]]:
     """Yield the lines at one resolution: number of the picture, and box."""
+    from scipy import ndimage  # here, as listing the filters must not load it
+
     steps = np.diff(grey, axis=2)  # (n, height, width - 1)
     signs = np.sign(steps).astype(np.int8)
     signs[np.abs(steps) < least_step[:, None, None]] = 0
