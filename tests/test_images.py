@@ -219,6 +219,22 @@ def test_workers_give_the_same_bytes(tmp_path, plugin):
     assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "2.npy").read_bytes()
 
 
+def test_a_subset_by_images_fits_the_same_images_alone(pool, plugin, tmp_path, capsys):
+    def run(strategy, folder):
+        code = main(
+            ["filter", f"plugins={plugin}", "scale=pico", f"pool_dir={pool.dir}", f"filters={strategy}", folder]
+        )
+        return code, capsys.readouterr()
+
+    first, blind = f"exp_dir={tmp_path / 'first'}", f"exp_dir={tmp_path / 'blind'}"
+    assert run("i_width", first)[0] == run("random", blind)[0] == 0
+    assert "as before" in run("i_width", first)[1].out
+    write_tar(pool.dir / "shards" / "00000001.tar", sample(11))
+    code, told = run("i_width", first)
+    assert code == EXIT_USER and "was made with other settings" in told.err and "images is" in told.err
+    assert "as before" in run("random", blind)[1].out
+
+
 def test_find_uids_agrees_with_a_search_by_hand():
     rng = np.random.default_rng(0)
     known, asked = (
