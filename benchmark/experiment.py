@@ -60,12 +60,15 @@ class Choice:
 
     def made_from(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
-        return {
+        made_from: dict[str, Json] = {
             "pool": pool.fingerprint,
             "filters": [rule.as_json() for rule in self.rules],
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
+        if pool.has_images and any(rule.strategy.images for rule in self.rules):
+            made_from["images"] = pool.index.content_hash  # the fingerprint is of the metadata alone
+        return made_from
 
     @property
     def name(self) -> str:

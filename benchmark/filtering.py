@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from PIL import Image
 
 from benchmark.executor import map_items
+from benchmark.images import ImagePlaces, locate_images, read_images
 from benchmark.pool import Pool
 from benchmark.registry import Strategy, get_strategy
 from benchmark.stage import Json, sha256_of, warn
@@ -104,7 +106,7 @@ def run_filters(
     """
     check_pool_has(pool, rules)
     filters = [rule for rule in rules if rule.strategy.kind == "filter"]
-    uids, values = _filter_values(pool, filters, workers, plugins)
+    uids, values = _filter_values(pool, filters, within, workers, plugins)
 
     pool_copies = np.ones(len(uids), dtype=np.int64) if within is None else _copies_per_row(uids, within)
     in_pool = pool_copies > 0
@@ -148,6 +150,8 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
         pool.check_features(rule.strategy.needed_features(rule.options), needed_by)
         if rule.strategy.planted and not planted_path(pool).exists():
             raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
+        if rule.strategy.images and not pool.has_images:
+            raise FileNotFoundError(f"{needed_by} needs the images, but there is no tar in {pool.dir / 'shards'}")
 
 
 def planted_path(pool: Pool) -> Path:
@@ -177,31 +181,63 @@ class _Verdicts:
     is_judged: np.ndarray  # (rows,) bool
 
 
+@dataclass(frozen=True)
+class _ShardResult:
+    """What the filters said of one metadata shard."""
+
+    uids: np.ndarray  # (rows,)
+    verdicts: list[_Verdicts]  # in the order of the rules
+    num_undecodable: int = 0  # rows whose image was read and is no picture
+
+
 def _filter_values(
-    pool: Pool, rules: Sequence[Rule], workers: int, plugins: Sequence[str]
+    pool: Pool, rules: Sequence[Rule], within: Subset | None, workers: int, plugins: Sequence[str]
 ) -> tuple[np.ndarray, list[_Verdicts]]:
+    seeing = [rule.name for rule in rules if rule.strategy.images]
+    places = locate_images(pool, within) if seeing else [None] * len(pool.metadata_paths)
+    items = list(zip(pool.metadata_paths, places, strict=True))
     evaluate = partial(_evaluate_shard, pool.dir, list(rules))
-    parts = list(map_items(evaluate, pool.metadata_paths, workers=workers, plugins=plugins, name="filter"))
-    uids = np.concatenate([part[0] for part in parts])
+    parts = list(map_items(evaluate, items, workers=workers, plugins=plugins, name="filter"))
+    if seeing:
+        _report_images(seeing, [each for each in places if each is not None], sum(p.num_undecodable for p in parts))
+    uids = np.concatenate([part.uids for part in parts])
     values = []
     for number, rule in enumerate(rules):
-        pieces = [part[1][number] for part in parts if len(part[0])]
-        kinds = {piece.values.dtype for piece in pieces}
-        if len({kind.kind for kind in kinds}) > 1:
-            raise ValueError(
-                f"filter {rule.name!r} returned different types on different rows: {sorted(map(str, kinds))}"
-            )
+        pieces = [part.verdicts[number] for part in parts if len(part.uids)]
+        kind = _common_type(rule, pieces)
         values.append(
             _Verdicts(
-                np.concatenate([piece.values for piece in pieces] or [np.empty(0, dtype=bool)]),
+                np.concatenate([piece.values.astype(kind, copy=False) for piece in pieces] or [np.empty(0, kind)]),
                 np.concatenate([piece.is_judged for piece in pieces] or [np.empty(0, dtype=bool)]),
             )
         )
     return uids, values
 
 
-def _evaluate_shard(pool_dir: Path, rules: list[Rule], path: Path) -> tuple[np.ndarray, list[_Verdicts]]:
+def _common_type(rule: Rule, pieces: list[_Verdicts]) -> np.dtype:
+    """Return the type of a rule's values; raises ValueError where it returned bools here and numbers there."""
+    # Pieces without any verdict, such as rows without images, have no type of their own.
+    typed = [piece for piece in pieces if piece.is_judged.any()] or pieces
+    kinds = {piece.values.dtype for piece in typed} or {np.dtype(bool)}
+    if len({kind.kind for kind in kinds}) > 1:
+        raise ValueError(f"filter {rule.name!r} returned different types on different rows: {sorted(map(str, kinds))}")
+    return np.result_type(*kinds)
+
+
+def _report_images(names: list[str], places: Sequence[ImagePlaces], num_undecodable: int) -> None:
+    """Warn of rows that the filters over images could not see; raises ValueError where they saw none."""
+    rows, absent = sum(each.num_wanted for each in places), sum(each.num_absent for each in places)
+    told = " and ".join(repr(name) for name in names)
+    counts = f"{absent:,} of {rows:,} rows have no image in the shards, {num_undecodable:,} one that cannot be decoded"
+    if rows and absent + num_undecodable == rows:
+        raise ValueError(f"filter {told} has no image to judge: {counts}")
+    if absent or num_undecodable:
+        warn(f"filter {told}: {counts}; they get no verdict")
+
+
+def _evaluate_shard(pool_dir: Path, rules: list[Rule], item: tuple[Path, ImagePlaces | None]) -> _ShardResult:
     """Run the filters on one metadata shard; runs in worker processes."""
+    path, places = item
     pool = Pool(pool_dir)
     uids = pool.read_uids(path)
     columns = dict.fromkeys(column for rule in rules for column in rule.strategy.needed_columns(rule.options))
@@ -209,30 +245,58 @@ def _evaluate_shard(pool_dir: Path, rules: list[Rule], path: Path) -> tuple[np.n
     features = pool.read_features(
         path, list(dict.fromkeys(f for rule in rules for f in rule.strategy.needed_features(rule.options)))
     )
-    verdicts = []
+    tables = []
     for rule in rules:
-        if len(uids) == 0:
-            verdicts.append(_Verdicts(np.empty(0, dtype=bool), np.empty(0, dtype=bool)))
-            continue
         needed = rows[rule.strategy.needed_columns(rule.options)]
-        if rule.strategy.planted:
+        if rule.strategy.planted and len(uids):
             needed = pd.concat([needed, _planted_rows(pool, uids, rule.strategy.planted)], axis=1)
-        pieces = []
+        tables.append(needed)
+
+    def call(number: int, chosen: np.ndarray, *images: list[Image.Image]) -> _Verdicts:
+        """Let a rule judge the chosen rows, which are ascending or in the order of the tars."""
+        part = tables[number].iloc[chosen].reset_index(drop=True)
+        # Copies: a filter may change what it is handed.
+        arrays = {
+            name: features[name][chosen] for name in rules[number].strategy.needed_features(rules[number].options)
+        }
+        where = f"{path.name}, rows from {chosen[0]}" + (" in the order of the tars" if images else "")
+        return _call_filter(rules[number], part, arrays, images, where)
+
+    pieces: list[list[tuple[np.ndarray, _Verdicts]]] = [[] for _ in rules]
+    for number in (number for number, rule in enumerate(rules) if not rule.strategy.images):
         for start in range(0, len(uids), SLICE_ROWS):
-            part = needed.iloc[start : start + SLICE_ROWS].reset_index(drop=True)
-            # Copies: a filter may change what it is handed.
-            arrays = {
-                name: features[name][start : start + SLICE_ROWS].copy()
-                for name in rule.strategy.needed_features(rule.options)
-            }
-            pieces.append(_call_filter(rule, part, arrays, f"{path.name}, rows from {start}"))
-        values = [piece.values for piece in pieces]
-        verdicts.append(_Verdicts(np.concatenate(values), np.concatenate([piece.is_judged for piece in pieces])))
-    return uids, verdicts
+            chosen = np.arange(start, min(start + SLICE_ROWS, len(uids)))
+            pieces[number].append((chosen, call(number, chosen)))
+    num_undecodable = 0
+    if places is not None:
+        seeing = [number for number, rule in enumerate(rules) if rule.strategy.images]
+        for chosen, images, num_refused in read_images(places):
+            num_undecodable += num_refused
+            for number in seeing if len(chosen) else ():
+                own = images if len(seeing) == 1 else [image.copy() for image in images]
+                pieces[number].append((chosen, call(number, chosen, own)))
+    return _ShardResult(
+        uids, [_gather(rule, each, len(uids)) for rule, each in zip(rules, pieces, strict=True)], num_undecodable
+    )
 
 
-def _call_filter(rule: Rule, rows: pd.DataFrame, features: dict[str, np.ndarray], where: str) -> _Verdicts:
-    arguments = (rows, features) if rule.strategy.features else (rows,)
+def _gather(rule: Rule, pieces: list[tuple[np.ndarray, _Verdicts]], num_rows: int) -> _Verdicts:
+    """Put a rule's verdicts on some rows each where the rows stand; a row that none of them has is not judged."""
+    kind = _common_type(rule, [verdicts for _, verdicts in pieces])
+    values, is_judged = np.zeros(num_rows, dtype=kind), np.zeros(num_rows, dtype=bool)
+    for chosen, verdicts in pieces:
+        values[chosen], is_judged[chosen] = verdicts.values.astype(kind, copy=False), verdicts.is_judged
+    return _Verdicts(values, is_judged)
+
+
+def _call_filter(
+    rule: Rule,
+    rows: pd.DataFrame,
+    features: dict[str, np.ndarray],
+    images: tuple[list[Image.Image], ...],
+    where: str,
+) -> _Verdicts:
+    arguments = (rows, *([features] if rule.strategy.features else []), *images)
     num_rows = len(rows)
     try:
         result = rule.strategy.function(*arguments, **rule.options)

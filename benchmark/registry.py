@@ -57,6 +57,7 @@ class Strategy:
     columns: tuple[str, ...] = ()  # of the metadata; `{option}` is filled in
     features: tuple[str, ...] = ()  # arrays of the .npz
     planted: tuple[str, ...] = ()  # of planted.parquet; references only
+    images: bool = False  # sees the decoded images
     fraction: float | None = None  # the declared cut
     threshold: float | None = None
     reference: bool = False  # uses what no participant may use
@@ -90,6 +91,7 @@ def register_filter(
     columns: Sequence[str] = (),
     features: Sequence[str] = (),
     planted: Sequence[str] = (),
+    images: bool = False,
     fraction: float | None = None,
     threshold: float | None = None,
     reference: bool = False,
@@ -99,7 +101,8 @@ def register_filter(
     bool keeps or drops, float scores (declare the paper's cut: `fraction` or `threshold`), int says how many copies.
     Its keyword-only arguments are its options. `columns` are the metadata columns that it reads; `features` are
     arrays of the .npz, handed over as a second argument: a dict of name to array (rows, dimension). `{option}` in a
-    name is filled in with that option's value.
+    name is filled in with that option's value. With `images`, the last argument is a list of RGB `PIL.Image`s, one per
+    row, as stored in the shards; a row without a readable image is not handed over and gets no verdict.
     """
     if fraction is not None and threshold is not None:
         raise ValueError("a filter declares fraction= or threshold=, not both")
@@ -108,7 +111,7 @@ def register_filter(
 
     def register(function: Function) -> Function:
         strategy = _make_strategy(
-            function, "filter", tuple(columns), tuple(features), tuple(planted), fraction, threshold, reference
+            function, "filter", tuple(columns), tuple(features), tuple(planted), images, fraction, threshold, reference
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
@@ -127,7 +130,9 @@ def register_selector(
     """Register a function from a `PoolView` (and its `seed`) to a `Subset` as a selector of the function's name."""
 
     def register(function: Function) -> Function:
-        strategy = _make_strategy(function, "selector", tuple(columns), tuple(features), (), None, None, reference)
+        strategy = _make_strategy(
+            function, "selector", tuple(columns), tuple(features), (), False, None, None, reference
+        )
         if "seed" not in strategy.options:
             raise ValueError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
         _add(STRATEGIES, strategy.name, strategy, "strategy")
@@ -220,6 +225,7 @@ def _make_strategy(
     columns: tuple[str, ...],
     features: tuple[str, ...],
     planted: tuple[str, ...],
+    images: bool,
     fraction: float | None,
     threshold: float | None,
     reference: bool,
@@ -229,7 +235,10 @@ def _make_strategy(
     hints = typing.get_type_hints(function)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     others = [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    wanted = ["pool"] if kind == "selector" else ["rows", "features"] if features else ["rows"]
+    if kind == "selector":
+        wanted = ["pool"]
+    else:
+        wanted = ["rows", *(["features"] if features else []), *(["images"] if images else [])]
     if len(positional) != len(wanted) or others:
         raise ValueError(f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)")
     options = {
@@ -244,6 +253,7 @@ def _make_strategy(
         columns=columns,
         features=features,
         planted=planted,
+        images=images,
         fraction=fraction,
         threshold=threshold,
         reference=reference,

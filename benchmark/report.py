@@ -699,6 +699,8 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
     """Say why the pool cannot run a strategy with its defaults; empty where it can."""
     if strategy.kind == "selector":
         return "it sees the whole pool at once, which may take minutes"
+    if strategy.images:
+        return "it looks at every image, which may take minutes"
     if strategy.reference:
         return "a reference"
     required = [option.name for option in strategy.options.values() if option.is_required]

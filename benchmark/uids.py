@@ -91,6 +91,20 @@ def count_of(uids: np.ndarray, sorted_uids: np.ndarray) -> np.ndarray:
     return count_of_rank[rank[len(distinct) :]]
 
 
+def find_uids(uids: np.ndarray, sorted_uids: np.ndarray) -> np.ndarray:
+    """Return for each of `uids` its first place in `sorted_uids`, or -1: shape (n,), int64."""
+    high, low = np.ascontiguousarray(sorted_uids["f0"]), np.ascontiguousarray(sorted_uids["f1"])
+    first, end = (np.searchsorted(high, uids["f0"], side) for side in ("left", "right"))
+    # Distinct upper halves are the rule; among uids that share one, the lower half is searched.
+    for row in np.flatnonzero(end - first > 1):
+        first[row] += np.searchsorted(low[first[row] : end[row]], uids["f1"][row])
+    places = np.full(len(uids), -1, dtype=np.int64)
+    candidates = np.flatnonzero(first < end)
+    is_found = low[first[candidates]] == uids["f1"][candidates]
+    places[candidates[is_found]] = first[candidates[is_found]]
+    return places
+
+
 def fingerprint_of(uids: np.ndarray) -> int:
     """Return the sum modulo 2^256 of the sha256 of every uid's 16 big-endian bytes; order does not matter."""
     data = np.stack([uids["f0"], uids["f1"]], axis=1).astype(">u8").tobytes()

@@ -1,11 +1,21 @@
 """The published strategies beyond DataComp's baselines, each against a brute-force version of its rule."""
 
+from random import Random
+
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from scipy.special import logsumexp
 
+from benchmark.embedded.noise import draw_word
+from benchmark.embedded.reference_models import ARCHITECTURE, load_reference_model, to_images
+from benchmark.embedded.world import draw_picture, draw_random_scene, load_font, write_caption
 from benchmark.filtering import PoolView, Rule, run_filters
+from benchmark.models import build_model, build_tokenizer
 from benchmark.pool import Pool
 from benchmark.uids import format_uids, parse_uids
 from tests.conftest import uid, write_pool
@@ -344,3 +354,97 @@ def test_near_dedup_keeps_one_row_of_a_repeated_uid_and_all_without_embedding(st
     images = np.array([[1, 2], [2, 4], [np.nan, 0], [0, 0], [3, -1], [np.nan, 0], [1, 2]])
     assert chosen(strategies, "near_dedup", make_view([9, 4, 3, 8, 1, 3, 4], images)) == [1, 3, 3, 4, 8]
     assert chosen(strategies, "near_dedup", make_view([2, 1], [[np.nan], [0]])) == [1, 2]
+
+
+def masked_scores(strategies, images, texts, **options):
+    rows = pd.DataFrame({"text": pd.Series(texts, dtype=str)})
+    return strategies["text_masked_clip"].function(rows, images, **options)
+
+
+def plain_scores(model, tokenizer, images, texts):
+    """The cosine of each pair by the model, nothing masked."""
+    with torch.inference_mode():
+        pictures = model.encode_image(to_images(np.stack([np.asarray(each) for each in images])), normalize=True)
+        captions = model.encode_text(tokenizer(list(texts)), normalize=True)
+    return (pictures * captions).sum(dim=1).numpy()
+
+
+def drawn_pairs(count):
+    pairs = []
+    for number in range(count):
+        rng = Random(f"masked/{number}")
+        scene = draw_random_scene(rng)
+        pairs.append((draw_picture(scene, rng), write_caption(scene, rng)))
+    return [list(column) for column in zip(*pairs, strict=True)]
+
+
+def test_text_masked_clip_is_the_clip_score_where_there_is_no_text(strategies):
+    images, texts = drawn_pairs(100)
+    expected = plain_scores(load_reference_model("b32"), build_tokenizer(ARCHITECTURE), images, texts)
+    scores = masked_scores(strategies, images, texts, clip_model="reference_b32")
+    differences = np.abs(scores - expected) > 1e-5
+    assert scores.dtype == np.float32 and differences.sum() <= 3  # a drawing or two may look like a line of text
+
+
+def test_text_masked_clip_scores_a_pair_the_same_alone_and_among_others(strategies):
+    images, texts = drawn_pairs(15)
+    alone = [masked_scores(strategies, [image], [text])[0] for image, text in zip(images, texts, strict=True)]
+    assert masked_scores(strategies, images, texts).tolist() == alone
+
+
+def test_text_masked_clip_takes_away_what_a_word_alone_earns(strategies):
+    images, texts = zip(*(draw_word(Random(f"word/{number}")) for number in range(100)), strict=True)
+    plain = plain_scores(load_reference_model("l14"), build_tokenizer(ARCHITECTURE), images, texts)
+    masked = masked_scores(strategies, list(images), texts)
+    blank = [Image.new("RGB", (32, 32), image.getpixel((16, 0))) for image in images]
+    is_masked = np.abs(masked - masked_scores(strategies, blank, texts)) < 0.1
+    assert plain.mean() > masked.mean() + 0.1 and is_masked.mean() > 0.9
+
+
+def test_text_masked_clip_masks_a_line_and_keeps_the_rest(strategies):
+    """A large picture with a line of text scores as the same picture without it."""
+    picture = Image.new("RGB", (256, 256), (240, 240, 235))
+    ImageDraw.Draw(picture).ellipse((60, 90, 190, 220), fill=(215, 30, 35))
+    written = picture.copy()
+    ImageDraw.Draw(written).text((20, 20), "BLUE SQUARE", fill=(35, 70, 205), font=load_font("DejaVuSans-Bold", 28))
+    texts = ["a red circle", "a blue square"]
+    clean = masked_scores(strategies, [picture] * 2, texts)
+    np.testing.assert_allclose(masked_scores(strategies, [written] * 2, texts), clean, atol=1e-3)
+    assert clean[0] > clean[1] + 0.2
+
+
+def test_text_masked_clip_has_no_verdict_on_a_missing_caption(strategies):
+    images, texts = drawn_pairs(2)
+    assert np.isnan(masked_scores(strategies, images, [None, texts[1]])).tolist() == [True, False]
+    assert np.isnan(masked_scores(strategies, images, [None, None])).all()
+
+
+def test_text_masked_clip_runs_any_open_clip_model(strategies, tmp_path):
+    model = build_model("pico_cnn", seed=3).eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pt")
+    images, texts = drawn_pairs(10)
+    prepare = open_clip.image_transform(32, is_train=False)
+    with torch.inference_mode():
+        pictures = model.encode_image(torch.stack([prepare(image) for image in images]), normalize=True)
+        captions = model.encode_text(build_tokenizer("pico_cnn")(texts), normalize=True)
+    expected = (pictures * captions).sum(dim=1).numpy()
+    for name in ("weights.safetensors", "weights.pt"):
+        options = {"clip_model": "pico_cnn", "checkpoint": str(tmp_path / name)}
+        np.testing.assert_allclose(masked_scores(strategies, images, texts, **options), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"clip_model": "reference_b16"}, ValueError, "no reference model; use reference_b32 or reference_l14"),
+        ({"checkpoint": "x.pt"}, ValueError, "checkpoint='x.pt' has no use with reference_l14"),
+        ({"clip_model": "ViT-B-32"}, ValueError, "checkpoint must be the path of weights for clip_model='ViT-B-32'"),
+        ({"clip_model": "ViT-B-32", "checkpoint": "no.pt"}, FileNotFoundError, "there is no file no.pt"),
+        ({"clip_model": "ViT-B-3", "checkpoint": __file__}, ValueError, "unknown model 'ViT-B-3'"),
+    ],
+)
+def test_text_masked_clip_refuses_what_it_cannot_load(strategies, options, error, message):
+    images, texts = drawn_pairs(1)
+    with pytest.raises(error, match=message):
+        masked_scores(strategies, images, texts, **options)
