@@ -716,8 +716,9 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
         return f"the pool lacks {', '.join(lacking)}"
     try:
         find_assets(strategy, options, pool.dir)
-    except FileNotFoundError as error:
-        return str(error)
+    except FileNotFoundError:
+        # Without the folders' paths: the page is the same wherever the pool lies.
+        return f"it needs {' and '.join(strategy.needed_assets(options).values())}"
     return ""
 
 
