@@ -320,6 +320,7 @@ def _verb_help(verb: str) -> str:
 
 
 def _filter_lines() -> list[str]:
+    from benchmark.assets import user_assets_dir
     from benchmark.options import filter_defaults, known_strategies
 
     lines = []
@@ -335,7 +336,11 @@ def _filter_lines() -> list[str]:
             lines.append(f"      filters.{strategy.name}.fraction, .threshold: number (declared cut: {cut})")
         for option in strategy.options.values():
             default = "required" if option.is_required else repr(filter_defaults(strategy)[option.name])
-            lines.append(f"      filters.{strategy.name}.{option.name}: {option.type_name} (default: {default})")
+            expected = option.type_name
+            if option.name in strategy.assets:
+                expected = "file or list of files" if option.is_list else "file"
+                default = f"{strategy.assets[option.name]} in <pool_dir>/assets or {user_assets_dir()}"
+            lines.append(f"      filters.{strategy.name}.{option.name}: {expected} (default: {default})")
     return lines
 
 

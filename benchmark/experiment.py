@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmark.assets import as_list, hash_default_assets
 from benchmark.filtering import Rule, RuleReport, check_pool_has, run_filters
 from benchmark.pool import Pool
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
@@ -62,7 +63,7 @@ class Choice:
         """Return what identifies the subset; its hash names the experiment's folder."""
         made_from: dict[str, Json] = {
             "pool": pool.fingerprint,
-            "filters": [rule.as_json() for rule in self.rules],
+            "filters": [rule.as_json(pool.dir) for rule in self.rules],
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
@@ -318,7 +319,7 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
         for package, version in each.trained.result["versions"].items():
             versions.setdefault(package, set()).add(version)
     entry = Entry(
-        name=entry_name(record),
+        name=entry_name(record, pool.dir),
         strategy=tuple(StrategyUsed(**rule) for rule in record.made_from["filters"]),
         within=record.made_from["within"],
         given_subset=record.made_from["subset"],
@@ -402,14 +403,22 @@ def _say_coverage(num_absent: int, num_present: int) -> None:
         say(f"train: {num_absent:,} chosen uids have no image in the pool; {num_present:,} samples are there")
 
 
-def entry_name(record: Record) -> str:
-    """Name an entry after its rules, the options that are not the default, and the cuts: `basic+clip_score-0.3`."""
+def entry_name(record: Record, pool_dir: Path) -> str:
+    """Name an entry after its rules, the options that are not the default, and the cuts: `basic+clip_score-0.3`.
+
+    An asset is named, by its hash, where it is not the one that is found without its option.
+    """
     if record.made_from["subset"]:
         return f"subset-{record.made_from['subset'][:8]}"
     parts = []
     for rule in record.made_from["filters"]:
-        defaults = {name: option.default for name, option in get_strategy(rule["name"]).options.items()}
-        options = [f"{name}-{value}" for name, value in rule["options"].items() if value != defaults[name]]
+        strategy = get_strategy(rule["name"])
+        defaults = {name: option.default for name, option in strategy.options.items()}
+        defaults |= hash_default_assets(strategy, rule["options"], pool_dir)
+        changed = {name: value for name, value in rule["options"].items() if value != defaults[name]}
+        for name in changed.keys() & strategy.assets:
+            changed[name] = "-".join(sha256[:8] for sha256 in as_list(changed[name]))
+        options = [f"{name}-{value}" for name, value in changed.items()]
         cuts = [f"{value:g}" for value in (rule["cut"] or {}).values()]
         parts.append("-".join([rule["name"], *options, *cuts]))
     within = f"-within-{record.made_from['within'][:8]}" if record.made_from["within"] else ""

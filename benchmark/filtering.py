@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmark.assets import find_assets, hash_assets
 from benchmark.executor import map_items
 from benchmark.images import ImagePlaces, locate_images, read_images
 from benchmark.pool import Pool
@@ -52,11 +53,18 @@ class Rule:
     def strategy(self) -> Strategy:
         return get_strategy(self.name)
 
-    def as_json(self) -> dict[str, Json]:
-        """Return what identifies the rule: name, options, cut, and the hash of the file that it stands in."""
+    def with_assets(self, pool_dir: Path) -> Rule:
+        """Return the rule with the paths of its assets among its options; raises FileNotFoundError."""
+        return replace(self, options=find_assets(self.strategy, self.options, pool_dir))
+
+    def as_json(self, pool_dir: Path) -> dict[str, Json]:
+        """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
+
+        Raises FileNotFoundError where an asset is nowhere.
+        """
         return {
             "name": self.name,
-            "options": self.options,
+            "options": hash_assets(self.strategy, self.with_assets(pool_dir).options),
             "cut": None if self.cut is None else {self.cut.kind: self.cut.value},
             "source": sha256_of(self.strategy.source_path),
         }
@@ -105,6 +113,7 @@ def run_filters(
     Raises ValueError, before anything expensive, where the pool lacks what a rule needs, and where nothing is left.
     """
     check_pool_has(pool, rules)
+    rules = [rule.with_assets(pool.dir) for rule in rules]
     filters = [rule for rule in rules if rule.strategy.kind == "filter"]
     uids, values = _filter_values(pool, filters, within, workers, plugins)
 
@@ -143,11 +152,12 @@ def run_filters(
 
 
 def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
-    """Raise ValueError or FileNotFoundError where the pool lacks a column, array or file that a rule needs."""
+    """Raise ValueError or FileNotFoundError where a column, array or file that a rule needs is missing."""
     for rule in rules:
         needed_by = f"{rule.strategy.kind} {rule.name!r}"
         pool.check_columns(rule.strategy.needed_columns(rule.options), needed_by)
         pool.check_features(rule.strategy.needed_features(rule.options), needed_by)
+        rule.with_assets(pool.dir)
         if rule.strategy.planted and not planted_path(pool).exists():
             raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
         if rule.strategy.images and not pool.has_images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ def language_of(model: Any, text: str) -> str:
     # turns only newlines into spaces.
     labels, _ = model.predict(text.replace("\n", " "))
     return labels[0].removeprefix("__label__")
+
+
+def count_tokens(text: str) -> int:
+    """Count the tokens of fastText's `tokenize`: only ASCII white space and NUL split, and every newline is a token."""
+    return len(re.findall(r"\n|[^ \t\n\v\f\r\0]+", text))
 
 
 @lru_cache

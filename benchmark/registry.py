@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +45,11 @@ class Option:
     def is_required(self) -> bool:
         return self.default is inspect.Parameter.empty
 
+    @property
+    def is_list(self) -> bool:
+        """Tell whether it takes a list, as `list[str] | None` does."""
+        return list in {typing.get_origin(part) or part for part in (self.type, *typing.get_args(self.type))}
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -56,6 +61,7 @@ class Strategy:
     options: dict[str, Option]
     columns: tuple[str, ...] = ()  # of the metadata; `{option}` is filled in
     features: tuple[str, ...] = ()  # arrays of the .npz
+    assets: dict[str, str] = field(default_factory=dict)  # option -> file name, `{option}` filled in (assets.py)
     planted: tuple[str, ...] = ()  # of planted.parquet; references only
     images: bool = False  # sees the decoded images
     fraction: float | None = None  # the declared cut
@@ -78,18 +84,24 @@ class Strategy:
         """Return the .npz arrays needed with these options."""
         return [feature.format(**options) for feature in self.features]
 
+    def needed_assets(self, options: dict[str, Any]) -> dict[str, str]:
+        """Return the names of the asset files looked for with these options, by the option that may name another."""
+        return {option: name.format(**options) for option, name in self.assets.items()}
+
 
 STRATEGIES: dict[str, Strategy] = {}
 TASKS: dict[str, Task] = {}
 SUITES: dict[str, Suite] = {}
 
 CUT_OPTIONS = ("fraction", "threshold")
+ASSET_TYPES = (str | None, list[str] | None)
 
 
 def register_filter(
     *,
     columns: Sequence[str] = (),
     features: Sequence[str] = (),
+    assets: Mapping[str, str] = types.MappingProxyType({}),
     planted: Sequence[str] = (),
     images: bool = False,
     fraction: float | None = None,
@@ -100,9 +112,11 @@ def register_filter(
 
     bool keeps or drops, float scores (declare the paper's cut: `fraction` or `threshold`), int says how many copies.
     Its keyword-only arguments are its options. `columns` are the metadata columns that it reads; `features` are
-    arrays of the .npz, handed over as a second argument: a dict of name to array (rows, dimension). `{option}` in a
-    name is filled in with that option's value. With `images`, the last argument is a list of RGB `PIL.Image`s, one per
-    row, as stored in the shards; a row without a readable image is not handed over and gets no verdict.
+    arrays of the .npz, handed over as a second argument: a dict of name to array (rows, dimension). With `images`, the
+    last argument is a list of RGB `PIL.Image`s, one per row, as stored in the shards; a row without a readable image is
+    not handed over and gets no verdict. `assets` are files that it needs beside the pool: from an option
+    (`str | None = None`, or `list[str] | None = None`) to the name of the file that is looked for where the option is
+    not given; its path is then that option's value. `{option}` in a name is filled in with that option's value.
     """
     if fraction is not None and threshold is not None:
         raise ValueError("a filter declares fraction= or threshold=, not both")
@@ -111,7 +125,16 @@ def register_filter(
 
     def register(function: Function) -> Function:
         strategy = _make_strategy(
-            function, "filter", tuple(columns), tuple(features), tuple(planted), images, fraction, threshold, reference
+            function,
+            "filter",
+            tuple(columns),
+            tuple(features),
+            dict(assets),
+            tuple(planted),
+            images,
+            fraction,
+            threshold,
+            reference,
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
@@ -125,13 +148,17 @@ def register_filter(
 
 
 def register_selector(
-    *, columns: Sequence[str] = (), features: Sequence[str] = (), reference: bool = False
+    *,
+    columns: Sequence[str] = (),
+    features: Sequence[str] = (),
+    assets: Mapping[str, str] = types.MappingProxyType({}),
+    reference: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function from a `PoolView` (and its `seed`) to a `Subset` as a selector of the function's name."""
 
     def register(function: Function) -> Function:
         strategy = _make_strategy(
-            function, "selector", tuple(columns), tuple(features), (), False, None, None, reference
+            function, "selector", tuple(columns), tuple(features), dict(assets), (), False, None, None, reference
         )
         if "seed" not in strategy.options:
             raise ValueError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
@@ -213,6 +240,8 @@ def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for option in strategy.options.values():
         value = given.get(option.name, option.default)
+        if option.name in strategy.assets and option.is_list and isinstance(value, str):
+            value = [value]
         if option.is_required and value in (inspect.Parameter.empty, "???"):
             raise ValueError(f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given")
         options[option.name] = _as_type(value, option.type, f"filters.{strategy.name}.{option.name}")
@@ -224,6 +253,7 @@ def _make_strategy(
     kind: str,
     columns: tuple[str, ...],
     features: tuple[str, ...],
+    assets: dict[str, str],
     planted: tuple[str, ...],
     images: bool,
     fraction: float | None,
@@ -244,6 +274,12 @@ def _make_strategy(
     options = {
         p.name: Option(p.name, hints.get(p.name, typing.Any), p.default) for p in parameters if p.kind is p.KEYWORD_ONLY
     }
+    for asset in assets:
+        if asset not in options or options[asset].type not in ASSET_TYPES or options[asset].default is not None:
+            raise ValueError(
+                f"{kind} {name!r}: the asset {asset!r} needs a keyword-only argument `{asset}: str | None = None` "
+                "(or list[str] | None, for several files)"
+            )
     module = sys.modules.get(function.__module__)
     return Strategy(
         name=name,
@@ -252,6 +288,7 @@ def _make_strategy(
         options=options,
         columns=columns,
         features=features,
+        assets=assets,
         planted=planted,
         images=images,
         fraction=fraction,

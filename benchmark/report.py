@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmark.assets import find_assets
 from benchmark.experiment import ENTRY_NAME, open_experiment, refuse_changed
 from benchmark.filtering import Rule, RuleReport, planted_path, run_filters
 from benchmark.options import filter_defaults, make_rule
@@ -183,7 +184,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "planted": sha256_of(planted_path(pool)) if planted_path(pool).exists() else None,
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
         "board": digest(board_html),
-        "compared": [rule.as_json() for rule in rules],
+        "compared": [rule.as_json(pool.dir) for rule in rules],
         "descriptions": digest([descriptions, cut_columns]),
     }
     report_dir = exp_dir / REPORT_DIR_NAME
@@ -713,7 +714,14 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
             pool.check_features([feature], strategy.name)
         except (ValueError, FileNotFoundError):
             lacking.append(feature)
-    return f"the pool lacks {', '.join(lacking)}" if lacking else ""
+    if lacking:
+        return f"the pool lacks {', '.join(lacking)}"
+    try:
+        find_assets(strategy, options, pool.dir)
+    except FileNotFoundError:
+        # Without the folders' paths: the page is the same wherever the pool lies.
+        return f"it needs {' and '.join(strategy.needed_assets(options).values())}"
+    return ""
 
 
 def _has(pool: Pool, column: str) -> bool:

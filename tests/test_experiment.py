@@ -25,10 +25,10 @@ def record(*rules, within=None, subset=None):
         (record(("basic", {"language": "a/b ü"}, None)), "basic-language-a_b__"),
     ],
 )
-def test_an_entry_is_named_after_what_is_not_the_default(strategies, made, name):
-    assert entry_name(made) == name
+def test_an_entry_is_named_after_what_is_not_the_default(strategies, tmp_path, made, name):
+    assert entry_name(made, tmp_path) == name
 
 
-def test_a_long_name_is_cut_and_stays_unique(strategies):
-    names = {entry_name(record(("basic", {"language": "x" * 100 + end}, None))) for end in "ab"}
+def test_a_long_name_is_cut_and_stays_unique(strategies, tmp_path):
+    names = {entry_name(record(("basic", {"language": "x" * 100 + end}, None)), tmp_path) for end in "ab"}
     assert len(names) == 2 and all(len(name) == 80 for name in names)

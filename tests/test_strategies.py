@@ -14,7 +14,9 @@ from scipy.special import logsumexp
 from benchmark.embedded.noise import draw_word
 from benchmark.embedded.reference_models import ARCHITECTURE, load_reference_model, to_images
 from benchmark.embedded.world import draw_picture, draw_random_scene, load_font, write_caption
-from benchmark.filtering import PoolView, Rule, run_filters
+from benchmark.embeddings import cluster_centres, nearest_rows
+from benchmark.filtering import Cut, PoolView, Rule, run_filters
+from benchmark.language import count_tokens
 from benchmark.models import build_model, build_tokenizer
 from benchmark.pool import Pool
 from benchmark.uids import format_uids, parse_uids
@@ -448,3 +450,191 @@ def test_text_masked_clip_refuses_what_it_cannot_load(strategies, options, error
     images, texts = drawn_pairs(1)
     with pytest.raises(error, match=message):
         masked_scores(strategies, images, texts, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        ("wedding", 1),
+        ("wedding\n", 2),
+        ("\n\n", 2),
+        ("a b\tc\vd\fe\rf\0g", 7),
+        (" a  b ", 2),
+        ("a\u00a0b", 1),
+        ("a\u3000b\x1cc\x85d", 1),
+    ],
+)
+def test_tokens_are_those_of_fasttexts_tokenize(text, tokens):
+    assert count_tokens(text) == tokens  # as fasttext 0.9.3 counts
+
+
+def test_nearest_rows_are_those_of_the_products(monkeypatch):
+    monkeypatch.setattr("benchmark.embeddings.BLOCK_ROWS", 13)
+    rng = np.random.default_rng(14)
+    vectors, centres = rng.normal(size=(100, 6)).astype(np.float16), rng.normal(size=(50, 6)).astype(np.float32)
+    expected = [int(np.argmax([row @ centre for centre in centres.astype(float)])) for row in vectors.astype(float)]
+    assert nearest_rows(vectors, centres).tolist() == expected
+    assert nearest_rows(vectors, centres[:1]).tolist() == [0] * 100
+
+
+def test_nearest_rows_tell_what_float32_cannot_and_give_ties_to_the_first():
+    # The products differ by 2^-26; the third centre is the second once more.
+    centres = np.array([[1, 0], [1, 2**-13], [1, 2**-13], [-1, 0]], dtype=np.float32)
+    assert nearest_rows(np.array([[1, 2**-13], [1, -(2**-13)], [-1, 0]]), centres).tolist() == [1, 0, 3]
+    rng = np.random.default_rng(15)
+    vectors = rng.normal(size=(200, 96)).astype(np.float16)
+    near = rng.normal(size=96).astype(np.float32)
+    centres = np.concatenate([[near * np.float32(1 + n * 2**-23)] for n in (0, 1, 3, 2)])
+    expected = [int((centres.astype(float) @ row).argmax()) for row in vectors.astype(float)]
+    assert len(set(expected)) > 1
+    for start in (0, 1, 7):  # whatever stands beside a vector
+        assert nearest_rows(vectors[start:], centres).tolist() == expected[start:]
+
+
+def test_cluster_centres_are_where_lloyds_iterations_end():
+    rng = np.random.default_rng(16)
+    images = np.concatenate([centre + rng.normal(size=(40, 4)) * 0.1 for centre in 5 * np.eye(4)]).astype(np.float16)
+    for seed in (0, 1):
+        centres = cluster_centres(images, 4, seed)
+        assert centres.shape == (4, 4) and centres.dtype == np.float32
+        wide = images.astype(np.float64)
+        nearest = ((wide[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+        for number, centre in enumerate(centres):
+            assert np.allclose(wide[nearest == number].mean(axis=0), centre, atol=1e-5)
+        assert (cluster_centres(images, 4, seed) == centres).all()
+    assert (cluster_centres(images, 7, 0) != cluster_centres(images, 7, 1)).any()
+
+
+def save(path, array):
+    np.save(path, np.asarray(array))
+    return str(path)
+
+
+def image_based_verdicts(strategies, tmp_path, images, centroids, targets, texts=None, **options):
+    """Run on rows with these embeddings; `targets` are several files."""
+    rows = pd.DataFrame({"text": pd.Series([ENGLISH] * len(images) if texts is None else texts, dtype=str)})
+    return (
+        strategies["image_based"]
+        .function(
+            rows,
+            {"l14_img": np.asarray(images, dtype=np.float16)},
+            centroids=save(tmp_path / "centroids.npy", np.asarray(centroids, dtype=np.float32)),
+            targets=[save(tmp_path / f"targets_{n}.npy", part) for n, part in enumerate(targets)],
+            **options,
+        )
+        .tolist()
+    )
+
+
+def test_image_based_keeps_images_of_clusters_that_have_a_target(strategies, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmark.embeddings.BLOCK_ROWS", 13)
+    rng = np.random.default_rng(17)
+    images, centroids = rng.normal(size=(150, 6)).astype(np.float16), rng.normal(size=(40, 6)) * rng.uniform(1, 2)
+    targets = [rng.normal(size=(30, 6)).astype(np.float32), rng.normal(size=(5, 6)).astype(np.float16)]
+
+    def cluster(image):
+        return max(range(40), key=lambda k: float(image.astype(float) @ centroids.astype(np.float32)[k].astype(float)))
+
+    wanted = {cluster(target) for part in targets for target in part}
+    expected = [cluster(image) in wanted for image in images]
+    assert 20 < sum(expected) < 130
+    assert image_based_verdicts(strategies, tmp_path, images, centroids, targets) == expected
+
+
+def test_image_based_takes_the_inner_product_and_not_the_distance(strategies, tmp_path):
+    # By distance or cosine the image is nearest to the first; by inner product to the second, which has no target.
+    centroids, target = [[1, 0], [3, 2]], np.array([[1.0, -2]])
+    assert image_based_verdicts(strategies, tmp_path, [[1, 0], [0, -1]], centroids, [target]) == [False, True]
+
+
+def test_image_based_has_its_own_caption_rule(strategies, tmp_path):
+    texts = [ENGLISH, GERMAN, "wedding", "wedding\n", "a b c", "my dog", "of", None, ENGLISH, ENGLISH]
+    images = [[1.0, 0]] * 8 + [[0, 0], [np.nan, 1]]
+    verdicts = image_based_verdicts(strategies, tmp_path, images, [[1, 0]], [np.ones((1, 2))], texts)
+    # "my dog" has two words and six characters, which is enough here.
+    assert verdicts == [True, False, False, True, False, True, False, pd.NA, pd.NA, pd.NA]
+
+
+def test_image_based_follows_a_target_file_that_changes(strategies, tmp_path):
+    images, centroids = [[1, 0], [0, 1]], np.eye(2)
+    assert image_based_verdicts(strategies, tmp_path, images, centroids, [[[2.0, 1]]]) == [True, False]
+    assert image_based_verdicts(strategies, tmp_path, images, centroids, [[[1.0, 2], [1, 3]]]) == [False, True]
+
+
+@pytest.mark.parametrize("name", ["image_based", "normsim"])
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((3, 3)), r"targets.npy has shape \(3, 3\) of float64, not \(rows, 2\) of floats"),
+        (np.ones((0, 2)), r"targets.npy has shape \(0, 2\)"),
+        (np.ones((3, 2), dtype=np.int64), "of int64, not"),
+        (np.array([[1, 2], [3, np.nan]]), r"row 1 of .*targets.npy is NaN or zero"),
+        (np.array([[0.0, 0], [3, 1]]), r"row 0 of .*targets.npy is NaN or zero"),
+        (np.array([[None, 1]]), r"targets.npy is not an .npy file of numbers"),
+    ],
+)
+def test_targets_that_do_not_fit_are_named(strategies, tmp_path, name, array, message):
+    options = {"targets": [save(tmp_path / "targets.npy", array)]}
+    if name == "image_based":
+        options["centroids"] = save(tmp_path / "centroids.npy", np.eye(2))
+    rows = pd.DataFrame({"text": [ENGLISH]})
+    with pytest.raises(ValueError, match=f"filters.{name}.targets: .*{message}"):
+        strategies[name].function(rows, {"l14_img": np.ones((1, 2), dtype=np.float16)}, **options)
+
+
+@pytest.mark.parametrize("norm", ["max", "l2"])
+def test_normsim_is_the_norm_of_the_cosines_with_all_targets(strategies, tmp_path, monkeypatch, norm):
+    monkeypatch.setattr("benchmark.embeddings.BLOCK_ROWS", 13)
+    rng = np.random.default_rng(18)
+    images = rng.normal(size=(50, 6)).astype(np.float16)
+    parts = [rng.normal(size=(30, 6)).astype(np.float32) * 3, rng.normal(size=(4, 6)).astype(np.float16)]
+    files = [save(tmp_path / f"{n}.npy", part) for n, part in enumerate(parts)]
+    targets = np.concatenate([units(part) for part in parts])
+    expected = [np.linalg.norm(targets @ image, ord=np.inf if norm == "max" else 2) for image in units(images)]
+    if norm == "max":
+        expected = [max(target @ image for target in targets) for image in units(images)]
+    images = np.concatenate([images, [[0] * 6, [np.nan] * 6]])
+    scores = strategies["normsim"].function(
+        pd.DataFrame(index=range(52)), {"l14_img": images}, targets=files, norm=norm
+    )
+    assert scores.dtype == np.float32 and np.allclose(scores[:50], expected, atol=1e-6)
+    assert np.isnan(scores[50:]).all()
+
+
+def test_normsim_refuses_another_norm(strategies):
+    with pytest.raises(ValueError, match=r"filters.normsim.norm='1' must be max or l2"):
+        strategies["normsim"].function(pd.DataFrame(), {"l14_img": np.ones((1, 2))}, norm="1", targets=["x.npy"])
+
+
+@pytest.mark.parametrize("norm", ["max", "l2"])
+def test_normsim_lets_equal_images_tie(strategies, tmp_path, norm):
+    rng = np.random.default_rng(19)
+    images = rng.normal(size=(7, 96)).astype(np.float16)[rng.integers(7, size=1001)]
+    targets = [save(tmp_path / "t.npy", rng.normal(size=(300, 96)))]
+    scores = strategies["normsim"].function(
+        pd.DataFrame(index=range(1001)), {"l14_img": images}, targets=targets, norm=norm
+    )
+    assert len(set(scores.tolist())) == 7
+
+
+@pytest.mark.parametrize(("name", "cut"), [("image_based", None), ("normsim", Cut("fraction", 0.3))])
+def test_filters_with_assets_run_in_the_engine_on_either_clip(strategies, tmp_path, name, cut):
+    rng = np.random.default_rng(20)
+    images = rng.normal(size=(60, 5)).astype(np.float16)
+    columns = {"uid": [uid(n) for n in range(60)], "text": [ENGLISH] * 60}
+    pool = write_pool(tmp_path / "p", columns, features={"b32_img": images})
+    with pytest.raises(FileNotFoundError, match=f"filter '{name}' needs image_"):
+        run_filters(Pool(pool), [Rule(name, {"arch": "b32"}, cut)])
+    (pool / "assets").mkdir()
+    centroids, targets = rng.normal(size=(9, 5)).astype(np.float32), units(rng.normal(size=(3, 5))).astype(np.float32)
+    save(pool / "assets" / "image_centroids_b32.npy", centroids)
+    save(pool / "assets" / "image_targets_b32.npy", targets)
+    outcome = run_filters(Pool(pool), [Rule(name, {"arch": "b32"}, cut)])
+    if cut is None:
+        wanted = set((targets @ centroids.T).argmax(axis=1).tolist())
+        expected = [n for n, k in enumerate((images.astype(np.float32) @ centroids.T).argmax(axis=1)) if k in wanted]
+    else:
+        expected = sorted(np.argsort(-(units(images) @ targets.T).max(axis=1))[:18].tolist())
+    assert [int(text, 16) for text in format_uids(outcome.subset.uids)] == expected
+    assert 0 < len(expected) < 60
