@@ -123,10 +123,10 @@ def _summary_html(contents: Contents) -> str:
     if len(reports) > 1:
         most = max(reports, key=lambda report: report.dropped)
         alone = max(reports, key=lambda report: report.only_dropped)
-        sentences.append(
-            f"{most.name} dropped most ({_rows(most.dropped)}); what no other rule would have dropped is most with "
-            f"{alone.name} ({_rows(alone.only_dropped)})."
-        )
+        told = f"{most.name} dropped most: {_rows(most.dropped)}, {most.only_dropped:,} of them alone"
+        if alone.only_dropped > most.only_dropped:
+            told += f"; {alone.name} alone dropped {alone.only_dropped:,}"
+        sentences.append(f"{told}.")
     planted = next((grouping for grouping in survey.groupings if grouping.is_planted), None)
     if planted is not None and len(planted.groups) > 1:
         ranked = sorted(planted.groups, key=lambda group: -group.kept / group.rows)

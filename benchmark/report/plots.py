@@ -32,7 +32,8 @@ def plot_histogram(histogram: Histogram) -> bytes:
         if others is not None and others.any():
             axes.stairs(kept + others, edges, baseline=kept, fill=True, color=OTHERS, label="dropped by another rule")
             kept = kept + others
-        axes.stairs(kept + histogram.dropped, edges, baseline=kept, fill=True, color=DROPPED, label="dropped")
+        label = "dropped by this rule" if others is not None and others.any() else "dropped"
+        axes.stairs(kept + histogram.dropped, edges, baseline=kept, fill=True, color=DROPPED, label=label)
         if histogram.cut_score is not None:
             label = f"cut: {histogram.cut_score:.3g}"
             axes.axvline(histogram.cut_score, color=CUT, linewidth=1.2, linestyle="--", label=label)
@@ -54,8 +55,11 @@ def plot_kinds(grouping: Grouping, overall: float) -> bytes:
         axes = figure.add_subplot()
         shares = [100 * group.kept / group.rows for group in groups]
         bars = axes.barh(range(len(groups)), shares, color=KEPT, height=0.68)
-        axes.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4, color=INK, fontsize=9)
-        axes.axvline(100 * overall, color=CUT, linewidth=1.2, linestyle="--", label=f"all rows: {100 * overall:.0f} %")
+        label = f"all rows: {100 * overall:.0f} %"
+        axes.axvline(100 * overall, color=CUT, linewidth=1.2, linestyle="--", label=label)
+        texts = axes.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4, color=INK, fontsize=9)
+        for text in texts:
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # over the line
         axes.set_yticks(range(len(groups)), [f"{_words(group.label)}  ({group.rows:,})" for group in groups])
         axes.invert_yaxis()
         axes.set_xlim(0, min(max([*shares, 100 * overall]) * 1.15 + 2, 108))
@@ -97,12 +101,12 @@ def plot_curves(curves: Curves) -> bytes:
 
 def plot_tasks(standings: Sequence[TaskStanding]) -> bytes:
     """Draw one panel per task: the run and the board's entries, each a mean over seeds with its interval."""
-    names = [score.name for score in standings[0].scores]
+    names = [_shortened(score.name) for score in standings[0].scores]
     columns = min(PANELS, len(standings))
     rows = math.ceil(len(standings) / columns)
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for number, axes in enumerate(panels):
             if number >= len(standings):
                 axes.axis("off")
@@ -124,7 +128,8 @@ def plot_tasks(standings: Sequence[TaskStanding]) -> bytes:
                     elinewidth=1.2,
                 )
             axes.set_title(standing.task, fontsize=9)
-            axes.set_yticks(range(len(names)), [_shortened(name) for name in names], fontsize=8)
+            spelt = names if number % columns == 0 else [""] * len(names)  # once per row of panels
+            axes.set_yticks(range(len(names)), spelt, fontsize=8)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.grid(axis="x", color="#eeeae2")
             axes.set_axisbelow(True)
@@ -159,7 +164,7 @@ def draw_sheet(sheet: Sheet) -> bytes:
         for line, text in enumerate(_wrapped(sample, font)):
             painter.text((left, top + CELL + 4 + line * LINE), text, fill=INK, font=font)
     buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
+    canvas.save(buffer, "PNG")
     return buffer.getvalue()
 
 

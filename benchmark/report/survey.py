@@ -157,7 +157,7 @@ def survey_pool(pool: Pool, subset: Subset, rules: Sequence[Rule] = (), *, is_wi
             sides.add(sizes.min(axis=1), kept)
         for each in drawn:
             for row in each.rows[(each.rows >= start) & (each.rows < end)].tolist():
-                shown = [f"{short_name(name)} {rows[name].iloc[row - start]:.3f}" for name in scores]
+                shown = [f"{short_name(name)} {rows[name].iloc[row - start]:.2f}" for name in scores]
                 notes[format_uids(uids[row : row + 1])[0]] += shown
         start = end
 
@@ -414,18 +414,20 @@ def _rule_histogram(
     low, high = np.quantile(known, [OUTLIERS, 1 - OUTLIERS]).tolist() if len(known) else (0.0, 1.0)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, RULE_BINS + 1)
+    width = (high - low) / RULE_BINS
+    cut_score = float(scores[passes].min()) if passes is not None and passes.any() else None
+    if cut_score is not None and low < cut_score < high:
+        low = cut_score - np.ceil((cut_score - low) / width) * width  # so that no bin lies on both sides of the cut
+    edges = low + width * np.arange(np.ceil((high - low) / width) + 1)
 
     def count(mask: np.ndarray) -> np.ndarray:
-        return np.histogram(np.clip(scores[mask & is_judged].astype(np.float64), low, high), edges)[0]
+        return np.histogram(np.clip(scores[mask & is_judged].astype(np.float64), edges[0], edges[-1]), edges)[0]
 
     num_missing = int((~is_judged).sum())
     if passes is None:
         return Histogram(name, edges, count(is_kept), count(~is_kept), None, None, num_missing)
-    cut_score = float(scores[passes].min()) if passes.any() else None
-    return Histogram(
-        name, edges, count(is_kept), count(~is_kept & ~passes), count(~is_kept & passes), cut_score, num_missing
-    )
+    by_itself, by_others = count(~is_kept & ~passes), count(~is_kept & passes)
+    return Histogram(name, edges, count(is_kept), by_itself, by_others, cut_score, num_missing)
 
 
 # --- Contact sheets ------------------------------------------------------------------------------------------------
