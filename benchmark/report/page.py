@@ -58,6 +58,8 @@ th { font-weight: 600; color: #6b655c; vertical-align: bottom; }
 .bar b { position: absolute; top: -.15rem; bottom: -.15rem; width: 2px; background: #b23a48; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 0 2rem; }
 .pair > div { min-width: 0; }
+.pair th, .pair td { padding: .2rem .5rem; }
+.pair .bar { width: 5rem; }
 .summary { margin: .6rem 0; padding: .6rem 1rem .6rem 2rem; background: #f5f2ec; }
 .summary li { margin: .15rem 0; }
 .note { font-style: italic; color: #6b655c; }
@@ -136,9 +138,10 @@ def _summary_html(contents: Contents) -> str:
             for part in (ranked[:count], ranked[::-1][:count])
         )
         sentences.append(f"Of the planted kinds it kept most of {top}; least of {bottom}.")
-    if contents.overlaps:
-        nearest = max(contents.overlaps, key=lambda overlap: overlap.jaccard)
-        sentences.append(f"Nearest shipped strategy: {nearest.name} (Jaccard {nearest.jaccard:.2f}).")
+    own_name = experiment_name(contents.record)
+    if others := [overlap for overlap in contents.overlaps if overlap.name != own_name]:
+        nearest = max(others, key=lambda overlap: overlap.jaccard)
+        sentences.append(f"The nearest shipped strategy is {nearest.name} (Jaccard {nearest.jaccard:.2f}).")
     if contents.standing.summary:
         sentences.append(contents.standing.summary)
     items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
@@ -308,7 +311,7 @@ def _overlaps_html(contents: Contents) -> str:
         command = f"winnow filter filters={contents.unknown[0]}"
         notes += (
             '<p class="small">Not known yet: a strategy that may take long is not run for a report. An experiment of '
-            f"it beside this one, such as {_text(command)} makes, fills its row.</p>"
+            f"it beside this one ({_text(command)}), or the report of one elsewhere, fills its row.</p>"
         )
     if contents.left_out:
         told = "; ".join(f"{name}, {why}" for name, why in contents.left_out.items())

@@ -37,7 +37,7 @@ def plot_histogram(histogram: Histogram) -> bytes:
         if histogram.cut_score is not None:
             label = f"cut: {histogram.cut_score:.3g}"
             axes.axvline(histogram.cut_score, color=CUT, linewidth=1.2, linestyle="--", label=label)
-        axes.set_xlabel(histogram.name)
+        axes.set_xlabel(histogram.name if others is None else f"score of {histogram.name}")
         axes.set_ylabel("rows")
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlim(edges[0], edges[-1])

@@ -108,6 +108,7 @@ def task_standings(table: Table) -> list[TaskStanding]:
             )
             for row, run in zip(table.rows, runs, strict=True)
         ]
+        # This run minus each other.
         differences = [] if model is None else [model.difference(own, i) for i in range(len(runs)) if i != own]
         clear = [difference.value for difference in differences if difference.is_significant]
         is_known = model is not None
@@ -115,8 +116,8 @@ def task_standings(table: Table) -> list[TaskStanding]:
             TaskStanding(
                 task,
                 scores,
-                sum(value > 0 for value in clear) if is_known else None,
                 sum(value < 0 for value in clear) if is_known else None,
+                sum(value > 0 for value in clear) if is_known else None,
             )
         )
     return standings
