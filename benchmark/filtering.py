@@ -164,6 +164,16 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
             raise FileNotFoundError(f"{needed_by} needs the images, but there is no tar in {pool.dir / 'shards'}")
 
 
+def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """Return a filter's values and which rows have a verdict, both (rows,) in the order of the pool's metadata.
+
+    Raises ValueError or FileNotFoundError where the pool lacks what the filter needs, or where the filter fails.
+    """
+    check_pool_has(pool, [rule])
+    _, (verdicts,) = _filter_values(pool, [rule.with_assets(pool.dir)], None, 0, ())
+    return verdicts.values, verdicts.is_judged
+
+
 def planted_path(pool: Pool) -> Path:
     """Return where an embedded pool keeps the labels that were planted when it was drawn."""
     return pool.dir / "planted.parquet"

@@ -124,13 +124,20 @@ class SeedModel:
             variance += (1 / own - 1 / entry_seeds) / len(self.runs)
         return StandardError(math.sqrt(self.rest * variance), self.rest_df)
 
+    def error_of_mean(self, num_seeds: int) -> StandardError:
+        """Return the standard error of one run's mean over seeds: the seed effect is noise as well."""
+        return self._error_with_seed_effect(1 / num_seeds)
+
     def _error_on_other_seeds(self, num_seeds: int, other_seeds: int) -> StandardError:
-        """Return the standard error for runs that no seed connects: here the seed effect is noise as well.
+        """Return the standard error for runs that no seed connects: here the seed effect is noise as well."""
+        return self._error_with_seed_effect(1 / num_seeds + 1 / other_seeds)
+
+    def _error_with_seed_effect(self, scale: float) -> StandardError:
+        """Return the root of `scale` times one score's variance over seeds.
 
         Degrees of freedom of the sum of mean squares after Satterthwaite (1946), "An approximate distribution of
         estimates of variance components".
         """
-        scale = 1 / num_seeds + 1 / other_seeds
         if self.seed <= self.rest:
             return StandardError(math.sqrt(scale * self.rest), self.rest_df)
         from_seed = self._shared_per_seed * self.seed

@@ -15,12 +15,16 @@ import pytest
 from PIL import Image
 
 from benchmark.cli import EXIT_USER, main
+from benchmark.filtering import Cut, Rule, run_filters, top_fraction
 from benchmark.pool import Pool
-from benchmark.report import survey_pool
-from benchmark.subset import Subset, load_subset
+from benchmark.report import survey
+from benchmark.report.standing import task_standings
+from benchmark.report.survey import FRACTIONS, kept_at_fractions, survey_pool
+from benchmark.subset import Subset
 from benchmark.tars import write_tar
 from benchmark.uids import parse_uids
 from leaderboard.entries import BOARDS_DIR, Entry, PoolUsed, SubsetUsed, SuiteName, read_board, write_entry
+from leaderboard.table import make_table
 from tests.conftest import jpeg, members, uid, write_pool
 
 HOSTILE = [
@@ -30,13 +34,14 @@ HOSTILE = [
     "&lt;",
 ]
 TAGS = {"!DOCTYPE", "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "dl", "dt", "dd", "div"}
-TAGS |= {"table", "tr", "th", "td", "span", "i", "br", "img", "figure", "figcaption", "bdi"}
+TAGS |= {"table", "tr", "th", "td", "span", "i", "b", "br", "img", "figure", "figcaption", "bdi", "ul", "li"}
 SCORES = [0.81, 0.72, 0.63, 0.54, 0.45, 0.36, 0.27, 0.18]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, strategies):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WINNOW_CACHE_DIR", str(tmp_path / "cache"))  # where reports keep what strategies chose
     return tmp_path
 
 
@@ -118,10 +123,11 @@ def test_what_a_stranger_typed_comes_out_escaped(hostile):
 def test_the_page_fetches_nothing_and_runs_nothing(hostile, reported):
     for page in (hostile, (reported / "report" / "index.html").read_text()):
         tags = re.findall(r"<[^>]*>", page)
+        assert all(re.fullmatch(r"[A-Za-z0-9+/]+=*", data) for data in re.findall(r";base64,([^\"]*)", page))
         assert {tag.split()[0].strip("</>") for tag in tags} <= TAGS
         sources = [tag for tag in tags if "src=" in tag]
         assert sources and all(re.search(r' src="data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+"', s) for s in sources)
-        assert not [tag for tag in tags if re.search(r"href|\son\w+=|https?:|url\(", tag)]
+        assert not [tag for tag in tags if re.search(r"href=|\son\w+=|https?:|url\(", tag)]
         assert "url(" not in page and "@import" not in page
 
 
@@ -144,7 +150,7 @@ def test_samples_without_an_image_are_counted(hostile):
 
 def test_numbers_of_the_small_pool_are_those_counted_by_hand(hostile):
     found = tables(hostile)
-    assert found["Rule by rule"] == {"clip_score": ["4", "4", "4", "0"]}
+    assert found["Rule by rule"] == {"clip_score": ["4", "4", "4", "0", "50.0 %"]}
     numbers = {title: {label: cells[:2] for label, cells in rows.items()} for title, rows in found.items()}
     assert numbers["By planted kind"] == {"odd": ["4", "2"]}
     assert numbers["By original size"] == {
@@ -184,29 +190,82 @@ def test_numbers_of_the_embedded_pool_are_those_of_pandas(reported, pico_pool):
         agrees(f"By {arch} similarity", "0.60 to 0.70", (score >= 0.6) & (score < 0.7))
     reports = json.loads((reported / "subset.json").read_text())["result"]["rules"]
     assert found["Rule by rule"] == {
-        r["name"]: [f"{r[key]:,}" for key in ("kept", "dropped", "only_dropped", "no_verdict")] for r in reports
+        r["name"]: [f"{r[key]:,}" for key in ("kept", "dropped", "only_dropped", "no_verdict")]
+        + [f"{r['dropped'] / len(rows):.1%}".replace("%", " %")]
+        for r in reports
     }
 
 
 def test_overlaps_are_those_of_sets(reported, pico_pool):
     found = tables((reported / "report" / "index.html").read_text())["Overlap with the shipped strategies"]
-    assert set(found) == {"basic", "clip_score", "laion2b", "no_filter", "random"}
+    assert {"basic", "clip_score", "laion2b", "no_filter", "random"} <= set(found)
     own = set(np.load(reported / "subset.npy").tolist())
     for name in ("clip_score", "random"):
         assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={name}", f"filters={name}"]) == 0
-        other = set(np.load(f"{name}/subset.npy").tolist())
-        jaccard = len(own & other) / len(own | other)
-        assert found[name] == [
-            "fraction 0.3",
-            *[f"{len(part):,}" for part in (other, own & other, own - other, other - own)],
-            f"{jaccard:.3f}",
-        ]
+        assert found[name] == ["fraction 0.3", *overlap_cells(own, set(np.load(f"{name}/subset.npy").tolist()))]
+
+
+def overlap_cells(own, other):
+    counts = [f"{len(part):,}" for part in (other, own & other, own - other, other - own)]
+    return [*counts, f"{len(own & other) / len(own | other):.3f}"]
 
 
 def test_strategies_that_the_pool_cannot_run_are_named(hostile, reported):
     assert "Left out: planted_clean, a reference." in (reported / "report" / "index.html").read_text()
-    assert "Left out: dedup, it sees the whole pool at once" in hostile
+    assert "dedup, the pool lacks sha256" in hostile
     assert set(tables(hostile)["Overlap with the shipped strategies"]) >= {"clip_score", "no_filter"}
+
+
+def pool_with_duplicates(folder):
+    numbers = range(8)
+    write_pool(folder / "pool", {"uid": [uid(n) for n in numbers], "sha256": [f"{n // 2:064x}" for n in numbers]})
+    return ["filter", "scale=pico", "pool_dir=pool"]
+
+
+def overlap_row(name, exp):
+    return tables(report(exp=exp))["Overlap with the shipped strategies"][name]
+
+
+def test_a_selector_is_not_run_but_its_experiment_beside_this_one_is_read(folder, capsys):
+    """Known by pool, source and options; once reported on, also where no experiment stands beside."""
+    choose = pool_with_duplicates(folder)
+    assert main([*choose, "filters=random", "exp_dir=here/exp", "filters.random.fraction=0.5"]) == 0
+    unknown = ["", "not known yet", "", "", "", ""]
+    assert overlap_row("dedup", "here/exp") == unknown
+    shutil.copytree("here/exp", "elsewhere/exp")
+    assert main([*choose, "filters=[dedup,no_filter]", "exp_dir=here/both"]) == 0
+    assert main([*choose, "filters=dedup", "exp_dir=here/seeded", "filters.dedup.seed=1"]) == 0
+    capsys.readouterr()
+    assert overlap_row("dedup", "here/exp") == unknown
+    assert "as before" in capsys.readouterr().out
+    assert main([*choose, "filters=dedup", "exp_dir=here/selector"]) == 0
+    own, other = (set(np.load(f"here/{name}/subset.npy").tolist()) for name in ("exp", "selector"))
+    assert overlap_row("dedup", "here/exp") == ["", *overlap_cells(own, other)]
+    assert "made anew: compared changed" in capsys.readouterr().out
+
+    assert overlap_row("dedup", "elsewhere/exp") == unknown
+    report(exp="here/selector")
+    assert overlap_row("dedup", "elsewhere/exp") == ["", *overlap_cells(own, other)]
+
+
+def test_a_known_subset_that_was_changed_is_not_believed(folder):
+    choose = pool_with_duplicates(folder)
+    assert main([*choose, "filters=random", "exp_dir=here/exp"]) == 0
+    assert main([*choose, "filters=dedup", "exp_dir=here/selector"]) == 0
+    report(exp="here/selector")
+    (kept,) = (folder / "cache" / "subsets").glob("dedup-*.npy")
+    assert overlap_row("dedup", "here/exp")[1] == "4"
+    for path in (Path("here/selector/subset.npy"), kept):
+        np.save(path, np.load(path)[:-1])
+    assert overlap_row("dedup", "here/exp")[1] == "not known yet"
+
+
+def test_a_large_pool_is_compared_with_known_subsets_alone(folder, monkeypatch):
+    monkeypatch.setattr("benchmark.report.overlaps.DIRECT_ROWS", 7)
+    hostile_pool(folder)
+    half()
+    found = tables(report())["Overlap with the shipped strategies"]
+    assert found["random"] == ["", "not known yet", "", "", "", ""]
 
 
 def test_the_same_inputs_give_the_same_bytes(reported, pico_pool, folder):
@@ -215,7 +274,14 @@ def test_the_same_inputs_give_the_same_bytes(reported, pico_pool, folder):
     report(pool="elsewhere")
     first = {path.name: path.read_bytes() for path in (reported / "report").iterdir()}
     assert {path.name: path.read_bytes() for path in Path("exp/report").iterdir()} == first
-    assert {"index.html", "report.json", "score-clip_l14_similarity_score.png"} <= set(first)
+    names = {"index.html", "report.json", "sheet-dropped.png", "fraction-clip_score-0.png"}
+    names |= {
+        "scores-clip_score.png",
+        "scores-clip_b32_similarity_score.png",
+        "kinds.png",
+        "sheet-kept.png",
+    }
+    assert names <= set(first)
 
 
 def test_a_report_that_fits_is_left_alone_and_a_lost_or_changed_one_is_made_anew(reported, pico_pool, capsys):
@@ -259,8 +325,44 @@ def test_scored_seeds_stand_on_the_board_and_make_the_report_anew(reported, pico
     assert "(made anew: entry, board changed)" in capsys.readouterr().out
     assert '<td class="left">mine</td>' in page and ".500 ± .000 (2)" in page
     assert board.rules.note in html.unescape(page)
+    assert "Average over the suite 0.500 ± 0.000 (2 seeds)." in page and Path("exp/report/tasks.png").is_file()
+    assert tables(page)["This run by task"][board.task_names[0]] == ["0.500", "0.500 to 0.500", "0", "0", "0"]
     Path("exp/entry.json").write_text(Path("exp/entry.json").read_text().replace(result["sha256"], "1" * 64))
     assert "is about another subset" in failing(capsys, pico_pool)
+
+
+def test_tasks_are_compared_one_by_one_with_what_compares():
+    board = read_board(BOARDS_DIR / "pico")
+    first, second, *_ = board.task_names
+
+    def entry(name, *seeds, **scores):
+        tasks = dict.fromkeys(board.task_names, 0.5) | {first: scores.get("first", 0.5)}
+        return Entry(
+            name=name,
+            strategy=(),
+            reference=False,
+            scale="pico",
+            recipe=scores.get("recipe", board.rules.recipe),
+            recipe_hash=f"{scores.get('recipe', 0):064x}",
+            suite=SuiteName(board.rules.suite.name, board.rules.suite.version),
+            pool=PoolUsed("0" * 64, "0" * 64, 8, 8),
+            subset=SubsetUsed(4, 4, "0" * 64),
+            seeds={n: tasks | {first: tasks[first] + shift} for n, shift in enumerate(seeds)},
+            made_with={},
+        )
+
+    own = entry("own", 0.0, 0.02, first=0.6)
+    others = [entry("low", 0.02, 0.0, first=0.1), entry("same", 0.02, 0.0, first=0.6), entry("other", 0, recipe=7)]
+    standing, level = task_standings(make_table(others, board, own))[:2]
+    assert [score.name for score in standing.scores] == ["own", "same", "low"] and standing.task == first
+    assert standing.own.mean == pytest.approx(0.61) and (standing.num_better, standing.num_worse) == (0, 1)
+    # Three runs of variance 0.0002. Least squares leaves squares of 0.0016 / 3 in all on 2 degrees of freedom, and the
+    # seeds' mean square is smaller: half a width is t(.975, 2) * sqrt(mean square / 2).
+    assert standing.own.half_width == pytest.approx(4.302653 * (0.0008 / 3 / 2) ** 0.5, rel=1e-5)
+    assert level.task == second and level.own.half_width == pytest.approx(0)
+    assert (level.num_better, level.num_worse) == (0, 0)
+    (alone, *_) = task_standings(make_table([], board, entry("one", 0.0)))
+    assert alone.own.half_width is None and alone.num_better is None
 
 
 def failing(capsys, pool, exp="exp"):
@@ -288,9 +390,10 @@ def test_a_pool_of_bare_metadata_gets_a_report_without_pictures(folder):
     write_pool(folder / "pool", {"uid": [uid(n) for n in range(4)]}, {"uid": [uid(n) for n in (3, 4, 4)]})
     assert main(["filter", "scale=pico", "pool_dir=pool", "exp_dir=exp", "filters=random"]) == 0
     page = report()
-    assert "no images to show" in page and "<img" not in page
+    assert "no images to show" in page and "<figure" not in page
     assert "7 rows, no images here" in page
-    assert sorted(path.name for path in Path("exp/report").iterdir()) == [".lock", "index.html", "report.json"]
+    names = {".lock", "index.html", "report.json", "scores-random.png"}
+    assert {path.name for path in Path("exp/report").iterdir()} == names
 
 
 def test_a_sample_drawn_for_a_sheet_depends_on_uids_alone(folder):
@@ -309,12 +412,122 @@ def test_a_sample_drawn_for_a_sheet_depends_on_uids_alone(folder):
     assert all(int(number) >= 65 for number in shown[0][:48]) and all(int(number) < 65 for number in shown[0][48:])
 
 
-def test_a_score_that_alone_separates_kept_from_dropped_is_a_cut(folder):
+def clip_score_rule(fraction=None, threshold=None):
+    from benchmark.registry import get_strategy
+
+    cut = Cut("threshold", threshold) if fraction is None else Cut("fraction", fraction)
+    return Rule("clip_score", {"arch": "l14"}, cut), get_strategy("clip_score")
+
+
+@pytest.mark.parametrize("cut, lowest, passing", [({"fraction": 0.5}, 0.54, 4), ({"threshold": 0.7}, 0.72, 2)])
+def test_a_rules_scores_are_parted_by_its_cut_and_by_what_other_rules_dropped(folder, cut, lowest, passing):
     pool = Pool(hostile_pool(folder))
+    rule, _ = clip_score_rule(**cut)
+    (histogram,) = survey_pool(pool, Subset.of(parse_uids([uid(1), uid(8)])), [rule]).histograms
+    assert histogram.name == "clip_score" and histogram.num_missing == 0
+    assert histogram.cut_score == pytest.approx(lowest)
+    assert [int(part.sum()) for part in (histogram.kept, histogram.dropped_by_others)] == [2, passing - 1]
+    assert histogram.dropped.sum() == 8 - 2 - (passing - 1)
+    place = int(np.flatnonzero(np.isclose(histogram.edges, lowest))[0])  # the cut is an edge of bins
+    assert histogram.dropped[place:].sum() == histogram.dropped_by_others[:place].sum() == 0
+
+
+def test_inside_an_earlier_subset_the_place_of_a_fractions_cut_is_not_known(folder):
+    pool = Pool(hostile_pool(folder))
+    rule, _ = clip_score_rule(fraction=0.5)
+    subset = Subset.of(parse_uids([uid(3)]))
+    found = survey_pool(pool, subset, [rule], is_within=True)
+    assert found.histograms[0].cut_score is None and found.histograms[0].dropped.sum() == 7
+    assert all(curves.cut_fraction is None for curves in found.curves)
+
+
+def test_shares_over_fraction_are_those_of_the_filter_engine():
+    """Ties, missing verdicts and unsorted uids, against one cut per fraction."""
+    rng = np.random.default_rng(0)
+    count = 203
+    scores = rng.integers(0, 9, count).astype(np.float32)
+    is_judged = rng.random(count) < 0.8
+    uids = parse_uids([uid(number) for number in rng.permutation(count).tolist()])
+    members = [rng.random(count) < share for share in (0.1, 0.5, 1.0)]
+    shares = kept_at_fractions(scores, is_judged, uids, members)
+    judged = np.flatnonzero(is_judged)
+    for column, fraction in enumerate(FRACTIONS.tolist()):
+        keep = np.zeros(count, dtype=bool)
+        keep[judged[top_fraction(scores[judged], uids[judged], fraction, count)]] = True
+        assert shares[:, column].tolist() == [(keep & mask).sum() / mask.sum() for mask in members]
+
+
+def test_curves_meet_the_kept_share_at_the_rules_own_cut(pico_pool, strategies):
+    pool = Pool(pico_pool)
+    rule, _ = clip_score_rule(fraction=0.3)
+    found = survey_pool(pool, run_filters(pool, [rule]).subset, [rule])
+    planted = next(grouping for grouping in found.groupings if grouping.is_planted)
+    curves = next(curves for curves in found.curves if curves.is_planted)
+    column = FRACTIONS.tolist().index(0.3)
+    assert curves.labels == [group.label for group in planted.groups] and curves.cut_fraction == 0.3
+    assert curves.shares[:, column] == pytest.approx([group.kept / group.rows for group in planted.groups])
+
+
+def test_languages_are_counted_and_sampled_where_the_pool_is_large(folder, monkeypatch):
+    english, german = "a red house stands near the old bridge", "ein rotes Haus steht neben der alten Brücke"
+    captions = [english] * 300 + [german] * 100 + [None] * 20
+    uids = [uid(number << 64 | number) for number in range(len(captions))]
+    pool = Pool(write_pool(folder / "pool", {"uid": uids, "text": captions}))
+    subset = Subset.of(parse_uids(uids[290:310]))
+    found = survey_pool(pool, subset).groupings[0]
+    assert found.title == "By caption language (fastText's guess)"
+    assert [(g.label, g.rows, g.kept) for g in found.groups] == [
+        ("en", 300, 10),
+        ("de", 100, 10),
+        ("no caption", 20, 0),
+    ]
+    monkeypatch.setattr(survey, "LANGUAGE_ROWS", 210)
+    sampled = survey_pool(pool, subset).groupings[0]
+    drawn = sum(group.rows for group in sampled.groups)
+    assert 150 < drawn < 270 and f"of {drawn} rows drawn by a hash of the uid" in sampled.title
+
+
+def test_planted_columns_of_text_are_groups_too_and_escaped(folder):
+    pool = hostile_pool(folder)
+    labels = {"uid": [uid(n) for n in range(1, 9)], "style": ["<b>tags</b>", "sentence"] * 4, "<i>": [True] * 8}
+    pd.DataFrame(labels).to_parquet(pool / "planted.parquet")
     half()
-    (histogram,) = survey_pool(pool, load_subset("exp/subset.npy")).histograms
-    assert (histogram.lowest_kept, histogram.highest_dropped, histogram.is_cut) == (0.54, 0.45, True)
-    assert np.flatnonzero(histogram.kept).tolist() == [154, 163, 172, 181]  # steps of 0.01 from -1 on
-    mixed = Subset.of(parse_uids([uid(1), uid(7)]))
-    (histogram,) = survey_pool(pool, mixed).histograms
-    assert (histogram.lowest_kept, histogram.highest_dropped, histogram.is_cut) == (0.27, 0.72, False)
+    page = report()
+    found = tables(page)["By planted style"]
+    assert {label: cells[:2] for label, cells in found.items()} == {
+        "&lt;b&gt;tags&lt;/b&gt;": ["4", "2"],
+        "sentence": ["4", "2"],
+    }
+    assert "<b>tags" not in page and "<i>" not in {tag for tag in re.findall(r"<[^>]*>", page) if "style" not in tag}
+
+
+def test_a_sheets_picture_holds_captions_of_any_kind(folder):
+    from benchmark.report.plots import draw_sheet
+    from benchmark.report.survey import Sheet, SheetSample
+
+    captions = ["", " ", "word", "w" * 500, "$x^2$ \x00\n\u202e", "多字" * 200, "a b c " * 99]
+    samples = [SheetSample(uid(n), None, caption, []) for n, caption in enumerate(captions)]
+    picture = Image.open(io.BytesIO(draw_sheet(Sheet("Kept", samples, 7, 0))))
+    assert picture.format == "PNG" and picture.width > picture.height
+
+
+def test_scores_of_a_rule_whose_file_changed_are_not_shown_as_its_own(folder):
+    hostile_pool(folder)
+    rule = folder / "mine.py"
+    text = "from benchmark import register_filter\n\n@register_filter(columns=['uid'], fraction=0.5)\n"
+    text += "def changing_rule(rows):\n    return rows.index.to_numpy() / 8\n"
+    rule.write_text(text)
+    options = ["scale=pico", "pool_dir=pool", "exp_dir=exp", f"plugins=[{rule}]"]
+    try:
+        assert main(["filter", *options, "filters=changing_rule"]) == 0
+        assert main(["report", *options]) == 0
+        assert Path("exp/report/scores-changing_rule.png").is_file()
+        rule.write_text(text + "\n")
+        assert main(["report", *options]) == 0
+        assert not Path("exp/report/scores-changing_rule.png").exists()
+        page = Path("exp/report/index.html").read_text()
+        assert "No scores of changing_rule here: its file changed after the subset was made." in page
+    finally:
+        from benchmark.registry import STRATEGIES
+
+        STRATEGIES.pop("changing_rule", None)

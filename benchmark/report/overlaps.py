@@ -1,0 +1,186 @@
+"""Overlap with what the shipped strategies choose, each alone with its defaults.
+
+A strategy's subset is read from an experiment beside this one, or from the user's cache. Filters that are found
+nowhere are run here on pools of up to DIRECT_ROWS rows; selectors and filters that look at images may take minutes
+and are never run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.assets import find_assets
+from benchmark.experiment import FILTER_VERSION, SUBSET_NAME, SUBSET_RECORD_NAME, Choice
+from benchmark.filtering import Rule, run_filters
+from benchmark.options import filter_defaults, make_rule
+from benchmark.pool import Pool, cache_dir
+from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
+from benchmark.report.survey import has_column
+from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
+from benchmark.subset import Subset, load_subset
+from benchmark.uids import count_of, unique_uids
+
+CACHE_VERSION = 1
+DIRECT_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two subsets share, in uids."""
+
+    name: str
+    cut: str
+    size: int
+    shared: int
+    only_this: int  # uids of the experiment's subset alone
+    only_that: int
+
+    @property
+    def jaccard(self) -> float:
+        """Return shared uids over all uids of either subset."""
+        return self.shared / (self.shared + self.only_this + self.only_that)
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """A shipped strategy with its defaults, and where its subset of the pool is to be had."""
+
+    rule: Rule
+    known_path: Path | None  # of its subset; None where it is not known yet
+    is_direct: bool  # it may be run here
+
+    def as_json(self, pool_dir: Path) -> dict[str, Json]:
+        """Return what a report depends on: where a filter may be run, its subset follows from the rule."""
+        known = None if self.is_direct or self.known_path is None else sha256_of(self.known_path)
+        return {**self.rule.as_json(pool_dir), "subset": known}
+
+
+def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, str]]:
+    """Return the shipped strategies that the pool can run with their defaults, and why others are left out."""
+    found, skipped = [], {}
+    beside = _experiments_beside(exp_dir)
+    for name in sorted(STRATEGIES):
+        strategy = STRATEGIES[name]
+        if strategy.source_path.parent != FILTERS_DIR:
+            continue
+        if reason := _why_not(pool, strategy):
+            skipped[name] = reason
+            continue
+        rule = make_rule(name, filter_defaults(strategy))
+        is_direct = strategy.kind == "filter" and not strategy.images and pool.num_rows <= DIRECT_ROWS
+        found.append(Comparable(rule, _known_path(pool, rule, beside), is_direct))
+    return found, skipped
+
+
+def overlaps_with(
+    pool: Pool, subset: Subset, strategies: Sequence[Comparable]
+) -> tuple[list[Overlap], list[str], dict[str, str]]:
+    """Compare the subset with the strategies' own.
+
+    Return the overlaps, the names of those whose subset is not known yet, and why others could not be had.
+    """
+    own, _ = unique_uids(np.asarray(subset.uids))
+    overlaps, unknown, failures = [], [], {}
+    for each in strategies:
+        rule = each.rule
+        if each.known_path is not None:
+            chosen = load_subset(each.known_path)
+        elif each.is_direct:
+            try:
+                chosen = run_filters(pool, [rule]).subset
+            except (ValueError, FileNotFoundError) as error:
+                failures[rule.name] = str(error)
+                continue
+            keep_default_subset(pool, rule, chosen)
+        else:
+            unknown.append(rule.name)
+            continue
+        other, _ = unique_uids(np.asarray(chosen.uids))
+        shared = int((count_of(other, own) > 0).sum())
+        overlaps.append(Overlap(rule.name, spell_cut(rule), len(other), shared, len(own) - shared, len(other) - shared))
+    return overlaps, unknown, failures
+
+
+def spell_cut(rule: Rule) -> str:
+    """Spell a rule's cut, empty where it has none."""
+    return "" if rule.cut is None else f"{rule.cut.kind} {rule.cut.value:g}"
+
+
+def keep_default_subset(pool: Pool, rule: Rule, subset: Subset) -> None:
+    """Keep what a strategy with its defaults chose, for the reports of other experiments on the pool."""
+    path = _cached_path(pool, rule)
+    with locked(path.parent):
+        subset.save(path)
+        result = {"sha256": sha256_of(path)}
+        write_record(path.with_suffix(".json"), Record("default subset", CACHE_VERSION, _cache_key(pool, rule), result))
+
+
+def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -> Path | None:
+    wanted = Choice(rules=(rule,)).made_from(pool)
+    candidates = [(folder / SUBSET_NAME, record.result["sha256"]) for folder, record in beside]
+    made_from = [record.made_from for _, record in beside]
+    places = [place for place, there in zip(candidates, made_from, strict=True) if there == wanted]
+    cached_path = _cached_path(pool, rule)
+    try:
+        record = read_record(cached_path.with_suffix(".json"))
+    except ValueError:
+        record = None  # damaged, so not known
+    if record is not None and record.made_from == _cache_key(pool, rule):
+        places.append((cached_path, record.result["sha256"]))
+    return next((path for path, sha256 in places if path.is_file() and sha256_of(path) == sha256), None)
+
+
+def _experiments_beside(exp_dir: Path) -> list[tuple[Path, Record]]:
+    """Return the experiments next to this one, itself among them, that have a subset of this version."""
+    found = []
+    for path in sorted(exp_dir.resolve().parent.glob(f"*/{SUBSET_RECORD_NAME}")):
+        try:
+            record = read_record(path)
+        except (ValueError, OSError):
+            continue  # somebody else's file, or damaged: theirs to mend
+        if record is not None and (record.stage, record.version) == ("filter", FILTER_VERSION):
+            found.append((path.parent, record))
+    return found
+
+
+def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
+    """Return what a default subset hangs on; also the metadata files' state, as columns are not in the fingerprint."""
+    states = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in pool.metadata_paths]
+    return {
+        "pool": pool.fingerprint,
+        "rule": rule.as_json(pool.dir),
+        "metadata": digest(states),
+        "filter": FILTER_VERSION,
+    }
+
+
+def _cached_path(pool: Pool, rule: Rule) -> Path:
+    return cache_dir() / "subsets" / f"{rule.name}-{digest(_cache_key(pool, rule))[:32]}.npy"
+
+
+def _why_not(pool: Pool, strategy: Strategy) -> str:
+    """Say why the pool cannot run a strategy with its defaults; empty where it can."""
+    if strategy.reference:
+        return "a reference"
+    required = [option.name for option in strategy.options.values() if option.is_required]
+    if required:
+        return f"its option {required[0]!r} has no default"
+    options = {option.name: option.default for option in strategy.options.values()}
+    lacking = [column for column in strategy.needed_columns(options) if not has_column(pool, column)]
+    for feature in strategy.needed_features(options):
+        try:
+            pool.check_features([feature], strategy.name)
+        except (ValueError, FileNotFoundError):
+            lacking.append(feature)
+    if lacking:
+        return f"the pool lacks {', '.join(lacking)}"
+    try:
+        find_assets(strategy, options, pool.dir)
+    except FileNotFoundError:
+        # Without the folders' paths: the page is the same wherever the pool lies.
+        return f"it needs {' and '.join(strategy.needed_assets(options).values())}"
+    return ""

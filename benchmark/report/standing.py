@@ -1,0 +1,131 @@
+"""Where an experiment stands among its board's entries: the table, and every task on its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.experiment import ENTRY_NAME
+from benchmark.scales import Scale
+from benchmark.stage import Json, Record, digest
+
+if TYPE_CHECKING:
+    from leaderboard.entries import Board, Entry
+    from leaderboard.table import Table
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One run's score on one task: the mean over seeds and half its confidence interval."""
+
+    name: str
+    mean: float
+    half_width: float | None  # None where no run has two seeds
+    num_seeds: int
+    is_own: bool
+    is_reference: bool
+
+
+@dataclass(frozen=True)
+class TaskStanding:
+    """How the run and the board's comparable entries do on one task."""
+
+    task: str
+    scores: list[TaskScore]  # by the average over the suite, best first
+    num_better: int | None  # entries that the run is significantly better than; None where noise is not known
+    num_worse: int | None
+
+    @property
+    def own(self) -> TaskScore:
+        """Return the run's own score."""
+        return next(score for score in self.scores if score.is_own)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The board's table with the run in it, or what can be said without one."""
+
+    html: str
+    note: str  # what the board's numbers are good for
+    summary: str  # one sentence; empty where nothing is scored
+    tasks: list[TaskStanding]
+
+    @property
+    def digest(self) -> str:
+        """Return a hash of all that a page shows of it."""
+        shown: Json = [self.html, self.note, self.summary, [asdict(task) for task in self.tasks]]
+        return digest(shown)
+
+
+def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
+    """Compare the experiment's entry with its board's; entries that do not compare are left out, as in the table.
+
+    Raises ValueError where the entry is about another subset than the experiment's.
+    """
+    from leaderboard.entries import BOARDS_DIR, RULES_NAME, read_board, read_entries, read_entry, read_other_pools
+    from leaderboard.table import make_table, render_html
+
+    entry_path = exp_dir / ENTRY_NAME
+    entry: Entry | None = read_entry(entry_path) if entry_path.exists() else None
+    if entry is not None and entry.subset.sha256 != record.result["sha256"]:
+        raise ValueError(
+            f"{entry_path} is about another subset than {exp_dir} has; run `winnow evaluate exp_dir={exp_dir}` again"
+        )
+    board_dir = BOARDS_DIR / (scale.name if entry is None else entry.scale)
+    board: Board | None = read_board(board_dir) if (board_dir / RULES_NAME).is_file() else None
+    if board is None:
+        return Standing("<p>There is no board for this scale.</p>", "", "", [])
+    if entry is None:
+        html = "<p>No seed has been scored on the whole suite yet.</p>"
+        return Standing(html + f"<p>{escape(board.rules.note)}</p>", board.rules.note, "", [])
+    table = make_table(read_entries(board), board, entry, read_other_pools(board))
+    return Standing(render_html(table), board.rules.note, _summary(table), task_standings(table))
+
+
+def task_standings(table: Table) -> list[TaskStanding]:
+    """Compare the highlighted run with the table's other entries task by task.
+
+    Seed noise is that of all entries on that task (`leaderboard.statistics`): the interval is where the mean would lie
+    with other training seeds. Differences are tested pair by pair, without what a seed does to all runs alike.
+    """
+    from leaderboard.statistics import fit_seed_model, mean
+
+    own = next(index for index, row in enumerate(table.rows) if row.is_highlighted)
+    standings = []
+    for task in table.board.task_names:
+        runs = [{seed: scores[task] for seed, scores in row.entry.seeds.items()} for row in table.rows]
+        model = fit_seed_model(runs)
+        scores = [
+            TaskScore(
+                row.entry.name,
+                mean(run),
+                None if model is None else model.error_of_mean(len(run)).half_width,
+                len(run),
+                row.is_highlighted,
+                row.entry.reference,
+            )
+            for row, run in zip(table.rows, runs, strict=True)
+        ]
+        # This run minus each other.
+        differences = [] if model is None else [model.difference(own, i) for i in range(len(runs)) if i != own]
+        clear = [difference.value for difference in differences if difference.is_significant]
+        is_known = model is not None
+        standings.append(
+            TaskStanding(
+                task,
+                scores,
+                sum(value < 0 for value in clear) if is_known else None,
+                sum(value > 0 for value in clear) if is_known else None,
+            )
+        )
+    return standings
+
+
+def _summary(table: Table) -> str:
+    row = next(row for row in table.rows if row.is_highlighted)
+    seeds = "1 seed" if len(row.run) == 1 else f"{len(row.run)} seeds"
+    spread = "" if row.sd is None else f" ± {row.sd:.3f}"
+    rank = "" if row.rank is None else f", rank {row.rank} of {sum(each.rank is not None for each in table.rows)}"
+    return f"Average over the suite {row.average:.3f}{spread} ({seeds}){rank}."
