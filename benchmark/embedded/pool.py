@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from benchmark.embedded import noise
 from benchmark.embedded.evalsets import evaluation_sets, write_evaluation_set
+from benchmark.embedded.pictograms import PICTOGRAMS, VEHICLES
 from benchmark.embedded.reference_models import (
     REFERENCE_MODELS,
     encode_images,
@@ -40,10 +41,15 @@ from benchmark.embedded.reference_models import (
     reference_path,
 )
 from benchmark.embedded.world import (
+    DIGITS,
     IMAGE_SIZE,
+    LETTERS,
     POOL_WORLD,
+    SHAPE_NAMES,
+    TEXTURES,
     draw_picture,
     draw_random_scene,
+    plural,
     write_caption,
 )
 from benchmark.embeddings import cluster_centres
@@ -60,6 +66,7 @@ from benchmark.stage import (
     remove_temporary,
     say,
     sha256_of,
+    write_bytes,
     write_record,
 )
 from benchmark.tars import write_tar
@@ -68,12 +75,12 @@ GENERATOR_VERSION = 2  # raised when any pixel or caption changes
 
 KIND_SHARES = {  # what a pair is, before anything else happens to it
     "clean": 0.20,
-    "other_language": 0.45,
+    "other_language": 0.42,
     "swapped": 0.07,
     "boilerplate": 0.07,
-    "off_domain": 0.09,  # aligned, but of nothing that a task asks about
-    "text_only": 0.05,  # a word, which the caption repeats: aligned, and no help
-    "partly_wrong": 0.03,
+    "off_domain": 0.11,  # aligned, but of nothing that a task asks about
+    "text_only": 0.07,  # a word, which the caption repeats: aligned, and no help
+    "partly_wrong": 0.02,
     "corrupt": 0.02,
     "empty": 0.02,  # aligned, and nothing to learn from
 }
@@ -92,9 +99,9 @@ HARMLESS_KINDS = frozenset({"small"})
 
 FIRST_DUPLICATE = 1000  # the aligned pairs before it are what duplicates repeat, a few of them very often
 ALIGNED_KINDS = ("clean", "off_domain", "text_only", "empty")  # people copy what fits its caption
-DUPLICATE_SHARE, NEAR_SHARE = 0.12, 0.6
+DUPLICATE_SHARE, NEAR_SHARE = 0.17, 0.6
 DEAD_LINK_SHARE = 0.01
-SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.56, 0.46  # shorter side under 200 pixels; small pictures tend to be junk
+SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.62, 0.52  # shorter side under 200 pixels; small pictures tend to be junk
 EXTREME_ASPECT_SHARE = 0.07
 JPEG_QUALITY = 90
 NUM_TARGETS = 600
@@ -199,7 +206,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
             "versions": {
                 "pillow": PIL.__version__,
                 "freetype": features.version("freetype2"),
-                "matplotlib": metadata.version("matplotlib"),
+                **{name: metadata.version(name) for name in ("matplotlib", "qtawesome", "scikit-learn")},
                 "numpy": np.__version__,
             },
         }
@@ -431,6 +438,15 @@ def _write_assets(pool_dir: Path, drawn: pa.Table) -> None:
             path = pool_dir / "assets" / f"image_{what}_{name}.npy"
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.save(file, array)
+    write_bytes(pool_dir / "assets" / "metaclip_entries.txt", "".join(f"{name}\n" for name in _entries()).encode())
+
+
+def _entries() -> list[str]:
+    """Return what MetaCLIP balances over here: the names of the tasks' classes, which filters may know."""
+    plurals = [plural(name) for name in SHAPE_NAMES]
+    letters = [f"letter {letter}" for letter in LETTERS]
+    names = {*SHAPE_NAMES, *plurals, *letters, *DIGITS, *TEXTURES, *PICTOGRAMS, *VEHICLES}
+    return sorted(names)
 
 
 def _draw_target(index: int) -> np.ndarray:

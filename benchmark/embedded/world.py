@@ -1,7 +1,7 @@
 """The drawn world: pictures of shapes, letters, digits, pictograms and patterns at 32 px, and captions of them.
 
 A `World` says which of them are drawn by whom and how captions are worded: the pool has one, the reference models
-another. Captions leave things out (they name the colour two times in five and the background seldom): named always,
+another. Captions leave things out (they name the colour three times in ten and the background seldom): named always,
 these solve the contrastive loss alone and shapes stay at chance (measured on the prototype).
 """
 
@@ -112,7 +112,7 @@ def draw_random_scene(rng: Random, world: World | None = None) -> Scene:
     match kind:
         case "shape":
             count = rng.randint(2, 5) if rng.random() < 0.35 else 1
-            place = rng.choice(list(PLACES)) if count == 1 and rng.random() < 0.4 else ""
+            place = rng.choice(list(PLACES)) if count == 1 and rng.random() < 0.25 else ""
             return replace(scene, name=rng.choice(world.shapes), count=count, place=place)
         case "letter":
             return replace(scene, name=rng.choice(world.letters), font=rng.choice(world.fonts))
@@ -192,7 +192,7 @@ def draw_empty(colour: str, background: str, rng: Random) -> Image.Image:
 def write_caption(scene: Scene, rng: Random, world: World | None = None) -> str:
     """Write an English caption of at least three words, in one of several styles, that leaves attributes out."""
     frames = (world or POOL_WORLD).frames
-    colour = f"{scene.colour} " if rng.random() < 0.4 else ""
+    colour = f"{scene.colour} " if rng.random() < 0.3 else ""
     size = "" if rng.random() < 0.85 else ("big " if scene.size == "large" else "little ")
     ending = f" on a {_GROUND_WORDS[scene.background]} background" if rng.random() < 0.1 else ""
     noun = scene.name
@@ -202,11 +202,11 @@ def write_caption(scene: Scene, rng: Random, world: World | None = None) -> str:
     elif scene.kind == "pictogram":
         if rng.random() < 0.15:
             noun = f"{noun} {rng.choice(frames['icon words'])}"
-        if scene.name in CATEGORY_OF and rng.random() < 0.3:
+        if scene.name in CATEGORY_OF and rng.random() < 0.5:
             style = "category"
     elif scene.kind == "shape":
         noun = rng.choice(("shape", "object")) if rng.random() < 0.1 else noun
-        if scene.place and rng.random() < 0.7:
+        if scene.place and rng.random() < 0.5:
             ending = rng.choice(frames["places"]).format(scene.place) + ending
         if scene.count > 1:
             number = NUMBERS[scene.count - 1] if rng.random() < 0.85 else "some"
@@ -620,7 +620,7 @@ SHAPES: dict[str, list[Point]] = {  # closed outlines within the unit circle, y 
 SHAPE_NAMES = tuple(SHAPES)
 
 POOL_WORLD = World(
-    kinds={"pictogram": 0.36, "shape": 0.28, "letter": 0.13, "digit": 0.1, "texture": 0.13},
+    kinds={"pictogram": 0.33, "shape": 0.29, "letter": 0.14, "digit": 0.11, "texture": 0.13},
     shapes=SHAPE_NAMES,
     letters=LETTERS,
     fonts=("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono-Bold"),
@@ -633,11 +633,11 @@ POOL_WORLD = World(
 # Fewer kinds, other fonts and designers, other handwriting, other words.
 REFERENCE_WORLD = World(
     kinds={"pictogram": 0.45, "shape": 0.27, "letter": 0.12, "digit": 0.07, "texture": 0.09},
-    shapes=SHAPE_NAMES[:13],
-    letters=LETTERS[:10],
+    shapes=SHAPE_NAMES[:15],
+    letters=LETTERS[:11],
     fonts=("cmss10", "cmb10", "cmtt10", "STIXGeneralBol"),
     digits=range(300),
-    textures=TEXTURES[:6],
+    textures=TEXTURES[:7],
     pictograms=tuple(name for name in PICTOGRAMS + VEHICLES if glyphs_of(name, REFERENCE_DESIGNERS)),
     designers=REFERENCE_DESIGNERS,
     frames=_REFERENCE_FRAMES,

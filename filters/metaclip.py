@@ -1,0 +1,90 @@
+"""MetaCLIP's balance (Xu et al. 2023, arXiv 2309.16671, Algorithm 1): captions that name many things alike often."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from benchmark import register_selector
+from benchmark.filtering import PoolView
+from benchmark.subset import Subset
+from benchmark.uids import format_uids
+
+PUNCTUATION = ",.;:?!`"
+
+
+@register_selector(columns=["text"], assets={"entries": "metaclip_entries.txt"})
+def metaclip(
+    pool: PoolView, *, entries: str | None = None, max_count: int | None = None, keep: float = 0.25, seed: int = 0
+) -> Subset:
+    """Keep a pair with the probability that one of its caption's entries draws it; rare entries always do.
+
+    `entries` is a text file of names, one a line (MetaCLIP: 500,000 from WordNet and Wikipedia; the embedded pool has
+    its own). A caption matches an entry that stands in it between spaces, case kept, punctuation set apart. An entry
+    matched by c captions draws each of them with probability t / max(c, t), and a pair is kept with probability
+    1 - prod(1 - t / max(c, t)) over its entries; without an entry it is dropped. t is `max_count` where given
+    (MetaCLIP: 20,000 for 400 million pairs); else it is the smallest with which `keep` of the matching pairs are
+    expected (MetaCLIP kept 400 million of 1.6 billion). The seed draws; a pair's number hangs on its uid alone.
+
+    A null caption is dropped.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"filters.metaclip.keep={keep} is outside (0, 1]; 0.25 keeps a quarter of the matching pairs")
+    if max_count is not None and max_count < 1:
+        raise ValueError(f"filters.metaclip.max_count={max_count} is below 1")
+    assert entries is not None  # the engine has found it
+    matched_row, matched_entry = _match(pool.columns["text"].fillna("").tolist(), _read_entries(entries))
+    counts = np.bincount(matched_entry)  # (entries,)
+    rows = np.unique(matched_row)
+
+    def probabilities(most: int) -> np.ndarray:
+        """Return each matching row's probability: (matching rows,)."""
+        drawn = most / np.maximum(counts, most)
+        with np.errstate(divide="ignore"):
+            log_missed = np.log1p(-drawn)[matched_entry]
+        return -np.expm1(np.bincount(matched_row, weights=log_missed)[rows]) if len(rows) else np.empty(0)
+
+    if max_count is None:
+        low, high = 1, max(1, int(counts.max(initial=1)))
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if probabilities(middle).sum() >= keep * len(rows) else (middle + 1, high)
+        max_count = low
+    draws = np.array([_draw(uid, seed) for uid in format_uids(pool.uids[rows])])
+    return Subset.of(pool.uids[rows[draws < probabilities(max_count)]])
+
+
+def _match(texts: list[str], entries: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which row matches which entry, two arrays (matches,): each pair once, entries numbered in their order."""
+    numbers: dict[str, int] = {}
+    for entry in entries:
+        numbers.setdefault(entry, len(numbers))
+    lengths = sorted({entry.count(" ") + 1 for entry in numbers})
+    table = str.maketrans({"\t": " ", "\n": " "} | {sign: f" {sign} " for sign in PUNCTUATION})
+    found: dict[str, list[int]] = defaultdict(list)  # by text, as many captions are repeated
+    rows: list[int] = []
+    matches: list[int] = []
+    for row, text in enumerate(texts):
+        if text not in found:
+            # Between single spaces, so an entry of n words is n consecutive pieces.
+            pieces = text.translate(table).split(" ")
+            spans = (" ".join(pieces[i : i + n]) for n in lengths for i in range(len(pieces) - n + 1))
+            found[text] = sorted({numbers[span] for span in spans if span in numbers})
+        rows += [row] * len(found[text])
+        matches += found[text]
+    return np.array(rows, dtype=np.int64), np.array(matches, dtype=np.int64)
+
+
+def _read_entries(path: str) -> list[str]:
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    names = [line for line in lines if line]
+    if not names:
+        raise ValueError(f"filters.metaclip.entries: {path} holds no entry")
+    return names
+
+
+def _draw(uid: str, seed: int) -> float:
+    """Return a number in [0, 1) that hangs on the uid and the seed alone."""
+    return int.from_bytes(hashlib.sha256(f"metaclip/{seed}/{uid}".encode()).digest()[:6]) / 2**48
