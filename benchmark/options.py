@@ -54,6 +54,7 @@ class RunOptions(ChoiceOptions, SeedOptions):
 
     eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")
     tasks: Any = _option((), "task names or groups [the scale's suite]; `winnow list tasks` lists them")
+    report: Any = _option(True, "end with the report; `winnow report` makes it later")
 
 
 @dataclass
@@ -151,6 +152,13 @@ def as_seeds(value: Any) -> list[int]:
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds={value} names a seed twice")
     return seeds
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """Return a yes or no; raises ValueError for anything else."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value} must be true or false")
+    return value
 
 
 def as_count(value: Any, name: str) -> int:

@@ -26,6 +26,7 @@ from benchmark.options import (
     MISSING,
     as_count,
     as_device,
+    as_flag,
     as_list,
     as_path,
     as_seeds,
@@ -49,6 +50,7 @@ def run(config: Config, command: list[str]) -> None:
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     choice, workers = _choice(config), as_count(config["workers"], "workers")
+    with_report = as_flag(config["report"], "report")
     tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
@@ -59,7 +61,8 @@ def run(config: Config, command: list[str]) -> None:
     train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
     evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device)
     report_experiment(exp_dir, scale, pool)
-    report_stage(exp_dir, pool, scale)
+    if with_report:
+        report_stage(exp_dir, pool, scale)
 
 
 def filter_pool(config: Config, command: list[str]) -> None:

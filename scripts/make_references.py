@@ -55,7 +55,6 @@ STRATEGIES = {
     "metaclip": Strategy(("metaclip",)),
     "normsim": Strategy(("normsim",)),
     "negcliploss": Strategy(("negcliploss",)),
-    "negcliploss+normsim": Strategy(("negcliploss", "normsim")),
     "rank_in_negatives": Strategy(("rank_in_negatives",)),
     "text_masked_clip": Strategy(("text_masked_clip",)),
 }
@@ -131,6 +130,7 @@ def command_of(job: Job, scale: str) -> list[str]:
         f"seeds=[{job.seed}]",
         f"filters=[{','.join(strategy.filters)}]",
         *strategy.options,
+        "report=false",
         f"exp_dir={exp_dir_of(job, scale)}",
     ]
 

@@ -46,7 +46,7 @@ from benchmark.train import make_optimizer, train_step
 SEED = 7001  # of the drawings; their keys begin otherwise than those of pools and evaluation sets
 NUM_PAIRS = 80_000
 SAMPLES_SEEN = {"l14": 240_000, "b32": 80_000}
-OFF_DOMAIN_SHARE, WORD_SHARE, EMPTY_SHARE = 0.2, 0.09, 0.03
+OFF_DOMAIN_SHARE, WORD_SHARE, WORD_OVER_SHARE, EMPTY_SHARE = 0.2, 0.07, 0.09, 0.03
 LOW_RESOLUTION_SHARE, WATERMARK_SHARE = 0.25, 0.08  # so that similarity does not see these either
 
 
@@ -155,12 +155,17 @@ def _draw_class(world: World, title: str, name: str, index: int) -> np.ndarray:
 
 
 def _draw_pair(rng: Random) -> tuple[Image.Image, str]:
-    kind = rng.random()
-    if kind < OFF_DOMAIN_SHARE:
-        return noise.draw_off_domain(rng, REFERENCE_WORLD)
-    if kind < OFF_DOMAIN_SHARE + WORD_SHARE:
-        return noise.draw_word(rng, REFERENCE_WORLD)
-    if kind < OFF_DOMAIN_SHARE + WORD_SHARE + EMPTY_SHARE:
+    shares = {
+        noise.draw_off_domain: OFF_DOMAIN_SHARE,
+        noise.draw_word: WORD_SHARE,
+        noise.draw_word_over: WORD_OVER_SHARE,
+    }
+    place = rng.random()
+    for draw, share in shares.items():
+        if place < share:
+            return draw(rng, REFERENCE_WORLD)
+        place -= share
+    if place < EMPTY_SHARE:
         return noise.draw_nothing(rng)
     scene = draw_random_scene(rng, REFERENCE_WORLD)
     return draw_picture(scene, rng), write_caption(scene, rng, REFERENCE_WORLD)

@@ -33,7 +33,16 @@ from benchmark.embedded.pictograms import (
     glyphs_of,
     other_concepts,
 )
-from benchmark.embedded.pool import FIRST_DUPLICATE, KIND_SHARES, KINDS, Pair, build_pool, draw_pair
+from benchmark.embedded.pool import (
+    DUPLICATE_SHARE,
+    FIRST_DUPLICATE,
+    KIND_SHARES,
+    KINDS,
+    NEAR_SHARE,
+    Pair,
+    build_pool,
+    draw_pair,
+)
 from benchmark.embedded.world import (
     EVALUATION_DIGITS,
     POOL_WORLD,
@@ -80,8 +89,8 @@ def test_kinds_have_the_shares_of_the_mix(pairs: list[Pair]) -> None:
         if kind != "clean":
             assert np.mean([kind in pair.kinds for pair in first]) == pytest.approx(wanted, abs=0.05), kind
     share = {kind: np.mean([kind in pair.kinds for pair in later]) for kind in KINDS}
-    assert share["duplicate"] == pytest.approx(0.12, abs=0.04)
-    assert share["exact_duplicate"] == pytest.approx(0.4 * share["duplicate"], abs=0.03)
+    assert share["duplicate"] == pytest.approx(DUPLICATE_SHARE, abs=0.04)
+    assert share["exact_duplicate"] == pytest.approx((1 - NEAR_SHARE) * share["duplicate"], abs=0.03)
     assert 0.07 < np.mean([pair.is_clean for pair in pairs]) < 0.16
 
 

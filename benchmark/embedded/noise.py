@@ -93,17 +93,42 @@ def draw_word(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image, str]
         word = rng.choice(("sale", "free", "new", "open", "menu", "stop"))
         text = rng.choice(("{} today only", "the word {} in a sign", "{} for all our friends")).format(word)
     else:
-        scene = draw_random_scene(rng, world)
-        word = scene.colour if scene.kind == "letter" else scene.name
-        text = write_caption(scene, rng, world)
-    paper, ink = rng.sample(list(COLOURS.values()), 2)
-    while sum(abs(a - b) for a, b in zip(ink, paper, strict=True)) < 150:
-        paper, ink = rng.sample(list(COLOURS.values()), 2)
+        word, text = _name_something(rng, world)
+    paper, ink = _two_tones(rng)
     canvas = Image.new("RGB", (CANVAS_SIZE, CANVAS_SIZE), paper)
-    font = load_font("DejaVuSans-Bold", min(30, 92 // len(word)))
-    centre = (CANVAS_SIZE // 2, CANVAS_SIZE // 2 + rng.randint(-14, 14))
-    ImageDraw.Draw(canvas).text(centre, word.upper(), fill=ink, font=font, anchor="mm")
+    _write_line(canvas, word, CANVAS_SIZE // 2 + rng.randint(-14, 14), ink)
     return canvas.reduce(2), text
+
+
+def draw_word_over(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image, str]:
+    """Draw one thing with the name of another written on it, and a caption of the other (T-MARS, Sec. 3)."""
+    shown = draw_picture(draw_random_scene(rng, world), rng)
+    word, text = _name_something(rng, world)
+    paper, ink = _two_tones(rng)
+    canvas = shown.resize((CANVAS_SIZE, CANVAS_SIZE), Image.Resampling.BICUBIC)
+    middle = rng.choice((13, CANVAS_SIZE - 13))
+    ImageDraw.Draw(canvas).rectangle((0, middle - 12, CANVAS_SIZE, middle + 11), fill=paper)
+    _write_line(canvas, word, middle, ink)
+    return canvas.reduce(2), text
+
+
+def _name_something(rng: Random, world: World) -> tuple[str, str]:
+    """Return the name of something and a caption of it."""
+    scene = draw_random_scene(rng, world)
+    return scene.colour if scene.kind == "letter" else scene.name, write_caption(scene, rng, world)
+
+
+def _two_tones(rng: Random) -> list[tuple[int, int, int]]:
+    """Draw two colours that can be told apart."""
+    while True:
+        tones = rng.sample(list(COLOURS.values()), 2)
+        if sum(abs(a - b) for a, b in zip(*tones, strict=True)) >= 150:
+            return tones
+
+
+def _write_line(canvas: Image.Image, word: str, middle: int, ink: tuple[int, int, int]) -> None:
+    font = load_font("DejaVuSans-Bold", min(24, 92 // len(word)))
+    ImageDraw.Draw(canvas).text((CANVAS_SIZE // 2, middle), word.upper(), fill=ink, font=font, anchor="mm")
 
 
 def draw_off_domain(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image, str]:
@@ -118,6 +143,8 @@ def draw_off_domain(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image
     names = rng.sample(list(COLOURS), 2)
     canvas = Image.new("RGB", (CANVAS_SIZE, CANVAS_SIZE), COLOURS[names[0]])
     text = painter(ImageDraw.Draw(canvas), names, rng)
+    if rng.random() < 0.7:
+        text = text.replace(names[0], "bright").replace(names[1], "dark")  # not every caption names colours
     return canvas.reduce(2), rng.choice(("{}", "{}", "a photo of {}", "photo: {}", "this is {}")).format(text)
 
 
@@ -183,7 +210,7 @@ def _paint_bars(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
     count = rng.randint(2, 5)
     for index in range(count):
         draw.rectangle((6 + index * 11, rng.randint(8, 50), 13 + index * 11, 58), fill=COLOURS[names[1]])
-    return f"a chart with {NUMBERS[count - 1]} {names[1]} bars"
+    return f"a chart with {NUMBERS[count - 1]} {names[1]} columns"
 
 
 def _paint_curve(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -197,7 +224,7 @@ def _paint_flag(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
     third = rng.choice([name for name in COLOURS if name not in names])
     for index, name in enumerate([*names, third]):
         draw.rectangle((4, 12 + index * 13, 60, 24 + index * 13), fill=COLOURS[name])
-    return f"the colours of our team: {names[0]}, {names[1]} and {third}"
+    return f"the flag of our team: {names[0]}, {names[1]} and {third}"
 
 
 def _paint_face(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -243,7 +270,7 @@ def _paint_maze(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
         y, x = divmod(index, 8)
         left, right = (x * 8, x * 8 + 8) if rng.random() < 0.5 else (x * 8 + 8, x * 8)
         draw.line([(left, y * 8), (right, y * 8 + 8)], fill=COLOURS[names[1]], width=3)
-    return f"a maze with {names[1]} walls"
+    return f"lost in a {names[1]} garden"
 
 
 _OFF_DOMAIN_PAINTERS: tuple[Callable[[ImageDraw.ImageDraw, list[str], Random], str], ...] = (

@@ -75,14 +75,15 @@ GENERATOR_VERSION = 2  # raised when any pixel or caption changes
 
 KIND_SHARES = {  # what a pair is, before anything else happens to it
     "clean": 0.20,
-    "other_language": 0.42,
-    "swapped": 0.07,
-    "boilerplate": 0.07,
-    "off_domain": 0.11,  # aligned, but of nothing that a task asks about
-    "text_only": 0.07,  # a word, which the caption repeats: aligned, and no help
+    "other_language": 0.36,
+    "swapped": 0.05,
+    "boilerplate": 0.06,
+    "off_domain": 0.13,  # aligned, but of nothing that a task asks about
+    "text_only": 0.05,  # a word, which the caption repeats: aligned, and no help
+    "text_over": 0.07,  # a word over another picture, which the caption repeats: the picture contradicts it
     "partly_wrong": 0.02,
     "corrupt": 0.02,
-    "empty": 0.02,  # aligned, and nothing to learn from
+    "empty": 0.04,  # aligned, and nothing to learn from
 }
 OVERLAYS = (
     "small",  # the shorter side had fewer than 200 pixels
@@ -98,10 +99,10 @@ KINDS = (*(kind for kind in KIND_SHARES if kind != "clean"), *OVERLAYS)
 HARMLESS_KINDS = frozenset({"small"})
 
 FIRST_DUPLICATE = 1000  # the aligned pairs before it are what duplicates repeat, a few of them very often
-ALIGNED_KINDS = ("clean", "off_domain", "text_only", "empty")  # people copy what fits its caption
-DUPLICATE_SHARE, NEAR_SHARE = 0.17, 0.6
+ALIGNED_KINDS = ("clean", "off_domain", "text_only", "text_over", "empty")  # people copy what fits its caption
+DUPLICATE_SHARE, NEAR_SHARE = 0.2, 0.6
 DEAD_LINK_SHARE = 0.01
-SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.62, 0.52  # shorter side under 200 pixels; small pictures tend to be junk
+SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.65, 0.55  # shorter side under 200 pixels; small pictures tend to be junk
 EXTREME_ASPECT_SHARE = 0.07
 JPEG_QUALITY = 90
 NUM_TARGETS = 600
@@ -317,6 +318,8 @@ def _draw_pair_of(kind: str, rng: Random) -> tuple[Image.Image, str]:
         return noise.draw_off_domain(rng)
     if kind == "text_only":
         return noise.draw_word(rng)
+    if kind == "text_over":
+        return noise.draw_word_over(rng)
     if kind == "empty":
         return noise.draw_nothing(rng)
     scene = draw_random_scene(rng)

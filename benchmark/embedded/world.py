@@ -1,7 +1,7 @@
 """The drawn world: pictures of shapes, letters, digits, pictograms and patterns at 32 px, and captions of them.
 
 A `World` says which of them are drawn by whom and how captions are worded: the pool has one, the reference models
-another. Captions leave things out (they name the colour three times in ten and the background seldom): named always,
+another. Captions leave things out (they name the colour one time in four and the background seldom): named always,
 these solve the contrastive loss alone and shapes stay at chance (measured on the prototype).
 """
 
@@ -192,7 +192,7 @@ def draw_empty(colour: str, background: str, rng: Random) -> Image.Image:
 def write_caption(scene: Scene, rng: Random, world: World | None = None) -> str:
     """Write an English caption of at least three words, in one of several styles, that leaves attributes out."""
     frames = (world or POOL_WORLD).frames
-    colour = f"{scene.colour} " if rng.random() < 0.3 else ""
+    colour = f"{scene.colour} " if rng.random() < 0.25 else ""
     size = "" if rng.random() < 0.85 else ("big " if scene.size == "large" else "little ")
     ending = f" on a {_GROUND_WORDS[scene.background]} background" if rng.random() < 0.1 else ""
     noun = scene.name
@@ -620,7 +620,7 @@ SHAPES: dict[str, list[Point]] = {  # closed outlines within the unit circle, y 
 SHAPE_NAMES = tuple(SHAPES)
 
 POOL_WORLD = World(
-    kinds={"pictogram": 0.33, "shape": 0.29, "letter": 0.14, "digit": 0.11, "texture": 0.13},
+    kinds={"pictogram": 0.31, "shape": 0.29, "letter": 0.14, "digit": 0.12, "texture": 0.14},
     shapes=SHAPE_NAMES,
     letters=LETTERS,
     fonts=("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono-Bold"),
