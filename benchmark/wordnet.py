@@ -56,12 +56,26 @@ class WordNet:
         return None
 
     def _lemmas(self, word: str, part: str) -> list[str]:
-        """Return the lemmas that a form may stand for (morphy, as nltk has it)."""
-        forms = self.exceptions[part].get(word)
-        if forms is None:
-            pairs = _SUFFIXES[part]
-            forms = [word.removesuffix(suffix) + ending for suffix, ending in pairs if word.endswith(suffix)]
-        return [lemma for lemma in (word, *forms) if lemma in self.first_offsets[part]]
+        """Return the lemmas that a form may stand for (morphy, as nltk 3.8.1 has it, which DataComp ran).
+
+        Endings are taken off until something is left that is a lemma. Later versions of nltk take one ending off.
+        """
+        known = self.first_offsets[part]
+        irregular = self.exceptions[part].get(word)
+        if irregular is not None:
+            return [lemma for lemma in (word, *irregular) if lemma in known]
+        forms = _without_ending([word], part)
+        found = [lemma for lemma in (word, *forms) if lemma in known]
+        while forms and not found:
+            forms = _without_ending(forms, part)
+            found = [lemma for lemma in forms if lemma in known]
+        return found
+
+
+def _without_ending(forms: list[str], part: str) -> list[str]:
+    """Return what is left of the forms when each ending of that part of speech is taken off."""
+    pairs = [(form, suffix, ending) for form in forms for suffix, ending in _SUFFIXES[part]]
+    return [form.removesuffix(suffix) + ending for form, suffix, ending in pairs if form.endswith(suffix)]
 
 
 def find_wordnet(given: str | None, *, option: str) -> Path:
