@@ -28,8 +28,8 @@ def metaclip(
     between spaces, case kept, punctuation set apart. An entry matched by c captions draws each of them with probability
     t / max(c, t), and a pair is kept with probability 1 - prod(1 - t / max(c, t)) over its entries; without an entry it
     is dropped. t is `max_count` where given (MetaCLIP: 20,000 for 400 million pairs); else it is the smallest with
-    which `keep` of the matching pairs are expected (MetaCLIP kept 400 million of 1.6 billion). The seed draws; a pair's
-    number hangs on its uid alone.
+    which `keep` of the matching pairs are expected (MetaCLIP kept 400 million of 1.6 billion), and at least 1: where
+    many entries are matched once, more are kept. The seed draws; a pair's number hangs on its uid alone.
 
     A null caption is dropped.
     """
