@@ -1,8 +1,10 @@
-"""WordNet 3.0 (Miller 1995), read from its own files: which synset a word means first, as nltk's reader finds it."""
+"""WordNet 3.0 (Miller 1995), read from its own files: a word's first synset, as nltk finds it, and synsets' names."""
 
 from __future__ import annotations
 
+import os
 import sys
+import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,23 +58,37 @@ class WordNet:
         return None
 
     def _lemmas(self, word: str, part: str) -> list[str]:
-        """Return the lemmas that a form may stand for (morphy, as nltk has it)."""
-        forms = self.exceptions[part].get(word)
-        if forms is None:
-            pairs = _SUFFIXES[part]
-            forms = [word.removesuffix(suffix) + ending for suffix, ending in pairs if word.endswith(suffix)]
-        return [lemma for lemma in (word, *forms) if lemma in self.first_offsets[part]]
+        """Return the lemmas that a form may stand for (morphy, as nltk 3.8.1 has it, which DataComp ran).
+
+        Endings are taken off until something is left that is a lemma. Later versions of nltk take one ending off.
+        """
+        known = self.first_offsets[part]
+        irregular = self.exceptions[part].get(word)
+        if irregular is not None:
+            return [lemma for lemma in (word, *irregular) if lemma in known]
+        forms = _without_ending([word], part)
+        found = [lemma for lemma in (word, *forms) if lemma in known]
+        while forms and not found:
+            forms = _without_ending(forms, part)
+            found = [lemma for lemma in forms if lemma in known]
+        return found
+
+
+def _without_ending(forms: list[str], part: str) -> list[str]:
+    """Return what is left of the forms when each ending of that part of speech is taken off."""
+    pairs = [(form, suffix, ending) for form in forms for suffix, ending in _SUFFIXES[part]]
+    return [form.removesuffix(suffix) + ending for form, suffix, ending in pairs if form.endswith(suffix)]
 
 
 def find_wordnet(given: str | None, *, option: str) -> Path:
-    """Return the folder of WordNet's files: the one given, else in the user's assets, Debian's, or nltk's data.
+    """Return where WordNet's files are: the place given, else in the user's assets, Debian's, or nltk's data.
 
-    Raises FileNotFoundError naming `option` and how to get them.
+    It is a folder, or nltk's wordnet.zip. Raises FileNotFoundError naming `option` and how to get the files.
     """
     candidates = [Path(given).expanduser()] if given else [user_assets_dir() / "wordnet", *_installed()]
-    for folder in candidates:
-        if (folder / "index.noun").is_file():
-            return folder
+    for place in candidates:
+        if place.exists() and (_inside(place) / "index.noun").is_file():
+            return place
     if given:
         raise FileNotFoundError(f"{option}: {given} holds no index.noun of WordNet")
     raise FileNotFoundError(
@@ -82,33 +98,62 @@ def find_wordnet(given: str | None, *, option: str) -> Path:
 
 
 @lru_cache
-def load_wordnet(folder: Path) -> WordNet:
-    """Read WordNet's files, once per process; raises ValueError where they are not version 3.0's."""
-    offsets = {part: _read_index(folder / f"index.{part}") for part in PARTS_OF_SPEECH}
+def load_wordnet(place: Path) -> WordNet:
+    """Read WordNet's indexes, once per process; raises ValueError where they are not version 3.0's."""
+    folder = _inside(place)
+    offsets = {part: _read_index(_text(folder / f"index.{part}")) for part in PARTS_OF_SPEECH}
     counts = tuple(len(offsets[part]) for part in PARTS_OF_SPEECH)
     if counts != NUM_LEMMAS:
-        raise ValueError(f"{folder} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}")
-    return WordNet(offsets, {part: _read_exceptions(folder / f"{part}.exc") for part in PARTS_OF_SPEECH})
+        raise ValueError(f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}")
+    return WordNet(offsets, {part: _read_exceptions(_text(folder / f"{part}.exc")) for part in PARTS_OF_SPEECH})
 
 
-def _read_index(path: Path) -> dict[str, int]:
+def synset_names(place: Path) -> list[str]:
+    """Return what synsets are called, each name once and sorted: the first lemma, lower-cased, up to its first dot.
+
+    MetaCLIP (arXiv 2309.16671) cuts nltk's names in this way; with the numbers 0 to 99 they are the 86,654 entries that
+    its table of sources counts.
+    """
+    names = set()
+    for part in PARTS_OF_SPEECH:
+        for line in _entries(_text(_inside(place) / f"data.{part}")):
+            lemma = line.split(maxsplit=5)[4]
+            name, _, _ = lemma.partition("(")[0].partition(".")  # "(a)" marks where an adjective stands
+            names.add(name.lower().replace("_", " "))
+    return sorted(names - {""})
+
+
+def _read_index(text: str) -> dict[str, int]:
     """Return each lemma's first offset; the format is WordNet's wndb(5WN)."""
     offsets = {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(" "):
-                continue  # the licence
-            fields = line.split()
-            num_pointers = int(fields[3])
-            offsets[fields[0]] = int(fields[6 + num_pointers])
+    for line in _entries(text):
+        fields = line.split()
+        num_pointers = int(fields[3])
+        offsets[fields[0]] = int(fields[6 + num_pointers])
     return offsets
 
 
-def _read_exceptions(path: Path) -> dict[str, list[str]]:
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+def _read_exceptions(text: str) -> dict[str, list[str]]:
+    lines = [line.split() for line in text.splitlines()]
     return {form: lemmas for form, *lemmas in lines}
+
+
+def _entries(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(" ")]  # the licence is indented
+
+
+def _text(path: Path | zipfile.Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _inside(place: Path) -> Path | zipfile.Path:
+    return zipfile.Path(place, "wordnet/") if place.suffix == ".zip" else place
 
 
 def _installed() -> list[Path]:
     homes = [Path.home(), Path(sys.prefix), Path(sys.prefix) / "share", Path("/usr/share"), Path("/usr/local/share")]
-    return [Path("/usr/share/wordnet"), *(home / "nltk_data" / "corpora" / "wordnet" for home in homes)]
+    nltk_dirs = [Path(text) for text in os.environ.get("NLTK_DATA", "").split(os.pathsep) if text]
+    nltk_dirs += [home / "nltk_data" for home in homes]
+    # nltk's downloader may leave the archive as it came.
+    nltk_places = [folder / "corpora" / name for folder in nltk_dirs for name in ("wordnet", "wordnet.zip")]
+    return [Path("/usr/share/wordnet"), *nltk_places]

@@ -1,6 +1,7 @@
 """MetaCLIP's balance (Xu et al. 2023, arXiv 2309.16671, Algorithm 1): captions that name many things alike often."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from benchmark.subset import Subset
 from benchmark.uids import format_uids
 
 PUNCTUATION = ",.;:?!`"
+ROUNDING = 1e-12  # of a probability that should be a simple fraction
 
 
 @register_selector(columns=["text"], assets={"entries": "metaclip_entries.txt"})
@@ -22,11 +24,12 @@ def metaclip(
     """Keep a pair with the probability that one of its caption's entries draws it; rare entries always do.
 
     `entries` is a text file of names, one a line (MetaCLIP: 500,000 from WordNet and Wikipedia; the embedded pool has
-    its own). A caption matches an entry that stands in it between spaces, case kept, punctuation set apart. An entry
-    matched by c captions draws each of them with probability t / max(c, t), and a pair is kept with probability
-    1 - prod(1 - t / max(c, t)) over its entries; without an entry it is dropped. t is `max_count` where given
-    (MetaCLIP: 20,000 for 400 million pairs); else it is the smallest with which `keep` of the matching pairs are
-    expected (MetaCLIP kept 400 million of 1.6 billion). The seed draws; a pair's number hangs on its uid alone.
+    its own; scripts/make_metaclip_entries.py writes those from WordNet). A caption matches an entry that stands in it
+    between spaces, case kept, punctuation set apart. An entry matched by c captions draws each of them with probability
+    t / max(c, t), and a pair is kept with probability 1 - prod(1 - t / max(c, t)) over its entries; without an entry it
+    is dropped. t is `max_count` where given (MetaCLIP: 20,000 for 400 million pairs); else it is the smallest with
+    which `keep` of the matching pairs are expected (MetaCLIP kept 400 million of 1.6 billion), and at least 1: where
+    many entries are matched once, more are kept. The seed draws; a pair's number hangs on its uid alone.
 
     A null caption is dropped.
     """
@@ -47,10 +50,12 @@ def metaclip(
         return -np.expm1(np.bincount(matched_row, weights=log_missed)[rows]) if len(rows) else np.empty(0)
 
     if max_count is None:
+        wanted = keep * len(rows) * (1 - ROUNDING)
         low, high = 1, max(1, int(counts.max(initial=1)))
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if probabilities(middle).sum() >= keep * len(rows) else (middle + 1, high)
+            # fsum rounds once, so the order of rows cannot move the count.
+            low, high = (low, middle) if math.fsum(probabilities(middle)) >= wanted else (middle + 1, high)
         max_count = low
     draws = np.array([_draw(uid, seed) for uid in format_uids(pool.uids[rows])])
     return Subset.of(pool.uids[rows[draws < probabilities(max_count)]])
@@ -62,7 +67,7 @@ def _match(texts: list[str], entries: Iterable[str]) -> tuple[np.ndarray, np.nda
     for entry in entries:
         numbers.setdefault(entry, len(numbers))
     lengths = sorted({entry.count(" ") + 1 for entry in numbers})
-    table = str.maketrans({"\t": " ", "\n": " "} | {sign: f" {sign} " for sign in PUNCTUATION})
+    table = str.maketrans(dict.fromkeys("\t\n\r", " ") | {sign: f" {sign} " for sign in PUNCTUATION})
     found: dict[str, list[int]] = defaultdict(list)  # by text, as many captions are repeated
     rows: list[int] = []
     matches: list[int] = []
@@ -78,7 +83,7 @@ def _match(texts: list[str], entries: Iterable[str]) -> tuple[np.ndarray, np.nda
 
 
 def _read_entries(path: str) -> list[str]:
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n")]
     names = [line for line in lines if line]
     if not names:
         raise ValueError(f"filters.metaclip.entries: {path} holds no entry")
