@@ -1,4 +1,4 @@
-"""Image-based filtering (DataComp, Sec. 3.4 and App. L): images that lie near those of a target data set."""
+"""Image-based filtering (DataComp, Sec. 3.4): images that lie near those of a target data set."""
 
 from dataclasses import dataclass
 from functools import lru_cache
