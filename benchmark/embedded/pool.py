@@ -105,7 +105,7 @@ DEAD_LINK_SHARE = 0.01
 SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.65, 0.55  # shorter side under 200 pixels; small pictures tend to be junk
 EXTREME_ASPECT_SHARE = 0.07
 JPEG_QUALITY = 90
-NUM_TARGETS = 600
+NUM_TARGETS = 500
 ROWS_PER_CLUSTER = 128  # DataComp: 100,000 centroids for 12.8 million samples
 TARGET_WORLD = replace(POOL_WORLD, kinds={"pictogram": 0.6, "letter": 0.2, "digit": 0.2})
 

@@ -620,7 +620,7 @@ SHAPES: dict[str, list[Point]] = {  # closed outlines within the unit circle, y 
 SHAPE_NAMES = tuple(SHAPES)
 
 POOL_WORLD = World(
-    kinds={"pictogram": 0.31, "shape": 0.29, "letter": 0.14, "digit": 0.12, "texture": 0.14},
+    kinds={"pictogram": 0.28, "shape": 0.31, "letter": 0.14, "digit": 0.12, "texture": 0.15},
     shapes=SHAPE_NAMES,
     letters=LETTERS,
     fonts=("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono-Bold"),
