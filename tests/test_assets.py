@@ -13,7 +13,7 @@ from benchmark.filtering import Rule, run_filters
 from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.registry import STRATEGIES, load_plugins
-from benchmark.report import comparable_rules
+from benchmark.report.overlaps import comparables
 from benchmark.stage import Record, sha256_of
 from benchmark.uids import format_uids
 from tests.conftest import uid, write_pool
@@ -189,13 +189,13 @@ def test_an_asset_needs_an_option_of_its_name():
 def test_a_report_compares_with_shipped_filters_whose_assets_are_there(tmp_path):
     images = np.eye(2, dtype=np.float16)
     pool_dir = write_pool(tmp_path / "p", {"uid": [uid(0), uid(1)]}, features={"l14_img": images})
-    rules, skipped = comparable_rules(Pool(pool_dir))
-    assert "normsim" not in {rule.name for rule in rules}
+    found, skipped = comparables(Pool(pool_dir), tmp_path / "exp")
+    assert "normsim" not in {each.rule.name for each in found}
     assert skipped["normsim"] == "it needs image_targets_l14.npy"
     (pool_dir / "assets").mkdir()
     np.save(pool_dir / "assets" / "image_targets_l14.npy", images.astype(np.float32))
-    rules, skipped = comparable_rules(Pool(pool_dir))
-    assert "normsim" in {rule.name for rule in rules} and "normsim" not in skipped
+    found, skipped = comparables(Pool(pool_dir), tmp_path / "exp")
+    assert "normsim" in {each.rule.name for each in found} and "normsim" not in skipped
 
 
 def test_a_rule_without_assets_is_recorded_as_it_was_given():
