@@ -68,7 +68,16 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
         STRATEGIES.clear()
         STRATEGIES.update(before)
     folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "experiments" / "pico").iterdir())
-    assert folders == ["clip_score", "long_captions", "long_captions+dedup", "no_filter", "no_filter", "random"]
+    assert folders == [
+        "clip_score",
+        "long_captions",
+        "long_captions+dedup",
+        "metaclip+near_dedup+clip_score",
+        "no_filter",
+        "no_filter",
+        "random",
+        "text_masked_clip",
+    ]
 
 
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README))
