@@ -66,7 +66,8 @@ class SameRule:
         cut = {kind: value for kind, value in (self.cut or declared).items() if value is not None}
         wanted = {name: option.default for name, option in strategy.options.items()} | self.options
         differing = {name for name, value in used.options.items() if name not in wanted or value != wanted[name]}
-        return not differing - set(self.free) and (used.cut or {}) == cut
+        # An asset stands in an entry as its hash, which differs from pool to pool.
+        return not differing - {*self.free, *strategy.assets} and (used.cut or {}) == cut
 
 
 @dataclass(frozen=True, config=_STRICT)
