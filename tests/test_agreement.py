@@ -96,8 +96,8 @@ def test_noise_of_our_seeds_widens_the_interval() -> None:
             True,
         ),
         (SameRule("mine"), used("mine", cut=None), False),
-        (SameRule("normsim"), used("normsim", 0.2, arch="l14", norm="max", targets=["0" * 64]), True),
-        (SameRule("normsim"), used("normsim", 0.2, arch="b32", norm="max", targets=["0" * 64]), False),
+        (SameRule("normsim"), used("normsim", cut=0.2, arch="l14", norm="max", targets=["0" * 64]), True),
+        (SameRule("normsim"), used("normsim", cut=0.2, arch="b32", norm="max", targets=["0" * 64]), False),
     ],
 )
 def test_a_strategy_is_a_published_rule_where_options_and_cut_are(
