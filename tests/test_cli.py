@@ -82,7 +82,7 @@ def test_a_run_writes_what_the_design_says(finished_run):
     } <= names
     assert not [name for name in names if name.endswith(".tmp")]
     entry = json.loads((finished_run / "entry.json").read_text())
-    assert set(entry["seeds"]) == {"0", "1"} and len(entry["seeds"]["0"]) == 9
+    assert set(entry["seeds"]) == {"0", "1"} and len(entry["seeds"]["0"]) == 16
     lines = [json.loads(line) for line in (finished_run / "seed-0" / "eval_results.jsonl").read_text().splitlines()]
     assert {line["key"]: line["metrics"]["main_metric"] for line in lines} == entry["seeds"]["0"]
 

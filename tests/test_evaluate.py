@@ -436,7 +436,10 @@ def test_the_embedded_suites_are_registered() -> None:
         tasks = tasks_named([prefix], prefix)
         assert [task.name for task in tasks] == list(SUITES[prefix].tasks)
         assert [task.name.removeprefix(f"{prefix}/") for task in tasks] == [
-            "shapes", "colours", "letters", "counting", "shapes_outline", "shapes_clutter", "letters_font",
-            "retrieval", "worst_group",
+            "shapes", "letters", "textures", "counting", "vehicles", "shapes_sketch", "shapes_background",
+            "association",
+            "digits", "pictograms", "colours", "position", "pictograms_designer", "shapes_corrupted", "retrieval",
+            "worst_group",
         ]  # fmt: skip
+        assert SUITES[prefix].headline == SUITES[prefix].tasks[8:]
         assert {task.groups for task in tasks} == {("accuracy",), ("shift",), ("retrieval",), ("worst_group",)}

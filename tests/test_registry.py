@@ -109,7 +109,7 @@ def test_unknown_names_are_met_with_the_nearest(strategies):
     with pytest.raises(KeyError, match=r"unknown task or group 'nano/shape'. Did you mean 'nano/shapes'?"):
         tasks_named(["nano/shape"], "nano")
     chosen = tasks_named(["nano/shapes", "retrieval"], "nano")
-    assert [task.name for task in chosen] == ["nano/shapes", "nano/retrieval"]
+    assert [task.name for task in chosen] == ["nano/shapes", "nano/association", "nano/retrieval"]
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named(tmp_path):

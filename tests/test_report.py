@@ -333,7 +333,7 @@ def test_scored_seeds_stand_on_the_board_and_make_the_report_anew(reported, pico
 
 def test_tasks_are_compared_one_by_one_with_what_compares():
     board = read_board(BOARDS_DIR / "pico")
-    first, second, *_ = board.task_names
+    first, second, *_ = board.headline
 
     def entry(name, *seeds, **scores):
         tasks = dict.fromkeys(board.task_names, 0.5) | {first: scores.get("first", 0.5)}
@@ -353,13 +353,14 @@ def test_tasks_are_compared_one_by_one_with_what_compares():
 
     own = entry("own", 0.0, 0.02, first=0.6)
     others = [entry("low", 0.02, 0.0, first=0.1), entry("same", 0.02, 0.0, first=0.6), entry("other", 0, recipe=7)]
-    standing, level = task_standings(make_table(others, board, own))[:2]
-    assert [score.name for score in standing.scores] == ["own", "same", "low"] and standing.task == first
+    by_task = {standing.task: standing for standing in task_standings(make_table(others, board, own))}
+    standing, level = by_task[first], by_task[second]
+    assert [score.name for score in standing.scores] == ["own", "same", "low"]
     assert standing.own.mean == pytest.approx(0.61) and (standing.num_better, standing.num_worse) == (0, 1)
     # Three runs of variance 0.0002. Least squares leaves squares of 0.0016 / 3 in all on 2 degrees of freedom, and the
     # seeds' mean square is smaller: half a width is t(.975, 2) * sqrt(mean square / 2).
     assert standing.own.half_width == pytest.approx(4.302653 * (0.0008 / 3 / 2) ** 0.5, rel=1e-5)
-    assert level.task == second and level.own.half_width == pytest.approx(0)
+    assert level.own.half_width == pytest.approx(0)
     assert (level.num_better, level.num_worse) == (0, 0)
     (alone, *_) = task_standings(make_table([], board, entry("one", 0.0)))
     assert alone.own.half_width is None and alone.num_better is None
