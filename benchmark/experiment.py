@@ -423,4 +423,5 @@ def entry_name(record: Record, pool_dir: Path) -> str:
         parts.append("-".join([rule["name"], *options, *cuts]))
     within = f"-within-{record.made_from['within'][:8]}" if record.made_from["within"] else ""
     name = re.sub(r"[^a-z0-9_.+-]", "_", "+".join(parts).lower() + within)
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}-{record.hash[:8]}"
+    # By the name's own hash: the same rules have the same name on every pool.
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}-{digest(name)[:8]}"
