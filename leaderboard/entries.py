@@ -214,10 +214,7 @@ def read_entries(board: Board) -> list[Entry]:
             raise ValueError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}.json")
         if board.rules.pools and entry.pool.fingerprint not in board.rules.pools:
             raise ValueError(f"{path}: pool {entry.pool.fingerprint[:12]} is not admitted to this board")
-        try:
-            check_entry(entry, board)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        _check_file(path, entry, board)
         entries.append(entry)
     return entries
 
@@ -237,10 +234,7 @@ def read_other_pools(board: Board) -> list[Entry]:
         twin = entries.setdefault((entry.name, entry.pool.fingerprint), path)
         if twin != path:
             raise ValueError(f"{path} and {twin.name} hold the same strategy on the same pool")
-        try:
-            check_entry(entry, board)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        _check_file(path, entry, board)
         found.append(entry)
     return found
 
@@ -256,6 +250,14 @@ def check_entry(entry: Entry, board: Board) -> None:
         raise ValueError(f"{len(missing)} of {len(board.tasks)} tasks have no score: {missing}")
     if unknown := sorted(entry.tasks - set(board.task_names)):
         raise ValueError(f"tasks outside suite {rules.suite.name!r} version {rules.suite.version}: {unknown}")
+
+
+def _check_file(path: Path, entry: Entry, board: Board) -> None:
+    """Check an entry as `check_entry` does; the error names its file."""
+    try:
+        check_entry(entry, board)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_entry(path: Path) -> Entry:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,19 @@ def pico_pool(tmp_path_factory) -> Path:
     pool_dir = tmp_path_factory.mktemp("pools") / "pico"
     build_pool(pool_dir, SCALES["pico"])
     return pool_dir
+
+
+@contextmanager
+def loaded_plugin(path: Path, code: str) -> Iterator[Path]:
+    """Write a file of strategies and load it; what it registers is forgotten at the end."""
+    from benchmark.registry import STRATEGIES, load_plugins
+
+    path.write_text(code)
+    before = set(STRATEGIES)
+    load_plugins([path])
+    yield path
+    for name in set(STRATEGIES) - before:
+        del STRATEGIES[name]
 
 
 def uid(number: int) -> str:

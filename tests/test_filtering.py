@@ -6,10 +6,10 @@ import pytest
 
 from benchmark.filtering import Cut, Rule, run_filters, top_fraction
 from benchmark.pool import Pool
-from benchmark.registry import STRATEGIES, load_plugins
+from benchmark.registry import STRATEGIES
 from benchmark.subset import Subset
 from benchmark.uids import format_uids, parse_uids
-from tests.conftest import uid, write_pool
+from tests.conftest import loaded_plugin, uid, write_pool
 
 PLUGIN = '''"""Filters made for tests."""
 
@@ -133,13 +133,8 @@ def t_stranger(pool: PoolView, *, seed: int = 0) -> Subset:
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory, strategies):
-    path = tmp_path_factory.mktemp("plugins") / "made_for_tests.py"
-    path.write_text(PLUGIN)
-    before = dict(STRATEGIES)
-    load_plugins([path])
-    yield path
-    for name in set(STRATEGIES) - set(before):
-        del STRATEGIES[name]
+    with loaded_plugin(tmp_path_factory.mktemp("plugins") / "made_for_tests.py", PLUGIN) as path:
+        yield path
 
 
 def chosen(pool_dir, *rules, **options):

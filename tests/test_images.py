@@ -14,11 +14,10 @@ from benchmark.embedded.world import draw_picture, draw_random_scene, write_capt
 from benchmark.filtering import Cut, Rule, run_filters
 from benchmark.images import locate_images, read_images
 from benchmark.pool import Pool
-from benchmark.registry import STRATEGIES, load_plugins
 from benchmark.subset import Subset
 from benchmark.tars import write_tar
 from benchmark.uids import find_uids, format_uids, parse_uids, sort_uids
-from tests.conftest import jpeg, members, uid, write_pool
+from tests.conftest import jpeg, loaded_plugin, members, uid, write_pool
 
 PLUGIN = '''"""Filters over images made for tests."""
 
@@ -64,13 +63,8 @@ BY_WIDTH = Rule("i_width", {"spoil": False}, Cut("fraction", 0.5))
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory, strategies):
-    path = tmp_path_factory.mktemp("plugins") / "see_images.py"
-    path.write_text(PLUGIN)
-    before = dict(STRATEGIES)
-    load_plugins([path])
-    yield path
-    for name in set(STRATEGIES) - set(before):
-        del STRATEGIES[name]
+    with loaded_plugin(tmp_path_factory.mktemp("plugins") / "see_images.py", PLUGIN) as path:
+        yield path
 
 
 def sample(number, image=None):
