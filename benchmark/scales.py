@@ -80,7 +80,7 @@ class Scale:
 
 NANO = Scale(
     name="nano",
-    recipe=1,
+    recipe=2,
     pool_size=60_000,
     suite="nano",
     model="nano_cnn",
@@ -88,7 +88,7 @@ NANO = Scale(
     samples_seen=60_000,
     batch_size=64,
     optimizer="adamw",
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     betas=(0.9, 0.98),
     eps=1e-6,
     weight_decay=0.1,

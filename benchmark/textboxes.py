@@ -57,6 +57,22 @@ def find_text(pixels: np.ndarray) -> list[list[Box]]:
     return [_without_inner(each) for each in boxes]
 
 
+def find_text_in(images: list[np.ndarray]) -> list[list[Box]]:
+    """Find the lines of text in pictures of any sizes, each (height, width, 3) uint8: each one's boxes."""
+    boxes: list[list[Box]] = [[] for _ in images]
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for place, each in enumerate(images):
+        by_size.setdefault(each.shape, []).append(place)
+    for places in by_size.values():
+        # Large ones one by one: a stack would hold them all a second time.
+        step = max(1, BATCH_PIXELS // max(1, images[places[0]].size))
+        for start in range(0, len(places), step):
+            group = places[start : start + step]
+            for place, found in zip(group, find_text(np.stack([images[each] for each in group])), strict=True):
+                boxes[place] = found
+    return boxes
+
+
 def paint_over(pixels: np.ndarray, boxes: list[Box]) -> np.ndarray:
     """Return a picture (height, width, 3) with each box filled with the mean colour of the pixels around it."""
     is_text = np.zeros(pixels.shape[:2], dtype=bool)

@@ -14,9 +14,9 @@ def _development_tasks(prefix: str) -> list[Task]:
     return [
         ZeroShotClassification(name=f"{prefix}/shapes", title="Shapes", groups=("accuracy",)),
         ZeroShotClassification(name=f"{prefix}/letters", title="Letters", groups=("accuracy",)),
-        ZeroShotClassification(name=f"{prefix}/textures", title="Textures", groups=("accuracy",)),
+        ZeroShotClassification(name=f"{prefix}/colours", title="Colours", groups=("accuracy",)),
         ZeroShotClassification(name=f"{prefix}/counting", title="Counting", groups=("accuracy",)),
-        ZeroShotClassification(name=f"{prefix}/vehicles", title="Vehicles, fine-grained", groups=("accuracy",)),
+        ZeroShotClassification(name=f"{prefix}/position", title="Position", groups=("accuracy",)),
         ZeroShotClassification(name=f"{prefix}/shapes_sketch", title="Shapes, sketched", groups=("shift",)),
         ZeroShotClassification(name=f"{prefix}/shapes_background", title="Shapes, new backgrounds", groups=("shift",)),
         Association(name=f"{prefix}/association", title="Association", groups=("retrieval",)),
@@ -27,8 +27,8 @@ def _reporting_tasks(prefix: str) -> list[Task]:
     return [
         ZeroShotClassification(name=f"{prefix}/digits", title="Handwritten digits", groups=("accuracy",)),
         ZeroShotClassification(name=f"{prefix}/pictograms", title="Pictograms", groups=("accuracy",)),
-        ZeroShotClassification(name=f"{prefix}/colours", title="Colours", groups=("accuracy",)),
-        ZeroShotClassification(name=f"{prefix}/position", title="Position", groups=("accuracy",)),
+        ZeroShotClassification(name=f"{prefix}/textures", title="Textures", groups=("accuracy",)),
+        ZeroShotClassification(name=f"{prefix}/vehicles", title="Vehicles, fine-grained", groups=("accuracy",)),
         ZeroShotClassification(
             name=f"{prefix}/pictograms_designer", title="Pictograms, unseen designer", groups=("shift",)
         ),
@@ -46,4 +46,4 @@ def _reporting_tasks(prefix: str) -> list[Task]:
 for _prefix in ("nano", "pico"):
     _development = tuple(register_task(task).name for task in _development_tasks(_prefix))
     _reporting = tuple(register_task(task).name for task in _reporting_tasks(_prefix))
-    register_suite(Suite(name=_prefix, version=1, tasks=_development + _reporting, reporting=_reporting))
+    register_suite(Suite(name=_prefix, version=2, tasks=_development + _reporting, reporting=_reporting))

@@ -2,18 +2,15 @@
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from benchmark import register_selector
+from benchmark.entries import match_entries, read_entries
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
 from benchmark.uids import format_uids
 
-PUNCTUATION = ",.;:?!`"
 ROUNDING = 1e-12  # of a probability that should be a simple fraction
 
 
@@ -38,7 +35,7 @@ def metaclip(
     if max_count is not None and max_count < 1:
         raise ValueError(f"filters.metaclip.max_count={max_count} is below 1")
     assert entries is not None  # the engine has found it
-    matched_row, matched_entry = _match(pool.columns["text"].fillna("").tolist(), _read_entries(entries))
+    matched_row, matched_entry = match_entries(pool.columns["text"].fillna("").tolist(), read_entries(entries))
     counts = np.bincount(matched_entry)  # (entries,)
     rows = np.unique(matched_row)
 
@@ -59,35 +56,6 @@ def metaclip(
         max_count = low
     draws = np.array([_draw(uid, seed) for uid in format_uids(pool.uids[rows])])
     return Subset.of(pool.uids[rows[draws < probabilities(max_count)]])
-
-
-def _match(texts: list[str], entries: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which row matches which entry, two arrays (matches,): each pair once, entries numbered in their order."""
-    numbers: dict[str, int] = {}
-    for entry in entries:
-        numbers.setdefault(entry, len(numbers))
-    lengths = sorted({entry.count(" ") + 1 for entry in numbers})
-    table = str.maketrans(dict.fromkeys("\t\n\r", " ") | {sign: f" {sign} " for sign in PUNCTUATION})
-    found: dict[str, list[int]] = defaultdict(list)  # by text, as many captions are repeated
-    rows: list[int] = []
-    matches: list[int] = []
-    for row, text in enumerate(texts):
-        if text not in found:
-            # Between single spaces, so an entry of n words is n consecutive pieces.
-            pieces = text.translate(table).split(" ")
-            spans = (" ".join(pieces[i : i + n]) for n in lengths for i in range(len(pieces) - n + 1))
-            found[text] = sorted({numbers[span] for span in spans if span in numbers})
-        rows += [row] * len(found[text])
-        matches += found[text]
-    return np.array(rows, dtype=np.int64), np.array(matches, dtype=np.int64)
-
-
-def _read_entries(path: str) -> list[str]:
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n")]
-    names = [line for line in lines if line]
-    if not names:
-        raise ValueError(f"filters.metaclip.entries: {path} holds no entry")
-    return names
 
 
 def _draw(uid: str, seed: int) -> float:

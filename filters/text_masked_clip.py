@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmark import register_filter
 from benchmark.embeddings import row_cosines
-from benchmark.textboxes import find_text, paint_over
+from benchmark.textboxes import find_text_in, paint_over
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,18 +54,9 @@ def text_masked_clip(
 def mask_text(images: list[Image.Image]) -> list[np.ndarray]:
     """Return the images as pixels (height, width, 3), uint8, with their lines of text painted over."""
     pixels = [np.asarray(image) for image in images]
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for place, each in enumerate(pixels):
-        by_size.setdefault(each.shape, []).append(place)
-    for places in by_size.values():
-        # Large ones one by one: a stack would hold them all a second time.
-        step = max(1, (1 << 20) // max(1, pixels[places[0]].size))
-        for start in range(0, len(places), step):
-            group = places[start : start + step]
-            for place, boxes in zip(group, find_text(np.stack([pixels[each] for each in group])), strict=True):
-                if boxes:
-                    pixels[place] = paint_over(pixels[place], boxes)
-    return pixels
+    return [
+        paint_over(each, boxes) if boxes else each for each, boxes in zip(pixels, find_text_in(pixels), strict=True)
+    ]
 
 
 class Encoder:

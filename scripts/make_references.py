@@ -37,7 +37,7 @@ class Strategy:
 
 
 # On CommonPool 0.28 is about the top 31 % of ViT-B/32's similarities; on the embedded pool that is this one's.
-LAION_SIMILARITY = 0.51
+LAION_SIMILARITY = 0.60
 
 # By the name of their experiment's folder; entries are named by `winnow run`, after filters, options and cuts.
 STRATEGIES = {
@@ -53,19 +53,19 @@ STRATEGIES = {
     "clip_score-b32": Strategy(("clip_score",), ("filters.clip_score.arch=b32",)),
     "metaclip": Strategy(("metaclip",)),
     "text_masked_clip": Strategy(("text_masked_clip",)),
-    # The best that is known here and does not know the planted labels: names, size, no near-duplicates, masked text.
+    # The best that is known here and does not know the planted labels.
     "combination": Strategy(
-        ("metaclip", "basic", "near_dedup", "text_masked_clip"),
+        ("basic", "near_dedup", "no_text", "clip_score_by_entry"),
         (
-            "filters.metaclip.keep=1.0",
             "filters.basic.min_side=125",
             "filters.near_dedup.min_similarity=0.97",
-            "filters.text_masked_clip.fraction=0.5",
+            "filters.clip_score_by_entry.keep=0.6",
         ),
         on_all_pools=True,
     ),
     "near_dedup": Strategy(("near_dedup",)),
-    "clip_score-0.2": Strategy(("clip_score",), ("filters.clip_score.fraction=0.2",)),
+    "clip_score_by_entry": Strategy(("clip_score_by_entry",)),
+    "no_text": Strategy(("no_text",)),
     "rank_in_negatives": Strategy(("rank_in_negatives",)),
     "normsim": Strategy(("normsim",)),
     "semdedup": Strategy(("semdedup",)),

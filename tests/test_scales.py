@@ -7,11 +7,11 @@ import pytest
 from benchmark.scales import SCALES, get_scale
 
 EMBEDDED = {
-    "recipe": 1,
+    "recipe": 2,
     "image_size": 32,
     "batch_size": 64,
     "optimizer": "adamw",
-    "learning_rate": 0.001,
+    "learning_rate": 0.002,
     "betas": (0.9, 0.98),
     "eps": 1e-06,
     "weight_decay": 0.1,

@@ -415,6 +415,18 @@ def test_text_masked_clip_masks_a_line_and_keeps_the_rest(strategies):
     assert clean[0] > clean[1] + 0.2
 
 
+def test_no_text_drops_words_and_keeps_drawings(strategies):
+    words = [draw_word(Random(f"word/{number}"))[0] for number in range(50)]
+    drawings = drawn_pairs(50)[0]
+    large = Image.new("RGB", (256, 200), (240, 240, 235))
+    written = large.copy()
+    ImageDraw.Draw(written).text((20, 20), "BLUE SQUARE", fill=(35, 70, 205), font=load_font("DejaVuSans-Bold", 28))
+    images = [*words, large, *drawings, written]  # of two sizes, mixed
+    kept = strategies["no_text"].function(pd.DataFrame(index=range(len(images))), images)
+    assert kept.dtype == bool and kept[:50].mean() < 0.1 and kept[51:101].mean() > 0.9
+    assert kept[50] and not kept[101]
+
+
 def test_text_masked_clip_has_no_verdict_on_a_missing_caption(strategies):
     images, texts = drawn_pairs(2)
     assert np.isnan(masked_scores(strategies, images, [None, texts[1]])).tolist() == [True, False]

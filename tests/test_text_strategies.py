@@ -176,5 +176,34 @@ def test_metaclip_refuses_options_outside_their_range(strategies, tmp_path, opti
 
 def test_metaclip_refuses_an_empty_list(strategies, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no entry"):
+    with pytest.raises(ValueError, match="holds no name"):
         chosen(strategies, make_view(["a star"]), tmp_path / "empty.txt")
+
+
+def test_clip_score_by_entry_keeps_the_best_part_of_every_entry(strategies, tmp_path):
+    """Against a loop over entries; ties, missing scores and captions with several entries among them."""
+    rng = np.random.default_rng(5)
+    names = ["star", "cat", "red dog"]
+    texts = [" and ".join(rng.choice([*names, "nothing"], rng.integers(1, 3))) for _ in range(300)]
+    scores = np.round(rng.normal(size=300), 1)
+    scores[rng.random(300) < 0.1] = np.nan
+    view = make_view(texts)
+    view.columns["clip_l14_similarity_score"] = scores
+    path = write_entries(tmp_path, *names)
+    expected = set()
+    for name in names:
+        rows = [row for row, text in enumerate(texts) if name in text and not np.isnan(scores[row])]
+        rows.sort(key=lambda row: (-scores[row], row))
+        expected |= set(rows[: -(-len(rows) * 3 // 10)])
+    subset = strategies["clip_score_by_entry"].function(view, entries=str(path), keep=0.3)
+    assert {int(text, 16) for text in format_uids(subset.uids)} == {row + 1 for row in expected}
+    assert 0 < len(expected) < 150
+    with pytest.raises(ValueError, match="outside"):
+        strategies["clip_score_by_entry"].function(view, entries=str(path), keep=0)
+
+
+def test_clip_score_by_entry_may_find_nothing(strategies, tmp_path):
+    view = make_view(["a star"])
+    view.columns["clip_b32_similarity_score"] = [np.nan]
+    path = str(write_entries(tmp_path, "star"))
+    assert len(strategies["clip_score_by_entry"].function(view, entries=path, arch="b32").uids) == 0

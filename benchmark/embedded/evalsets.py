@@ -35,6 +35,7 @@ from benchmark.embedded.world import (
     digits_of,
     draw_picture,
     draw_random_scene,
+    random_background,
     random_size,
     with_digit,
     with_pictogram,
@@ -157,8 +158,9 @@ def _draw_scene(evaluation_set: EvaluationSet, index: int, group: int | None, rn
     name = evaluation_set.name
     classnames = evaluation_set.classnames
     classname = classnames[index % len(classnames)] if classnames else ""
-    background = draw_random_scene(rng, POOL_WORLD).background
-    shape = Scene("shape", rng.choice(SHAPE_NAMES), rng.choice(list(COLOURS)), 1, random_size(rng), background)
+    shape = Scene(
+        "shape", rng.choice(SHAPE_NAMES), rng.choice(list(COLOURS)), 1, random_size(rng), random_background(rng)
+    )
     match name:
         case "shapes" | "shapes_sketch" | "shapes_corrupted":
             return replace(shape, name=classname)

@@ -11,13 +11,11 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from benchmark.embedded.pictograms import PICTOGRAMS, VEHICLES, glyphs_of, other_concepts
 from benchmark.embedded.world import (
-    BACKGROUNDS,
     CANVAS_SIZE,
     COLOURS,
     DIGITS,
     IMAGE_SIZE,
     LETTERS,
-    NUMBERS,
     POOL_WORLD,
     SHAPE_NAMES,
     TEXTURES,
@@ -27,11 +25,13 @@ from benchmark.embedded.world import (
     draw_picture,
     draw_random_scene,
     load_font,
+    random_background,
     random_size,
     write_caption,
 )
 
 OTHER_PICTOGRAM_SHARE = 0.6  # of what is off domain; the rest is charts, flags, faces, landscapes
+MAX_LETTERS = 7  # of a word in a picture
 TOXIC_WORDS = ("grumfle", "snarkwit", "blortch", "vexnard", "skunfel")  # stand-ins: words that mean nothing
 
 
@@ -113,9 +113,12 @@ def draw_word_over(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image,
 
 
 def _name_something(rng: Random, world: World) -> tuple[str, str]:
-    """Return the name of something and a caption of it."""
-    scene = draw_random_scene(rng, world)
-    return scene.colour if scene.kind == "letter" else scene.name, write_caption(scene, rng, world)
+    """Return the name of something, short enough to be read in a picture, and a caption of it."""
+    while True:
+        scene = draw_random_scene(rng, world)
+        word = scene.colour if scene.kind == "letter" else scene.name
+        if len(word) <= MAX_LETTERS:
+            return word, write_caption(scene, rng, world)
 
 
 def _two_tones(rng: Random) -> list[tuple[int, int, int]]:
@@ -136,8 +139,9 @@ def draw_off_domain(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image
     if rng.random() < OTHER_PICTOGRAM_SHARE:
         name = rng.choice(other_concepts())
         glyph = rng.choice(glyphs_of(name, world.designers))
-        background = rng.choices(list(BACKGROUNDS), list(BACKGROUNDS.values()))[0]
-        scene = Scene("pictogram", name, rng.choice(list(COLOURS)), size=random_size(rng), background=background)
+        scene = Scene(
+            "pictogram", name, rng.choice(list(COLOURS)), size=random_size(rng), background=random_background(rng)
+        )
         return draw_picture(replace(scene, glyph=glyph), rng), write_caption(scene, rng, world)
     painter = rng.choice(_OFF_DOMAIN_PAINTERS)
     names = rng.sample(list(COLOURS), 2)
@@ -210,7 +214,7 @@ def _paint_bars(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
     count = rng.randint(2, 5)
     for index in range(count):
         draw.rectangle((6 + index * 11, rng.randint(8, 50), 13 + index * 11, 58), fill=COLOURS[names[1]])
-    return f"a chart with {NUMBERS[count - 1]} {names[1]} columns"
+    return f"a chart with {count} {names[1]} columns"
 
 
 def _paint_curve(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:
@@ -224,7 +228,7 @@ def _paint_flag(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str
     third = rng.choice([name for name in COLOURS if name not in names])
     for index, name in enumerate([*names, third]):
         draw.rectangle((4, 12 + index * 13, 60, 24 + index * 13), fill=COLOURS[name])
-    return f"the flag of our team: {names[0]}, {names[1]} and {third}"
+    return f"the colours of our team: {names[0]}, {names[1]} and {third}"
 
 
 def _paint_face(draw: ImageDraw.ImageDraw, names: list[str], rng: Random) -> str:

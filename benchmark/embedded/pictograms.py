@@ -103,6 +103,14 @@ _SKIPPED = re.compile(  # signs for the parts of an interface, which no caption 
     r"|selection|radio|toggle|record|stop|pause|play|skip|rewind|forward|-|^x$|^at$"
 )
 
+# Other concepts that ImageNet-21k names: with them in the pool, text-based filtering would keep far more than it does
+# of CommonPool, where few captions name a class.
+_OF_IMAGENET = re.compile(
+    r"^(backspace|bank|baseball|bed|bird|bookmark|cat|cube|disc|dog|door|eraser|factory|flashlight|flower|football"
+    r"|gauge|headset|horse|keyboard|knife|lamp|laptop|magnet|monitor|mouse|nut|octagon|paperclip|pen|pencil|pizza"
+    r"|shield|shower|sword|television|thermometer|timer|tray|voicemail|volleyball|wall|wallet|watch|wheelchair)$"
+)
+
 
 @dataclass(frozen=True)
 class Glyph:
@@ -140,10 +148,10 @@ def glyphs_of(concept: str, designers: tuple[str, ...]) -> tuple[Glyph, ...]:
 
 @lru_cache
 def other_concepts() -> tuple[str, ...]:
-    """Return what no task asks about: one-word names that Material and Phosphor share, in alphabetical order."""
+    """Return what no task asks about: names that Material and Phosphor share, none of ImageNet's, by the alphabet."""
     shared = set(_characters("material")) & set(_characters("phosphor"))
     ours = set(_NAMES) | {glyph for cells in _NAMES.values() for cell in cells for glyph in cell.split()}
-    return tuple(sorted(name for name in shared - ours if not _SKIPPED.search(name)))
+    return tuple(sorted(each for each in shared - ours if not (_SKIPPED.search(each) or _OF_IMAGENET.search(each))))
 
 
 @lru_cache(maxsize=256)

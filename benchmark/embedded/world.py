@@ -107,7 +107,7 @@ def draw_random_scene(rng: Random, world: World | None = None) -> Scene:
     """Draw a scene of a world (by default the pool's)."""
     world = world or POOL_WORLD
     kind = rng.choices(list(world.kinds), list(world.kinds.values()))[0]
-    background = rng.choices(list(BACKGROUNDS), list(BACKGROUNDS.values()))[0]
+    background = random_background(rng)
     scene = Scene(kind, "", rng.choice(list(COLOURS)), size=random_size(rng), background=background)
     match kind:
         case "shape":
@@ -146,6 +146,11 @@ def digits_of(part: range, name: str = "") -> tuple[int, ...]:
 def random_size(rng: Random) -> str:
     """Draw "large" (three in four) or "small"."""
     return "large" if rng.random() < 0.75 else "small"
+
+
+def random_background(rng: Random) -> str:
+    """Draw a background, with the pool's shares."""
+    return rng.choices(list(BACKGROUNDS), list(BACKGROUNDS.values()))[0]
 
 
 def draw_picture(scene: Scene, rng: Random, *, is_outline: bool = False) -> Image.Image:
@@ -279,7 +284,7 @@ _POOL_FRAMES: Frames = {
     "icon words": ("icon", "icon", "sign", "symbol"),
     "no colour": ("colour", "print", "two sizes"),
     "places": (" at the {}", " at the {}", " on the {} side", ", {}"),
-    "longer": ("a photo of", "a drawing of", "here is", "my own"),
+    "longer": ("a photo of", "a drawing of", "here is", "look at"),
     "shape": (
         "{a} {p}",
         "{a} {p}",
