@@ -12,7 +12,7 @@ from benchmark.textboxes import find_text_in
 def no_text(rows: pd.DataFrame, images: list[Image.Image]) -> np.ndarray:
     """Keep the pictures in which no line of text is found.
 
-    CAT drops a picture with writing where the caption repeats it; this drops all of them. What the detector finds and misses stands at `text_masked_clip`, which keeps such pairs where the rest of the
-    picture fits the caption.
+    CAT drops a picture with writing where the caption repeats it; this drops all of them. What the detector finds and
+    misses stands at `text_masked_clip`, which keeps such pairs where the rest of the picture fits the caption.
     """
     return np.array([not boxes for boxes in find_text_in([np.asarray(image) for image in images])], dtype=bool)
