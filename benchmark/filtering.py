@@ -361,7 +361,9 @@ def _call_filter(
 
 
 def _failure(rule: Rule, where: str, error: BaseException) -> ValueError:
-    """Say which strategy failed on what, and in which line of its file."""
+    """Say which strategy failed on what, and in which line of its file; what it says of its own option stands alone."""
+    if isinstance(error, ValueError) and str(error).startswith(f"filters.{rule.name}."):
+        return ValueError(str(error))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     told = f"{type(error).__name__}: {error}"

@@ -290,6 +290,15 @@ def test_a_wrong_filter_is_named(tmp_path, name, message):
         chosen(pool, Rule(name, {"seed": 0} if STRATEGIES[name].kind == "selector" else {}))
 
 
+def test_what_a_strategy_says_of_its_own_option_stands_alone(pico_pool):
+    for rule in (
+        Rule("near_dedup", {"arch": "l14", "min_similarity": 1.5, "seed": 0}),
+        Rule("normsim", {"norm": "min", "arch": "l14", "targets": None}, Cut("fraction", 0.2)),
+    ):
+        with pytest.raises(ValueError, match=rf"^filters\.{rule.name}\.(min_similarity=1.5|norm='min') [^:]*$"):
+            run_filters(Pool(pico_pool), [rule])
+
+
 def test_what_one_rule_does_to_its_input_reaches_no_other(tmp_path):
     features = {"l14_img": np.array([[0.9], [0.1], [0.6], [0.2]], dtype=np.float16)}
     columns = {"uid": [uid(n) for n in (3, 1, 2, 0)], "score": [4.0, 3.0, 2.0, 1.0]}
