@@ -6,8 +6,8 @@ The first pool seed is the board's: its entries go to leaderboard/<scale>/entrie
 marked `on_all_pools` run; their entries, leaderboard/<scale>/other_pools/<name>-pool<seed>.json, tell how much the
 pool's seed moves scores. Experiments go to experiments/<scale>/.
 
-All strategies run at the first training seed, then all at the second and so on: a run that was stopped leaves a
-balanced board. What is finished is reused, so the same command goes on. A strategy that fails stops no other; failures
+All strategies run at the first training seed, then all at the second and so on (or at the first few, with
+`--seeds-per-run`, which saves starts): a run that was stopped leaves a balanced board. What is finished is reused, so the same command goes on. A strategy that fails stops no other; failures
 are listed at the end. One training at nano takes about a minute on one core.
 """
 
@@ -76,10 +76,10 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One strategy at one training seed on one drawing of the pool."""
+    """One strategy at some training seeds on one drawing of the pool."""
 
     name: str
-    seed: int
+    seeds: tuple[int, ...]
     pool_seed: int
 
 
@@ -89,13 +89,14 @@ def main() -> int:
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="training seeds")
     parser.add_argument("--pool-seeds", type=int, nargs="+", default=[0, 1, 2], help="the board's own first")
+    parser.add_argument("--seeds-per-run", type=int, default=1, help="seeds of a strategy that one process trains")
     parser.add_argument("--only", nargs="+", default=list(STRATEGIES), metavar="NAME", help="strategies, of those here")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once; each uses one core")
     options = parser.parse_args()
     for name in options.only:
         if name not in STRATEGIES:
             parser.error(f"unknown strategy {name!r}.{nearest_name(name, STRATEGIES)} Strategies: {list(STRATEGIES)}")
-    jobs = make_jobs(options.only, options.seeds, options.pool_seeds)
+    jobs = make_jobs(options.only, options.seeds, options.pool_seeds, options.seeds_per_run)
     for pool_seed in dict.fromkeys(job.pool_seed for job in jobs):
         build = ["pool", "build", "--scale", options.scale, "--pool-seed", str(pool_seed)]
         subprocess.run([sys.executable, "-m", "benchmark", *build], check=True)
@@ -119,13 +120,17 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def make_jobs(names: Sequence[str], seeds: Sequence[int], pool_seeds: Sequence[int]) -> list[Job]:
-    """Return all jobs, training seed by training seed, the board's own pool before the others."""
+def make_jobs(
+    names: Sequence[str], seeds: Sequence[int], pool_seeds: Sequence[int], seeds_per_run: int = 1
+) -> list[Job]:
+    """Return all jobs, `seeds_per_run` training seeds after the other, the board's own pool before the others."""
     own_pool, *others = dict.fromkeys(pool_seeds)
     jobs = []
-    for seed in dict.fromkeys(seeds):
-        jobs += [Job(name, seed, own_pool) for name in names]
-        jobs += [Job(name, seed, other) for other in others for name in names if STRATEGIES[name].on_all_pools]
+    distinct = list(dict.fromkeys(seeds))
+    for start in range(0, len(distinct), seeds_per_run):
+        some = tuple(distinct[start : start + seeds_per_run])
+        jobs += [Job(name, some, own_pool) for name in names]
+        jobs += [Job(name, some, other) for other in others for name in names if STRATEGIES[name].on_all_pools]
     return jobs
 
 
@@ -141,7 +146,7 @@ def command_of(job: Job, scale: str) -> list[str]:
         *(sys.executable, "-m", "benchmark", "run"),
         f"scale={scale}",
         f"pool_seed={job.pool_seed}",
-        f"seeds=[{job.seed}]",
+        f"seeds=[{','.join(map(str, job.seeds))}]",
         f"filters=[{','.join(strategy.filters)}]",
         *strategy.options,
         "report=false",

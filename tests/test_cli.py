@@ -331,15 +331,12 @@ def test_missing_evaluation_data_is_listed(finished_run, pico_pool, folder, caps
 def test_interrupting_says_how_to_go_on(pico_pool, folder):
     command = [sys.executable, "-m", "benchmark", "run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background of a shell has SIGINT ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Whoever runs the tests in the background of a shell has SIGINT ignored, and that is inherited.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     deadline = time.monotonic() + 60
     while not (folder / "exp" / "seed-0").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
