@@ -7,8 +7,9 @@ marked `on_all_pools` run; their entries, leaderboard/<scale>/other_pools/<name>
 pool's seed moves scores. Experiments go to experiments/<scale>/.
 
 All strategies run at the first training seed, then all at the second and so on (or at the first few, with
-`--seeds-per-run`, which saves starts): a run that was stopped leaves a balanced board. What is finished is reused, so the same command goes on. A strategy that fails stops no other; failures
-are listed at the end. One training at nano takes about a minute on one core.
+`--seeds-per-run`, which saves starts): a run that was stopped leaves a balanced board. What is finished is reused, so
+the same command goes on. A strategy that fails stops no other; failures are listed at the end. One training at nano
+takes about a minute on one core.
 """
 
 from __future__ import annotations
