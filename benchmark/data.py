@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmark.models import Tokenizer
-from benchmark.order import AUGMENT_STREAM, SampleOrder, keyed_uint64, keyed_uniform
+from benchmark.order import AUGMENT_STREAM, SampleOrder, count_repeats, keyed_uint64, keyed_uniform
 from benchmark.samples import SampleReader, decode_image
 from benchmark.scales import Scale
 
@@ -34,6 +34,7 @@ class Batch:
     images: np.ndarray  # (batch, size, size, 3) uint8
     tokens: np.ndarray  # (batch, context length) int32
     undecodable: int  # samples that others stand in for
+    repeats: int  # samples that stand in the batch already
 
     def __len__(self) -> int:
         return len(self.images)
@@ -151,9 +152,10 @@ class StepBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         scale, seed = self.order.scale, self.order.seed
         places = self.order.batch(step)
+        repeats = count_repeats(self.order.samples[places])
         positions = step * scale.batch_size + np.arange(len(places))
         if self.held is not None:
-            return self._from_memory(self.held, places, positions)
+            return self._from_memory(self.held, places, positions, repeats)
         images, captions, undecodable = [], [], 0
         for place, position in zip(places.tolist(), positions.tolist(), strict=True):
             image, caption, attempts = self._read(place, position)
@@ -166,9 +168,9 @@ class StepBatches(Dataset[Batch]):
         stacked = np.stack(images)
         if scale.augmentation.kind == "shift":
             stacked = shift_images(stacked, scale.augmentation.pixels, seed, positions)
-        return Batch(stacked, tokenize(self.tokenizer, captions), undecodable)
+        return Batch(stacked, tokenize(self.tokenizer, captions), undecodable, repeats)
 
-    def _from_memory(self, held: HeldSamples, places: np.ndarray, positions: np.ndarray) -> Batch:
+    def _from_memory(self, held: HeldSamples, places: np.ndarray, positions: np.ndarray, repeats: int) -> Batch:
         rows = held.row_of[places]
         undecodable = 0
         for slot in np.flatnonzero(~held.is_decodable[rows]):
@@ -178,7 +180,7 @@ class StepBatches(Dataset[Batch]):
                 if held.is_decodable[rows[slot]]:
                     break
         images = shift_images(held.images[rows], self.order.scale.augmentation.pixels, self.order.seed, positions)
-        return Batch(images, held.tokens[rows], undecodable)
+        return Batch(images, held.tokens[rows], undecodable, repeats)
 
     def _read(self, place: int, position: int) -> tuple[Image.Image, str, int]:
         for attempt in range(1 + len(self.order.samples)):

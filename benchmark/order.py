@@ -8,7 +8,6 @@ from any step on is computed, so workers, ranks, restarts and resharding do not 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +19,7 @@ from benchmark.uids import count_of
 
 # Names of the independent random streams; the values are part of every recipe.
 EPOCH_STREAM, DRAW_STREAM, WINDOW_STREAM, AUGMENT_STREAM, REPLACE_STREAM = range(1, 6)
+WINDOWS_KEPT = 2  # by a process that walks through the run
 
 
 def keyed_uint64(*keys: int | np.ndarray) -> np.ndarray:
@@ -75,54 +75,113 @@ class SampleOrder:
 
     def batch(self, step: int) -> np.ndarray:
         """Return the places in P of the samples at `step`, shape (batch_size,)."""
-        start = step * self.scale.batch_size
-        return self._positions[start : start + self.scale.batch_size]
+        start, size = step * self.scale.batch_size, self.scale.batch_size
+        if self.scale.spread_repeats:
+            return self._spread_positions[start : start + size]
+        parts: list[np.ndarray] = []
+        number, into = self._window_at(start)
+        while size:
+            window = self._window(number)[into : into + size]
+            parts.append(window)
+            size -= len(window)
+            number, into = number + 1, 0
+        return np.concatenate(parts)
 
     def replacement(self, position: int, attempt: int) -> int:
         """Return the place in P that stands in for an undecodable sample at `position` (attempt 1, 2, ...)."""
         return int(keyed_uint64(REPLACE_STREAM, self.seed, position, attempt) % np.uint64(len(self.samples)))
 
     @cached_property
-    def num_repeats(self) -> int:
-        """Return how many positions of the run repeat a sample that already stands in their batch."""
-        batches = np.arange(len(self._positions)) // self.scale.batch_size
-        return _num_repeats(batches, self.samples[self._positions])
+    def _spread_positions(self) -> np.ndarray:
+        """The place in P at every position of the run, (steps * batch_size,).
 
-    @cached_property
-    def _positions(self) -> np.ndarray:
-        """The place in P at every position of the run, (steps * batch_size,)."""
-        wanted = self.scale.steps * self.scale.batch_size
-        positions = np.empty(wanted, dtype=np.int64)
-        filled = 0
-        for window in self._windows():
-            if filled >= wanted:
-                break
-            if self.scale.spread_repeats:
-                in_batch = positions[filled - filled % self.scale.batch_size : filled]
-                window = spread_repeats(window, self.samples, in_batch, self.scale.batch_size)
-            taken = min(len(window), wanted - filled)
+        Where a repeat goes hangs on all windows before, so these positions are held: 8 bytes for each.
+        """
+        batch_size = self.scale.batch_size
+        positions = np.empty(self.scale.steps * batch_size, dtype=np.int64)
+        filled = number = 0
+        while filled < len(positions):
+            in_batch = positions[filled - filled % batch_size : filled]
+            window = spread_repeats(self._window(number), self.samples, in_batch, batch_size)
+            taken = min(len(window), len(positions) - filled)
             positions[filled : filled + taken] = window[:taken]
-            filled += taken
+            filled, number = filled + taken, number + 1
         return positions
 
-    def _windows(self) -> Iterator[np.ndarray]:
-        """Yield places in P, one window after the other, without end."""
-        size, per_window = self.scale.block_size, self.scale.window_blocks
-        count = len(self.samples)
-        num_blocks = -(-count // size)
-        epoch = 0
-        while True:
-            if self.scale.with_replacement:
-                draws = np.arange(epoch * per_window, (epoch + 1) * per_window)
-                drawn = keyed_uint64(DRAW_STREAM, self.seed, draws) % np.uint64(num_blocks)
-                windows = [drawn.astype(np.int64)]
-            else:
-                blocks = keyed_permutation(num_blocks, EPOCH_STREAM, self.seed, epoch)
-                windows = [blocks[start : start + per_window] for start in range(0, num_blocks, per_window)]
-            for number, blocks in enumerate(windows):
-                window = np.concatenate([np.arange(b * size, min((b + 1) * size, count)) for b in blocks])
-                yield window[keyed_permutation(len(window), WINDOW_STREAM, self.seed, epoch, number)]
-            epoch += 1
+    @property
+    def _num_blocks(self) -> int:
+        return -(-len(self.samples) // self.scale.block_size)
+
+    def _window(self, number: int) -> np.ndarray:
+        """Return the places in P of a window, numbered through the run; the last ones asked for are kept."""
+        if number not in self._windows:
+            while len(self._windows) >= WINDOWS_KEPT:
+                del self._windows[next(iter(self._windows))]
+            size, count = self.scale.block_size, len(self.samples)
+            window = np.concatenate([np.arange(b * size, min((b + 1) * size, count)) for b in self._blocks(number)])
+            epoch, in_epoch = (number, 0) if self.scale.with_replacement else divmod(number, self._windows_per_epoch)
+            permutation = keyed_permutation(len(window), WINDOW_STREAM, self.seed, epoch, in_epoch)
+            self._windows[number] = window[permutation]
+        return self._windows[number]
+
+    @cached_property
+    def _windows(self) -> dict[int, np.ndarray]:
+        return {}
+
+    @property
+    def _windows_per_epoch(self) -> int:
+        return -(-self._num_blocks // self.scale.window_blocks)
+
+    def _blocks(self, number: int) -> np.ndarray:
+        """Return the blocks of a window."""
+        per_window = self.scale.window_blocks
+        if self.scale.with_replacement:
+            return self._draw_blocks(np.arange(number * per_window, (number + 1) * per_window))
+        epoch, in_epoch = divmod(number, self._windows_per_epoch)
+        return self._blocks_of_epoch(epoch)[in_epoch * per_window : (in_epoch + 1) * per_window]
+
+    def _draw_blocks(self, draws: np.ndarray) -> np.ndarray:
+        return (keyed_uint64(DRAW_STREAM, self.seed, draws) % np.uint64(self._num_blocks)).astype(np.int64)
+
+    def _blocks_of_epoch(self, epoch: int) -> np.ndarray:
+        return keyed_permutation(self._num_blocks, EPOCH_STREAM, self.seed, epoch)
+
+    def _window_at(self, position: int) -> tuple[int, int]:
+        """Return the number of the window that a position of the run stands in, and its place there."""
+        if self.scale.with_replacement:
+            number = int(np.searchsorted(self._window_ends, position, side="right"))
+            return number, position - (int(self._window_ends[number - 1]) if number else 0)
+        epoch, into = divmod(position, len(self.samples))
+        block_ends = np.cumsum(self._block_sizes[self._blocks_of_epoch(epoch)])
+        ends = block_ends[self.scale.window_blocks - 1 :: self.scale.window_blocks]
+        in_epoch = int(np.searchsorted(ends, into, side="right"))
+        return epoch * self._windows_per_epoch + in_epoch, into - (int(ends[in_epoch - 1]) if in_epoch else 0)
+
+    @cached_property
+    def _block_sizes(self) -> np.ndarray:
+        """The number of samples in each block: (blocks,). The last may be short."""
+        sizes = np.full(self._num_blocks, self.scale.block_size)
+        sizes[-1] = len(self.samples) - (self._num_blocks - 1) * self.scale.block_size
+        return sizes
+
+    @cached_property
+    def _window_ends(self) -> np.ndarray:
+        """With replacement, the position after each window of the run: (windows,)."""
+        per_window, wanted = self.scale.window_blocks, self.scale.steps * self.scale.batch_size
+        most = -(-wanted // int(self._block_sizes[-1] if self._num_blocks == 1 else self.scale.block_size))
+        ends = np.empty(0, dtype=np.int64)
+        start = 0
+        while not len(ends) or ends[-1] < wanted:
+            draws = np.arange(start * per_window, (start + most // per_window + 1) * per_window)
+            sizes = self._block_sizes[self._draw_blocks(draws)].reshape(-1, per_window).sum(axis=1)
+            ends = np.concatenate([ends, sizes.cumsum() + (ends[-1] if len(ends) else 0)])
+            start = len(ends)
+        return ends
+
+
+def count_repeats(samples: np.ndarray) -> int:
+    """Return how many of a batch's samples, places in the index, repeat one that stands before them."""
+    return len(samples) - len(np.unique(samples))
 
 
 def spread_repeats(window: np.ndarray, samples: np.ndarray, in_batch: np.ndarray, batch_size: int) -> np.ndarray:

@@ -72,14 +72,15 @@ class Curves:
 
     stats: list[StepStats] = field(default_factory=list)
     undecodable: int = 0
+    repeats: int = 0  # samples that stood in their batch already
 
     def as_tensor(self) -> Tensor:
         rows = [list(asdict(stats).values()) for stats in self.stats]
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4)
 
     @classmethod
-    def from_tensor(cls, rows: Tensor, undecodable: int) -> Curves:
-        return cls([StepStats(*row) for row in rows.tolist()], undecodable)
+    def from_tensor(cls, rows: Tensor, undecodable: int, repeats: int) -> Curves:
+        return cls([StepStats(*row) for row in rows.tolist()], undecodable, repeats)
 
 
 def make_optimizer(model: nn.Module, scale: Scale) -> torch.optim.Optimizer:
@@ -190,6 +191,7 @@ def train(
             _refuse_bad_step(stats, step, curves, batch.undecodable, scale, checkpoint_dir)
             curves.stats.append(stats)
             curves.undecodable += batch.undecodable
+            curves.repeats += batch.repeats
             progress.update(len(batch))
             progress.set_postfix(loss=f"{stats.loss:.3f}", refresh=False)
             if step + 1 < scale.steps and (step + 1) % max(1, scale.steps // NUM_SAVES) == 0:
@@ -215,7 +217,12 @@ def save_state(
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = value
     tensors["curves"] = curves.as_tensor()
-    metadata = {"run": identity, "step": str(step), "undecodable": str(curves.undecodable)}
+    metadata = {
+        "run": identity,
+        "step": str(step),
+        "undecodable": str(curves.undecodable),
+        "repeats": str(curves.repeats),
+    }
     newest, before = (folder / name for name in STATE_NAMES)
     with atomic_path(newest) as temporary:
         _write_tensors(temporary, tensors, metadata)
@@ -251,7 +258,8 @@ def load_state(folder: Path, identity: str, model: nn.Module, optimizer: torch.o
                 for key, value in tensors.items()
                 if key.startswith(prefix) and "." not in key.removeprefix(prefix)
             }
-        return int(metadata["step"]), Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]))
+        curves = Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]), int(metadata["repeats"]))
+        return int(metadata["step"]), curves
     return 0, Curves()
 
 
@@ -312,7 +320,7 @@ def _finish(
             "absent_uids": data.num_absent,
             "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
             "undecodable": curves.undecodable,
-            "repeats_in_batch": order.num_repeats,
+            "repeats_in_batch": curves.repeats,
             "weights": sha256_of(folder / WEIGHTS_NAME),
             "versions": {package: version(package) for package in PACKAGES},
         },

@@ -1,12 +1,23 @@
 """The order of samples: pinned values, the properties that DESIGN promises, and the spreading of repeats."""
 
 import dataclasses
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from benchmark.order import SampleOrder, keyed_permutation, keyed_uint64, present_samples, spread_repeats
+from benchmark.order import (
+    DRAW_STREAM,
+    EPOCH_STREAM,
+    WINDOW_STREAM,
+    SampleOrder,
+    count_repeats,
+    keyed_permutation,
+    keyed_uint64,
+    present_samples,
+    spread_repeats,
+)
 from benchmark.scales import SCALES
 from benchmark.subset import Subset
 from benchmark.uids import parse_uids
@@ -19,6 +30,10 @@ def scale(**changes):
 
 def run(order):
     return np.concatenate([order.batch(step) for step in range(order.scale.steps)])
+
+
+def num_repeats(order):
+    return sum(count_repeats(order.samples[order.batch(step)]) for step in range(order.scale.steps))
 
 
 def splitmix64(state):
@@ -71,10 +86,70 @@ def test_seeds_give_other_orders():
     assert (orders[0] != orders[1]).any()
 
 
-def test_any_step_can_be_asked_for_first():
-    forwards = SampleOrder(np.arange(24), scale(), seed=0)
-    run(forwards)
-    assert SampleOrder(np.arange(24), scale(), seed=0).batch(7).tolist() == forwards.batch(7).tolist()
+@pytest.mark.parametrize("recipe", [{}, {"spread_repeats": False}, {"spread_repeats": False, "with_replacement": True}])
+def test_steps_may_be_asked_for_in_any_order(recipe):
+    recipe = scale(samples_seen=400, **recipe)
+    forwards = run(SampleOrder(np.arange(23), recipe, seed=0)).reshape(recipe.steps, recipe.batch_size)
+    order = SampleOrder(np.arange(23), recipe, seed=0)
+    for step in np.random.default_rng(0).permutation(recipe.steps).tolist():
+        assert order.batch(step).tolist() == forwards[step].tolist()
+
+
+def windows_end_to_end(order):
+    """The order of DESIGN without spreading: all windows, one after the other."""
+    recipe, count = order.scale, len(order.samples)
+    num_blocks = -(-count // recipe.block_size)
+    line, epoch = [], 0
+    while len(line) < recipe.steps * recipe.batch_size:
+        if recipe.with_replacement:
+            draws = epoch * recipe.window_blocks + np.arange(recipe.window_blocks)
+            windows = [[int(keyed_uint64(DRAW_STREAM, order.seed, draw)) % num_blocks for draw in draws]]
+        else:
+            blocks = keyed_permutation(num_blocks, EPOCH_STREAM, order.seed, epoch).tolist()
+            windows = [blocks[at : at + recipe.window_blocks] for at in range(0, num_blocks, recipe.window_blocks)]
+        for number, blocks in enumerate(windows):
+            places = [
+                place
+                for block in blocks
+                for place in range(block * recipe.block_size, min((block + 1) * recipe.block_size, count))
+            ]
+            line += [places[at] for at in keyed_permutation(len(places), WINDOW_STREAM, order.seed, epoch, number)]
+        epoch += 1
+    return line[: recipe.steps * recipe.batch_size]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_step_is_found_without_what_comes_before(seed):
+    generator = np.random.default_rng(seed)
+    batch_size, block_size, window_blocks = generator.integers(1, [12, 9, 6]).tolist()
+    recipe = scale(
+        samples_seen=int(generator.integers(20, 400)),
+        batch_size=batch_size,
+        block_size=block_size,
+        window_blocks=window_blocks,
+        with_replacement=seed % 2 == 1,
+        spread_repeats=False,
+    )
+    order = SampleOrder(np.arange(generator.integers(batch_size, 60)), recipe, seed=seed)
+    assert run(order).tolist() == windows_end_to_end(order)
+
+
+def test_memory_does_not_grow_with_the_samples_seen():
+    """DataComp's xlarge sees 12.8 billion samples; its positions would take 100 GB."""
+    recipe = scale(
+        samples_seen=12_800_000_000,
+        batch_size=90_112,
+        block_size=10_000,
+        window_blocks=10,
+        with_replacement=True,
+        spread_repeats=False,
+    )
+    order = SampleOrder(np.arange(1_000_000), recipe, seed=0)
+    tracemalloc.start()
+    batches = [order.batch(step) for step in (0, recipe.steps // 2, recipe.steps - 1)]
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+    assert all(len(batch) == recipe.batch_size for batch in batches)
 
 
 def test_a_subset_smaller_than_a_batch_is_refused():
@@ -123,14 +198,14 @@ def test_repeats_are_spread_as_the_brute_force_rule_does(seed):
 
 def test_repeats_that_cannot_be_spread_are_counted():
     order = SampleOrder(np.zeros(8, dtype=int), scale(samples_seen=16), seed=0)
-    assert order.num_repeats == 14
-    assert SampleOrder(np.arange(8), scale(samples_seen=16), seed=0).num_repeats == 0
+    assert num_repeats(order) == 14
+    assert num_repeats(SampleOrder(np.arange(8), scale(samples_seen=16), seed=0)) == 0
     doubled = np.repeat(np.arange(16), 2)
     spread = SampleOrder(doubled, scale(samples_seen=32, window_blocks=100), seed=0)
     left = SampleOrder(doubled, scale(samples_seen=32, window_blocks=100, spread_repeats=False), seed=0)
     batches = [doubled[left.batch(step)] for step in range(4)]
-    assert left.num_repeats == sum(8 - len(set(batch.tolist())) for batch in batches) == 5
-    assert spread.num_repeats == 1  # in the last batch, where nothing later is left to swap with
+    assert num_repeats(left) == sum(8 - len(set(batch.tolist())) for batch in batches) == 5
+    assert num_repeats(spread) == 1  # in the last batch, where nothing later is left to swap with
 
 
 def test_present_samples_stand_in_index_order_with_their_copies_side_by_side():

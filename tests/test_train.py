@@ -130,7 +130,8 @@ def test_steps_agree_with_a_loop_of_open_clips_parts():
             theirs.logit_scale.clamp_(0, math.log(100))
         assert stats.loss == pytest.approx(loss.item(), abs=1e-5)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+        # Where a gradient is next to nothing, rounding moves Adam's step by a part of the learning rate.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=SHORT.learning_rate / 100, msg=name)
 
 
 def test_training_lowers_the_loss_and_records_every_step(undisturbed):
