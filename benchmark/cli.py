@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -134,6 +135,8 @@ class HydraCommand:
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
                 raise ValueError(f"winnow {verb} has no flag {argument!r}; flags: {', '.join(known)}")
+            elif argument.startswith("+"):
+                raise ValueError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
                 command.overrides.append(f"{key}={Path(value).expanduser()}" if value.startswith("~") else argument)
@@ -215,7 +218,7 @@ class HydraCommand:
             store.store(group="filters", name=strategy.name, node=node, package=f"filters.{strategy.name}")
 
         outcomes: list[int] = []
-        sweep_dir = Path("experiments") / "sweeps" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        sweep_dir = _new_sweep_dir() if self.is_sweep else Path()
 
         def job(config: Any) -> int:
             code = self._run_job(config, sweep_dir)
@@ -268,13 +271,33 @@ class HydraCommand:
                 raise
             return 0
 
-        code = _reported(work, [self.verb, *self.arguments])
+        try:
+            code = _reported(work, [self.verb, *self.arguments])
+        except Exception as error:
+            if not self.is_sweep:
+                raise
+            traceback.print_exc()  # a defect of ours, which is no reason to lose the other jobs
+            failure.append(f"{type(error).__name__}: {error}")
+            code = EXIT_USER
         if self.is_sweep:
             outcome = {"job": name, "overrides": overrides, "failure": failure[0] if failure else None}
             write_json(sweep_dir / f"job-{hydra_config.job.num}.json", outcome)
             if code == EXIT_INTERRUPTED:
                 raise SystemExit(code)
         return code
+
+
+def _new_sweep_dir() -> Path:
+    """Make a sweep's folder, named by the time; another one of the same second has another."""
+    base = Path("experiments") / "sweeps" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    for number in itertools.count(1):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def _flat_values(parsed: list[Any], key: str) -> list[Any]:

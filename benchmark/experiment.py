@@ -181,7 +181,8 @@ def evaluate_stage(
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
         if trained is None:
             raise FileNotFoundError(
-                f"{seed_dir} has no checkpoint yet; run `winnow train exp_dir={exp_dir} seeds={seed}`"
+                f"{seed_dir} has no checkpoint yet; "
+                f"run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`"
             )
         _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
         if trained.made_from["recipe"]["hash"] != scale.hash:
@@ -244,7 +245,10 @@ def refuse_changed(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
     if sha256_of(path) != sha256:
-        raise ValueError(f"{path} was changed after it was made: its sha256 is not the one in its record")
+        raise ValueError(
+            f"{path} was changed after it was made: its sha256 is not the one in its record; "
+            f"restore it, or delete {path.parent} to have it made again"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ selector sees the whole pool, and its subset counts as an int vote. Nothing depe
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmark.assets import find_assets, hash_assets
@@ -24,8 +24,10 @@ from benchmark.pool import Pool
 from benchmark.registry import Strategy, get_strategy
 from benchmark.stage import Json, sha256_of, warn
 from benchmark.subset import Subset
+from benchmark.tables import read_parquet
 from benchmark.uids import count_of, format_uids, sort_uids, uid_order, unique_uids
 
+MAX_COPIES = 1000  # of a row, on average
 SLICE_ROWS = 4096  # a filter is handed at most this many rows at once
 
 
@@ -37,6 +39,8 @@ class Cut:
     value: float
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self.kind}={self.value} is not a finite number")
         if self.kind == "fraction" and not 0 < self.value <= 1:
             raise ValueError(f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool")
 
@@ -113,14 +117,14 @@ def run_filters(
     Raises ValueError, before anything expensive, where the pool lacks what a rule needs, and where nothing is left.
     """
     check_pool_has(pool, rules)
+    if within is not None:
+        _check_within(np.concatenate([pool.read_uids(path) for path in pool.metadata_paths]), within)
     rules = [rule.with_assets(pool.dir) for rule in rules]
     filters = [rule for rule in rules if rule.strategy.kind == "filter"]
     uids, values = _filter_values(pool, filters, within, workers, plugins)
 
     pool_copies = np.ones(len(uids), dtype=np.int64) if within is None else _copies_per_row(uids, within)
     in_pool = pool_copies > 0
-    if within is not None:
-        _check_within(uids, within)
     uids, pool_copies = uids[in_pool], pool_copies[in_pool]
 
     votes: list[np.ndarray] = []  # per rule, copies per row: (rows,) int64
@@ -141,6 +145,8 @@ def run_filters(
             wanted_copies = vote if wanted_copies is None else np.minimum(wanted_copies, vote)
     copies = np.where(gates, pool_copies if wanted_copies is None else wanted_copies, 0)
 
+    if (total := sum(copies.tolist())) > MAX_COPIES * len(uids):
+        raise ValueError(f"{total:,} copies of {len(uids):,} rows are asked for; a filter's ints are copies, such as 2")
     subset = Subset(sort_uids(np.repeat(uids, copies)))
     reports = _reports(rules, votes, unjudged)
     if len(subset) == 0:
@@ -320,8 +326,8 @@ def _call_filter(
     num_rows = len(rows)
     try:
         result = rule.strategy.function(*arguments, **rule.options)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise _file_not_found(rule, error) from error
     except (Exception, SystemExit) as error:
         raise _failure(rule, where, error) from error
     if np.ndim(result) != 1:
@@ -370,6 +376,14 @@ def _failure(rule: Rule, where: str, error: BaseException) -> ValueError:
     return ValueError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
 
 
+def _file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
+    """Say which strategy misses a file, unless the sentence says so already."""
+    if str(error).startswith(f"filters.{rule.name}.") or (error.errno is None and rule.name in str(error)):
+        return error
+    told = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+    return FileNotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}")
+
+
 def _vote(rule: Rule, values: np.ndarray, is_judged: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, int, bool]:
     """Turn a filter's values into copies per row; return them, the rows without a verdict, and whether it is a gate."""
     unjudged = int((~is_judged).sum())
@@ -407,8 +421,8 @@ def _run_selector(pool: Pool, rule: Rule, uids: np.ndarray, in_pool: np.ndarray)
     )
     try:
         chosen = strategy.function(view, **rule.options)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise _file_not_found(rule, error) from error
     except (Exception, SystemExit) as error:
         raise _failure(rule, "the pool", error) from error
     if not isinstance(chosen, Subset):
@@ -464,7 +478,7 @@ def _reports(rules: Sequence[Rule], votes: list[np.ndarray], unjudged: list[int]
 
 
 def _planted_rows(pool: Pool, uids: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    labels = pq.read_table(planted_path(pool), columns=["uid", *names]).to_pandas().drop_duplicates("uid")
+    labels = read_parquet(planted_path(pool), ["uid", *names]).to_pandas().drop_duplicates("uid")
     return labels.set_index("uid").reindex(format_uids(uids))[list(names)].reset_index(drop=True)
 
 

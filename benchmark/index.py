@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from benchmark.stage import atomic_path, locked
+from benchmark.tables import read_parquet
 from benchmark.tars import IMAGE_FORMATS, iter_members
 from benchmark.uids import UID_DTYPE, parse_uids
 
@@ -134,7 +135,7 @@ def read_index(pool_dir: Path) -> PoolIndex:
         metadata = pq.read_schema(path).metadata
         total += int(metadata[b"content_sum"], 16)
         num_without_json += int(metadata[b"num_without_json"])
-        table = pq.read_table(path, columns=columns)
+        table = read_parquet(path, columns, remedy="delete it to have it made again")
         is_present = (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)
         num_incomplete += int((~is_present).sum())
         tables.append(table.filter(pa.array(is_present)))

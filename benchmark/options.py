@@ -214,6 +214,10 @@ def check_override_name(verb: str, key: str) -> None:
     if first == "filters" and rest:
         strategy = get_strategy(rest[0])
         options = list(filter_defaults(strategy))
+        if len(rest) == 1:
+            raise KeyError(
+                f"{key}= needs an option of the filter: {', '.join(f'{key}.{o}=' for o in options) or 'none'}"
+            )
         if len(rest) != 2 or rest[1] not in options:
             name = ".".join(rest[1:])
             raise KeyError(

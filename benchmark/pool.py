@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +21,13 @@ import pyarrow.parquet as pq
 from benchmark.index import PoolIndex, read_index
 from benchmark.names import nearest_name
 from benchmark.stage import Json, locked, write_json
+from benchmark.tables import one_line, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
+
+# What reading a damaged .npz raises: numpy parses the header of an array as Python.
+DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, SyntaxError, EOFError, KeyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,10 @@ class Pool:
         self.dir = Path(pool_dir)
         self.metadata_paths = sorted((self.dir / "metadata").glob("*.parquet"))
         if not self.dir.is_dir():
-            raise FileNotFoundError(f"there is no pool at {self.dir}")
+            raise FileNotFoundError(
+                f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
+                "`winnow pool build` draws"
+            )
         if not self.metadata_paths:
             raise FileNotFoundError(f"{self.dir} is no pool: it has no metadata/*.parquet")
         for path in self.metadata_paths:
@@ -102,11 +111,11 @@ class Pool:
 
     def read_uids(self, path: Path) -> np.ndarray:
         """Read the uids of one metadata shard, shape (rows,)."""
-        return parse_uids(pq.read_table(path, columns=["uid"])["uid"], str(path))
+        return parse_uids(read_parquet(path, ["uid"])["uid"], str(path))
 
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
         """Read columns of one metadata shard with pandas' default types."""
-        table = pq.read_table(path, columns=list(columns))
+        table = read_parquet(path, columns)
         # A plain RangeIndex even where no column is asked for.
         return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(pq.read_metadata(path).num_rows))
 
@@ -114,8 +123,12 @@ class Pool:
         """Read arrays of the .npz beside a metadata shard, each (rows, dimension)."""
         features = {}
         if names:
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-                features = {name: arrays[name] for name in names}
+            npz_path = path.with_suffix(".npz")
+            try:
+                with np.load(npz_path, allow_pickle=False) as arrays:
+                    features = {name: arrays[name] for name in names}
+            except DAMAGE as error:
+                raise ValueError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
         return features
 
     def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
@@ -151,8 +164,8 @@ class Pool:
         if path not in self._schemas:
             try:
                 self._schemas[path] = pq.read_schema(path)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{path} is not a parquet file: {error}") from error
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{path} is not a parquet file ({one_line(error)})") from error
         return self._schemas[path]
 
     @cached_property
@@ -188,6 +201,6 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                         else np.lib.format.read_array_header_2_0
                     )
                     shapes[name.removesuffix(".npy")] = read(member)[0]
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
     return shapes

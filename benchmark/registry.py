@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmark.names import nearest_name
@@ -245,6 +247,8 @@ def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
         if option.is_required and value in (inspect.Parameter.empty, "???"):
             raise ValueError(f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given")
         options[option.name] = _as_type(value, option.type, f"filters.{strategy.name}.{option.name}")
+        if option.name == "seed" and isinstance(options["seed"], int) and options["seed"] < 0:
+            raise ValueError(f"filters.{strategy.name}.seed={options['seed']} is below 0")
     return options
 
 
@@ -280,6 +284,10 @@ def _make_strategy(
                 f"{kind} {name!r}: the asset {asset!r} needs a keyword-only argument `{asset}: str | None = None` "
                 "(or list[str] | None, for several files)"
             )
+    for text in (*columns, *features, *assets.values()):
+        for _, placeholder, _, _ in Formatter().parse(text):
+            if placeholder is not None and placeholder not in options:
+                raise ValueError(f"{kind} {name!r} declares {text!r} but has no option {placeholder!r}")
     module = sys.modules.get(function.__module__)
     return Strategy(
         name=name,
@@ -344,11 +352,13 @@ def _as_type(value: Any, annotation: Any, where: str) -> Any:
         inner = arguments[0] if arguments else typing.Any
         return [_as_type(item, inner, where) for item in value]
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if (
         not isinstance(annotation, type)
         or not isinstance(value, annotation)
         or (annotation is int and isinstance(value, bool))
     ):
         raise ValueError(f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}={value} is not a finite number; for no limit, give a very large one")
     return value

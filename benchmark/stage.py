@@ -90,7 +90,9 @@ def read_json(path: Path) -> Json:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); restore it, or delete its folder to have that made again"
+        ) from error
 
 
 def digest(value: Json) -> str:

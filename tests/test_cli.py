@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.cli import EXIT_SWEEP, EXIT_USER, main
+from benchmark.cli import EXIT_SWEEP, EXIT_USER, _new_sweep_dir, main
 from benchmark.registry import STRATEGIES
 from benchmark.stage import LOCK_NAME
 from benchmark.uids import UID_DTYPE, parse_uids
@@ -198,6 +198,29 @@ def test_an_edited_filter_gets_a_folder_of_its_own(pico_pool, tmp_path, capsys):
     assert len(list(Path("experiments/pico").glob("c_long_captions-*"))) == 2
 
 
+def test_what_nobody_foresaw_does_not_stop_a_sweep_either(pico_pool, capsys, monkeypatch):
+    from benchmark import verbs
+
+    genuine = verbs.FUNCTIONS["filter"]
+
+    def fail_at_random(config, command):
+        if "random" in config["filters"]:
+            raise TypeError("a defect")
+        genuine(config, command)
+
+    monkeypatch.setitem(verbs.FUNCTIONS, "filter", fail_at_random)
+    sweep = ["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=random,no_filter"]
+    assert main(sweep) == EXIT_SWEEP
+    captured = capsys.readouterr()
+    assert "1 of 2 jobs succeeded" in captured.out
+    assert "failed: filters=random: TypeError: a defect" in captured.err
+
+
+def test_sweeps_of_one_second_have_folders_of_their_own(folder, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
+    assert [_new_sweep_dir().name for _ in range(3)] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
+
+
 def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
     command = ["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=clip_score,no_filter"]
     assert main([*command, "filters.clip_score.threshold=5"]) == EXIT_SWEEP
@@ -244,6 +267,14 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["run", "filters=[basic"], "cannot read the option filters=[basic; quote"),
         (["run", "--fast"], "winnow run has no flag '--fast'"),
         (["run", "-m", "exp_dir=here", "filters=basic,no_filter"], "with one exp_dir would mix different experiments"),
+        (["run", "+filters=no_filter"], "write filters=no_filter, not +filters=no_filter"),
+        (
+            ["run", "filters.clip_score=3"],
+            "filters.clip_score= needs an option of the filter: filters.clip_score.fraction=",
+        ),
+        (["run", "filters.clip_score.threshold=inf"], "filters.clip_score.threshold=inf is not a finite number"),
+        (["filter", "filters=basic", "filters.basic.max_aspect=inf"], "max_aspect=inf is not a finite number"),
+        (["filter", "filters=dedup", "filters.dedup.seed=-1"], "filters.dedup.seed=-1 is below 0"),
         (["train"], "exp_dir must be given"),
         (["train", "exp_dir=nowhere", "pool_dir=."], "is no pool"),
         (["report"], "exp_dir must be given"),
@@ -277,7 +308,7 @@ def test_wrong_use_is_met_by_one_sentence_before_anything_is_written(folder, cap
 )
 def test_a_wrong_pool_is_met_by_one_sentence(folder, capsys, columns, message):
     write_pool(folder / "bad", columns)
-    assert message in failing(capsys, "run", "scale=pico", "pool_dir=bad", "exp_dir=exp")
+    assert message in failing(capsys, "filter", "scale=pico", "pool_dir=bad", "exp_dir=exp")
     assert not (folder / "exp").exists() or {path.name for path in (folder / "exp").iterdir()} <= {LOCK_NAME}
 
 

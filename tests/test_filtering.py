@@ -75,6 +75,12 @@ def t_text(rows: pd.DataFrame) -> list:
     return ["x"] * len(rows)
 
 
+@register_filter(columns=["score"])
+def t_opens(rows: pd.DataFrame) -> pd.Series:
+    """Read a file that is not there."""
+    return pd.read_csv("nowhere.txt")
+
+
 @register_filter(columns=["score"], features=["l14_img"])
 def t_vandal(rows: pd.DataFrame, features: dict[str, np.ndarray]) -> list:
     """Change what was handed over."""
@@ -297,6 +303,41 @@ def test_what_a_strategy_says_of_its_own_option_stands_alone(pico_pool):
     ):
         with pytest.raises(ValueError, match=rf"^filters\.{rule.name}\.(min_similarity=1.5|norm='min') [^:]*$"):
             run_filters(Pool(pico_pool), [rule])
+
+
+def test_a_file_that_a_strategy_misses_is_told_with_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"filter 't_opens' misses a file: No such file.*nowhere\.txt"):
+        chosen(scored(tmp_path, [2.0, 1.0]), Rule("t_opens"))
+
+
+def test_more_copies_than_make_sense_are_refused(tmp_path):
+    pool = scored(tmp_path, [1.0, 2.0], copies=[10**13, 1])
+    with pytest.raises(ValueError, match="10,000,000,000,001 copies of 2 rows are asked for"):
+        chosen(pool, Rule("t_copies"))
+
+
+def test_within_is_checked_before_any_filter_runs(tmp_path):
+    within = Subset.of(parse_uids([uid(99)]))
+    with pytest.raises(ValueError, match="within: 1 of 1 uids are not in the pool"):
+        chosen(scored(tmp_path, [2.0, 1.0]), Rule("t_raises"), within=within)
+
+
+@pytest.mark.parametrize("offset", [60, 200, -40])
+def test_damaged_files_are_named(tmp_path, offset):
+    features = {"l14_img": np.zeros((2, 64), dtype=np.float16)}
+    pool_dir = write_pool(tmp_path / "p", {"uid": [uid(0), uid(1)], "score": [0.0, 1.0]}, features=features)
+    path = next((pool_dir / "metadata").glob("*.npz"))
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 20] = b"x" * 20
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"\.npz is damaged \(.*\); fetch or build it again$"):
+        chosen(pool_dir, Rule("t_feature", {"arch": "l14"}, Cut("threshold", 0.5)))
+    path = next((pool_dir / "metadata").glob("*.parquet"))
+    data = bytearray(path.read_bytes())
+    data[4:200] = b"x" * 196
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"\.parquet is damaged \(.*\); fetch or build it again$"):
+        chosen(pool_dir, top(0.5))
 
 
 def test_what_one_rule_does_to_its_input_reaches_no_other(tmp_path):

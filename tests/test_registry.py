@@ -68,6 +68,8 @@ def test_declarations_that_contradict_themselves_are_refused(scratch):
         register_filter()(r_swallow)
     with pytest.raises(ValueError, match="needs a keyword-only argument `seed"):
         register_selector()(r_seedless)
+    with pytest.raises(ValueError, match=r"filter 'r_arch' declares '\{arch\}_score' but has no option 'arch'"):
+        register_filter(columns=["{arch}_score"])(_renamed("r_arch"))
     with pytest.raises(ValueError, match="two files register the strategy 'basic'"):
         register_filter()(_renamed("basic"))
 
@@ -88,7 +90,7 @@ def test_the_declared_cut_applies_while_both_are_null(strategies):
         ({"fraction": 0.3, "threshold": 0.2}, "fraction=0.3 and threshold=0.2 are both given"),
         ({"fraction": 0}, r"filters.clip_score.fraction=0.0 is outside \(0, 1\]"),
         ({"fraction": 30}, "fraction=30.0 is outside"),
-        ({"fraction": float("nan")}, "fraction=nan is outside"),
+        ({"fraction": float("nan")}, "fraction=nan is not a finite number"),
         ({"fraction": "much"}, "fraction='much' is not a number"),
     ]:
         with pytest.raises(ValueError, match=message):

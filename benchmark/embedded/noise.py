@@ -153,7 +153,7 @@ def draw_off_domain(rng: Random, world: World = POOL_WORLD) -> tuple[Image.Image
 
 
 def draw_nothing(rng: Random) -> tuple[Image.Image, str]:
-    """Draw an empty scene, and a caption that fits it."""
+    """Draw an empty scene, and a caption of its colour; a gradient's, a third of them, is another colour."""
     colour = rng.choice(list(COLOURS))
     picture = draw_empty(colour, rng.choice(("plain", "gradient", "noise")), rng)
     return picture, rng.choice(("a {} background", "nothing but {}", "{} wallpaper image", "only {} here")).format(

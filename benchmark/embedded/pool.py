@@ -83,7 +83,7 @@ KIND_SHARES = {  # what a pair is, before anything else happens to it
     "text_over": 0.025,  # a word over another picture, which the caption repeats: the picture contradicts it
     "partly_wrong": 0.01,
     "corrupt": 0.015,
-    "empty": 0.075,  # aligned, and nothing to learn from
+    "empty": 0.075,  # nothing to learn from
 }
 OVERLAYS = (
     "small",  # the shorter side had fewer than 200 pixels

@@ -9,7 +9,7 @@ from benchmark.filtering import Rule, planted_path
 from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES
-from benchmark.report.overlaps import comparables, keep_default_subset, overlaps_with
+from benchmark.report.overlaps import comparables, keep_default_subset, metadata_state, overlaps_with
 from benchmark.report.page import Contents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
@@ -30,7 +30,7 @@ from benchmark.stage import (
 )
 from benchmark.subset import load_subset
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 REPORT_DIR_NAME = "report"
 PAGE_NAME = "index.html"
 RECORD_NAME = "report.json"
@@ -54,6 +54,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "pool": pool.identity.as_json() if pool.has_images else {"fingerprint": pool.fingerprint},
         "planted": sha256_of(planted_path(pool)) if planted_path(pool).exists() else None,
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
+        "metadata": metadata_state(pool),
         "board": standing.digest,
         "compared": [each.as_json(pool.dir) for each in compared],
         "scored": [rule.as_json(pool.dir) for rule in rules],

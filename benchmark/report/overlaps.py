@@ -148,14 +148,19 @@ def _experiments_beside(exp_dir: Path) -> list[tuple[Path, Record]]:
 
 
 def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
-    """Return what a default subset hangs on; also the metadata files' state, as columns are not in the fingerprint."""
-    states = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in pool.metadata_paths]
+    """Return what a default subset hangs on; also the state of metadata and features, not in the fingerprint."""
     return {
         "pool": pool.fingerprint,
         "rule": rule.as_json(pool.dir),
-        "metadata": digest(states),
+        "metadata": metadata_state(pool),
         "filter": FILTER_VERSION,
     }
+
+
+def metadata_state(pool: Pool) -> str:
+    """Return a hash of the size and time of every metadata file and the .npz beside it."""
+    paths = [each for path in pool.metadata_paths for each in (path, path.with_suffix(".npz")) if each.exists()]
+    return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
 
 
 def _cached_path(pool: Pool, rule: Rule) -> Path:

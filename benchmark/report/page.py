@@ -121,6 +121,12 @@ def _summary_html(contents: Contents) -> str:
     survey, result = contents.survey, contents.record.result
     kept, rows = survey.num_kept, survey.num_rows
     sentences = [f"Kept {kept:,} of {_rows(rows)} ({_percent(kept, rows)}), dropped {rows - kept:,}."]
+    if contents.record.made_from["within"]:
+        candidates = result["rows"]
+        sentences.append(
+            f"The filters saw the {_rows(candidates)} of an earlier subset (within) alone; the other "
+            f"{rows - candidates:,} count as dropped here, and are among the dropped samples shown."
+        )
     reports = [RuleReport(**report) for report in result["rules"]]
     if len(reports) > 1:
         most = max(reports, key=lambda report: report.dropped)
@@ -141,7 +147,8 @@ def _summary_html(contents: Contents) -> str:
     own_name = experiment_name(contents.record)
     if others := [overlap for overlap in contents.overlaps if overlap.name != own_name]:
         nearest = max(others, key=lambda overlap: overlap.jaccard)
-        sentences.append(f"The nearest shipped strategy is {nearest.name} (Jaccard {nearest.jaccard:.2f}).")
+        known = "" if not contents.unknown else f" of the {len(others)} whose subset is known"
+        sentences.append(f"The nearest shipped strategy{known} is {nearest.name} (Jaccard {nearest.jaccard:.2f}).")
     if contents.standing.summary:
         sentences.append(contents.standing.summary)
     items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
@@ -266,7 +273,8 @@ def _task_row(standing: TaskStanding) -> list[str]:
     own = standing.own
     if own.half_width is None or standing.num_better is None or standing.num_worse is None:
         return [standing.task, f"{own.mean:.3f}", "-", "-", "-", "-"]
-    interval = f"{own.mean - own.half_width:.3f} to {own.mean + own.half_width:.3f}"
+    low, high = own.interval
+    interval = f"{low:.3f} to {high:.3f}"
     unclear = len(standing.scores) - 1 - standing.num_better - standing.num_worse
     return [standing.task, f"{own.mean:.3f}", interval, str(standing.num_better), str(standing.num_worse), str(unclear)]
 

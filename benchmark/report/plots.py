@@ -114,13 +114,14 @@ def plot_tasks(standings: Sequence[TaskStanding]) -> bytes:
             standing = standings[number]
             own = standing.own
             if own.half_width is not None:
-                axes.axvspan(own.mean - own.half_width, own.mean + own.half_width, color=KEPT, alpha=0.12, linewidth=0)
+                axes.axvspan(*own.interval, color=KEPT, alpha=0.12, linewidth=0)
             for place, score in enumerate(standing.scores):
                 colour = CUT if score.is_own else FAINT if score.is_reference else KEPT
+                low, high = score.interval
                 axes.errorbar(
                     score.mean,
                     place,
-                    xerr=score.half_width,
+                    xerr=None if score.half_width is None else [[score.mean - low], [high - score.mean]],
                     fmt="D" if score.is_own else "o",
                     color=colour,
                     markerfacecolor="white" if score.is_reference else colour,

@@ -22,10 +22,16 @@ class TaskScore:
 
     name: str
     mean: float
-    half_width: float | None  # None where no run has two seeds
+    half_width: float | None  # None where no run has two seeds, or seeds that differ
     num_seeds: int
     is_own: bool
     is_reference: bool
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the confidence interval, within the scores that there are; without one, the mean twice."""
+        half = self.half_width or 0.0
+        return max(0.0, self.mean - half), min(1.0, self.mean + half)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def task_standings(table: Table) -> list[TaskStanding]:
             TaskScore(
                 row.entry.name,
                 mean(run),
-                None if model is None else model.error_of_mean(len(run)).half_width,
+                model.error_of_mean(len(run)).half_width if model is not None and model.rest > 0 else None,
                 len(run),
                 row.is_highlighted,
                 row.entry.reference,
@@ -111,7 +117,7 @@ def task_standings(table: Table) -> list[TaskStanding]:
         # This run minus each other.
         differences = [] if model is None else [model.difference(own, i) for i in range(len(runs)) if i != own]
         clear = [difference.value for difference in differences if difference.is_significant]
-        is_known = model is not None
+        is_known = model is not None and model.rest > 0  # no noise at all is noise that was not seen
         standings.append(
             TaskStanding(
                 task,

@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmark.filtering import Cut, Rule, planted_path, score_pool, top_fraction
@@ -22,6 +21,7 @@ from benchmark.order import keyed_uint64
 from benchmark.pool import Pool
 from benchmark.samples import SampleReader, decode_image
 from benchmark.subset import Subset
+from benchmark.tables import read_parquet
 from benchmark.uids import count_of, format_uids, sort_uids
 
 SCORE_COLUMNS = ("clip_l14_similarity_score", "clip_b32_similarity_score")
@@ -332,10 +332,10 @@ def _planted_partitions(pool: Pool, uids: np.ndarray, notes: dict[str, list[str]
     path = planted_path(pool)
     if not path.exists():
         return []
-    schema = pq.read_schema(path)
-    kinds = [field.name for field in schema if pa.types.is_boolean(field.type)]
-    texts = [field.name for field in schema if _is_text(field.type) and field.name != "uid"]
-    labels = pq.read_table(path, columns=["uid", *kinds, *texts]).to_pandas().drop_duplicates("uid").set_index("uid")
+    table = read_parquet(path)
+    kinds = [field.name for field in table.schema if pa.types.is_boolean(field.type)]
+    texts = [field.name for field in table.schema if _is_text(field.type) and field.name != "uid"]
+    labels = table.select(["uid", *kinds, *texts]).to_pandas().drop_duplicates("uid").set_index("uid")
     rows = labels.reindex(format_uids(uids))
     masks = {kind: rows[kind].eq(True).to_numpy(dtype=bool) for kind in kinds}
     for uid in notes:
