@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -16,11 +17,11 @@ from typing import Any
 
 from benchmark import __version__
 from benchmark.names import nearest_name
-from benchmark.stage import say, warn
+from benchmark.stage import Stopped, say, warn
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
-EXIT_USER, EXIT_SWEEP, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_USER, EXIT_SWEEP, EXIT_INTERRUPTED = 2, 3, 128  # the last and the number of the signal
 
 HELP = """\
 winnow: a benchmark for data filtering. Training and evaluation are fixed; you bring the rule that chooses the data.
@@ -79,13 +80,15 @@ def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
     """Run `work`; print what the user can mend as one sentence and return the exit code."""
     try:
         return work()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stop:
+        number, what = (stop.number, f": {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
         print(
-            f"\nwinnow: interrupted. What is finished is kept; to go on, run the same command again:\n"
+            f"\nwinnow: interrupted by {signal.Signals(number).name}{what}. What is finished is kept; to go on, run "
+            f"the same command again:\n"
             f"  winnow {' '.join(arguments)}",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED + number
     except BrokenPipeError:
         # The reader (`| head`) has gone; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -282,7 +285,7 @@ class HydraCommand:
         if self.is_sweep:
             outcome = {"job": name, "overrides": overrides, "failure": failure[0] if failure else None}
             write_json(sweep_dir / f"job-{hydra_config.job.num}.json", outcome)
-            if code == EXIT_INTERRUPTED:
+            if code > EXIT_INTERRUPTED:
                 raise SystemExit(code)
         return code
 

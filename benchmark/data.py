@@ -22,6 +22,7 @@ from benchmark.models import Tokenizer
 from benchmark.order import AUGMENT_STREAM, SampleOrder, count_repeats, keyed_uint64, keyed_uniform
 from benchmark.samples import SampleReader, decode_image
 from benchmark.scales import Scale
+from benchmark.stage import ignore_stop_signals
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
 MAX_UNDECODABLE = 0.01  # of the samples seen; more stops the run
@@ -200,6 +201,7 @@ def batches_from(dataset: StepBatches, first_step: int, workers: int) -> Iterato
         num_workers=workers,
         collate_fn=_as_it_is,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_stops_to_the_parent,
     )
     return iter(loader)
 
@@ -210,6 +212,10 @@ def normalise(images: np.ndarray, scale: Scale, device: str) -> Tensor:
     mean = torch.tensor(scale.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(scale.std, device=device).view(1, 3, 1, 1)
     return pixels.sub_(mean).div_(std).contiguous()
+
+
+def _leave_stops_to_the_parent(_: int) -> None:
+    ignore_stop_signals()
 
 
 def _as_it_is(batch: Any) -> Any:

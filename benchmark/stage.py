@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,6 +155,50 @@ def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -
         f"{path.parent} was made with other settings ({path.name}): {shown}. "
         "Choose another folder, repeat those settings, or delete it."
     )
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm sends the last two before it kills
+
+
+class Stopped(BaseException):
+    """A signal asked for a stop, and what was under way is saved."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(what)
+        self.number = number  # of the signal
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask for a stop, so that a step can be ended and saved first.
+
+    A second SIGINT interrupts at once. A signal that was ignored before stays so; outside the main thread nothing is
+    collected.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for each in STOP_SIGNALS:
+            if (handler := signal.getsignal(each)) not in (signal.SIG_IGN, None):
+                before[each] = handler
+                signal.signal(each, note)
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def ignore_stop_signals() -> None:
+    """Leave a stop to the process that this one works for, where a signal goes to all of them."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from benchmark.scales import Scale
 from benchmark.stage import (
     Json,
     Record,
+    Stopped,
     atomic_path,
     cost,
     digest,
@@ -41,6 +42,7 @@ from benchmark.stage import (
     remove_temporary,
     rename,
     sha256_of,
+    stop_signals,
     warn,
     write_bytes,
     write_record,
@@ -164,12 +166,17 @@ def train(
 ) -> Record:
     """Train one seed into `checkpoint_dir`, going on from the state that a killed run left there.
 
-    Raises ValueError where the loss is not finite or too many samples cannot be decoded; the last state stays.
+    Raises ValueError where the loss is not finite or too many samples cannot be decoded; the last state stays. Raises
+    Stopped after a signal that asks for it, with the step saved.
     """
     scale = data.scale
     identity = digest(made_from)
     remove_temporary(checkpoint_dir)
-    with cost(checkpoint_dir.parent.parent, "train", seed=seed, device=device) as numbers, recipe_threads(scale):
+    with (
+        cost(checkpoint_dir.parent.parent, "train", seed=seed, device=device) as numbers,
+        recipe_threads(scale),
+        stop_signals() as stops,
+    ):
         batches = data.batches(seed)
         model = build_model(scale.model, seed).to(device)
         optimizer = make_optimizer(model, scale)
@@ -194,12 +201,17 @@ def train(
             curves.repeats += batch.repeats
             progress.update(len(batch))
             progress.set_postfix(loss=f"{stats.loss:.3f}", refresh=False)
-            if step + 1 < scale.steps and (step + 1) % max(1, scale.steps // NUM_SAVES) == 0:
+            if step + 1 < scale.steps and (stops or (step + 1) % max(1, scale.steps // NUM_SAVES) == 0):
                 save_state(checkpoint_dir, identity, model, optimizer, step + 1, curves)
+                if stops:
+                    raise Stopped(stops[0], f"step {step + 1:,} of {scale.steps:,} of seed {seed} is saved")
         progress.close()
         seconds = time.perf_counter() - start
         numbers["samples_per_second"] = round((scale.steps - first_step) * scale.batch_size / max(seconds, 1e-9), 1)
-        return _finish(checkpoint_dir, model, curves, data, batches.order, made_from)
+        record = _finish(checkpoint_dir, model, curves, data, batches.order, made_from)
+        if stops:
+            raise Stopped(stops[0], f"seed {seed} is trained")
+        return record
 
 
 def checkpoint_if_finished(checkpoint_dir: Path, made_from: dict[str, Json]) -> Record | None:

@@ -1,7 +1,8 @@
 """A process that has imported everything and computed nothing, and forks a child per command line: quick to kill.
 
 Reads one JSON per line from standard input: `argv`, `cwd`, and when to SIGKILL the child: `after` seconds, or at its
-`rename`-th rename (before it, or after it where `late`). Answers each with the child's exit status as JSON.
+`rename`-th rename (before it, or after it where `late`); or which `signal` it gets at its `step`-th training step.
+Answers each with the child's exit status as JSON.
 """
 
 import json
@@ -20,6 +21,7 @@ import pyarrow.parquet  # noqa: F401
 import torch  # noqa: F401
 
 import benchmark.cli
+import benchmark.train
 
 
 def run_child(request):
@@ -31,6 +33,8 @@ def run_child(request):
         _kill_at_rename(request["rename"], request.get("late", False))
     if "after" in request:
         threading.Thread(target=_kill_after, args=(request["after"],), daemon=True).start()
+    if "step" in request:
+        _signal_at_step(request["step"], request["signal"])
     code = benchmark.cli.main(request["argv"])
     sys.stdout.flush()
     os._exit(code)
@@ -55,6 +59,19 @@ def _kill_at_rename(number, late):
         return result
 
     pathlib.Path.replace = replace
+
+
+def _signal_at_step(number, name):
+    original, count = benchmark.train.train_step, 0
+
+    def train_step(*arguments):
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.Signals[name])
+        return original(*arguments)
+
+    benchmark.train.train_step = train_step
 
 
 if __name__ == "__main__":

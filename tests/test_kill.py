@@ -112,6 +112,20 @@ def test_a_run_killed_at_random_moments(nursery, command, undisturbed, tmp_path)
     same(tree(tmp_path), undisturbed)
 
 
+def test_a_run_that_is_asked_to_stop_saves_its_step(nursery, command, undisturbed, tmp_path):
+    """Ctrl-C, Slurm's warnings; with workers and without."""
+    done = 0
+    for name, steps, workers in (("SIGTERM", 13, 0), ("SIGUSR1", 9, 2), ("SIGINT", 31, 0)):
+        status = nursery.run(tmp_path, [*command, f"workers={workers}"], step=steps, signal=name)
+        done += steps
+        assert status == 128 + signal.Signals[name], told(tmp_path)
+        assert f"interrupted by {name}: step {done} of 100 of seed 0 is saved" in told(tmp_path)
+    assert nursery.run(tmp_path, command, step=100 - done, signal="SIGTERM") == 128 + signal.SIGTERM
+    assert "seed 0 is trained" in told(tmp_path) and "Traceback" not in told(tmp_path)
+    assert nursery.run(tmp_path, command) == 0
+    same(tree(tmp_path), undisturbed)
+
+
 def test_pool_build_killed_at_renames(nursery, pico_pool, tmp_path):
     number, kills = 1, 0
     while (status := nursery.run(tmp_path, BUILD, rename=number)) == KILLED:
