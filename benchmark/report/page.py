@@ -260,7 +260,7 @@ def _tasks_html(contents: Contents) -> str:
         "does to all runs alike cancels between runs on the same seeds, so the table tells finer differences than the "
         "intervals do: it counts entries pair by pair (95 %, not adjusted for the number of comparisons)."
         if is_known
-        else "No run here has two seeds, so seed noise is unknown and there are no intervals."
+        else "Seed noise is not known here (no run has two seeds, or they did not differ), so there are no intervals."
     )
     header = ["task", "score", "95 % interval", "entries better", "entries worse", "not clear"]
     rows = [_task_row(standing) for standing in standings]
