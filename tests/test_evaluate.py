@@ -436,9 +436,9 @@ def test_the_embedded_suites_are_registered() -> None:
         tasks = tasks_named([prefix], prefix)
         assert [task.name for task in tasks] == list(SUITES[prefix].tasks)
         assert [task.name.removeprefix(f"{prefix}/") for task in tasks] == [
-            "shapes", "letters", "textures", "counting", "vehicles", "shapes_sketch", "shapes_background",
+            "shapes", "letters", "colours", "counting", "position", "shapes_sketch", "shapes_background",
             "association",
-            "digits", "pictograms", "colours", "position", "pictograms_designer", "shapes_corrupted", "retrieval",
+            "digits", "pictograms", "textures", "vehicles", "pictograms_designer", "shapes_corrupted", "retrieval",
             "worst_group",
         ]  # fmt: skip
         assert SUITES[prefix].headline == SUITES[prefix].tasks[8:]
