@@ -34,6 +34,8 @@ def run_child(request):
     if "after" in request:
         threading.Thread(target=_kill_after, args=(request["after"],), daemon=True).start()
     if "step" in request:
+        # Whoever runs the tests in the background of a shell has SIGINT ignored, and that is inherited.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _signal_at_step(request["step"], request["signal"])
     code = benchmark.cli.main(request["argv"])
     sys.stdout.flush()

@@ -69,10 +69,10 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
         STRATEGIES.update(before)
     folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "experiments" / "pico").iterdir())
     assert folders == [
+        "basic+near_dedup+no_text+clip_score_by_entry",
         "clip_score",
         "long_captions",
         "long_captions+dedup",
-        "metaclip+near_dedup+clip_score",
         "no_filter",
         "no_filter",
         "random",
