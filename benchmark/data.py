@@ -201,7 +201,7 @@ def batches_from(dataset: StepBatches, first_step: int, workers: int) -> Iterato
         num_workers=workers,
         collate_fn=_as_it_is,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_stops_to_the_parent,
+        worker_init_fn=ignore_stop_signals,
     )
     return iter(loader)
 
@@ -212,10 +212,6 @@ def normalise(images: np.ndarray, scale: Scale, device: str) -> Tensor:
     mean = torch.tensor(scale.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(scale.std, device=device).view(1, 3, 1, 1)
     return pixels.sub_(mean).div_(std).contiguous()
-
-
-def _leave_stops_to_the_parent(_: int) -> None:
-    ignore_stop_signals()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -247,7 +247,7 @@ def refuse_changed(path: Path, sha256: str) -> None:
     if sha256_of(path) != sha256:
         raise ValueError(
             f"{path} was changed after it was made: its sha256 is not the one in its record; "
-            f"restore it, or delete {path.parent} to have it made again"
+            "restore it, or delete it and run `winnow run` again to make it anew"
         )
 
 

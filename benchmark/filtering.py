@@ -145,8 +145,11 @@ def run_filters(
             wanted_copies = vote if wanted_copies is None else np.minimum(wanted_copies, vote)
     copies = np.where(gates, pool_copies if wanted_copies is None else wanted_copies, 0)
 
-    if (total := sum(copies.tolist())) > MAX_COPIES * len(uids):
-        raise ValueError(f"{total:,} copies of {len(uids):,} rows are asked for; a filter's ints are copies, such as 2")
+    total = copies.sum(dtype=np.float64)  # whole numbers may overflow
+    if total > MAX_COPIES * len(uids):
+        raise ValueError(
+            f"{total:,.0f} copies of {len(uids):,} rows are asked for; a filter's ints are copies, such as 2"
+        )
     subset = Subset(sort_uids(np.repeat(uids, copies)))
     reports = _reports(rules, votes, unjudged)
     if len(subset) == 0:

@@ -132,10 +132,9 @@ def read_index(pool_dir: Path) -> PoolIndex:
     total = num_incomplete = num_without_json = 0
     for number, tar_path in enumerate(tar_paths):
         path = _index_path(pool_dir, tar_path)
-        metadata = pq.read_schema(path).metadata
-        total += int(metadata[b"content_sum"], 16)
-        num_without_json += int(metadata[b"num_without_json"])
         table = read_parquet(path, columns, remedy="delete it to have it made again")
+        total += int(table.schema.metadata[b"content_sum"], 16)
+        num_without_json += int(table.schema.metadata[b"num_without_json"])
         is_present = (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)
         num_incomplete += int((~is_present).sum())
         tables.append(table.filter(pa.array(is_present)))

@@ -168,7 +168,7 @@ class SampleOrder:
     def _window_ends(self) -> np.ndarray:
         """With replacement, the position after each window of the run: (windows,)."""
         per_window, wanted = self.scale.window_blocks, self.scale.steps * self.scale.batch_size
-        most = -(-wanted // int(self._block_sizes[-1] if self._num_blocks == 1 else self.scale.block_size))
+        most = -(-wanted // int(self._block_sizes.max()))
         ends = np.empty(0, dtype=np.int64)
         start = 0
         while not len(ends) or ends[-1] < wanted:

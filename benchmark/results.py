@@ -55,6 +55,7 @@ import pyarrow.parquet as pq
 
 from benchmark import metrics
 from benchmark.stage import Json, Record, atomic_path, read_record, sha256_of, write_bytes, write_record
+from benchmark.tables import read_parquet
 from benchmark.tasks import Association, Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
 
 STAGE = "evaluate"
@@ -205,10 +206,7 @@ def read_predictions(out_dir: Path, task: Task) -> pa.Table:
     path = predictions_path(out_dir, task)
     if not path.exists():
         raise FileNotFoundError(f"task {task.name!r} has no predictions: there is no {path}")
-    try:
-        predictions = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    predictions = read_parquet(path, remedy="evaluate the task again")
     # What others wrote may carry notes of their library (pandas does); they are not ours to read.
     predictions = predictions.replace_schema_metadata(None)
     check_predictions(task, predictions)

@@ -93,7 +93,7 @@ def read_json(path: Path) -> Json:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(
-            f"{path} is not valid JSON ({error}); restore it, or delete its folder to have that made again"
+            f"{path} is not valid JSON ({error}); restore it, or delete it (a pool: its folder) to have it made again"
         ) from error
 
 
@@ -195,8 +195,8 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def ignore_stop_signals() -> None:
-    """Leave a stop to the process that this one works for, where a signal goes to all of them."""
+def ignore_stop_signals(_worker: int) -> None:
+    """Leave a stop to the process that this worker works for, where a signal goes to all of them."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
 

@@ -97,6 +97,8 @@ def main() -> int:
     for name in options.only:
         if name not in STRATEGIES:
             parser.error(f"unknown strategy {name!r}.{nearest_name(name, STRATEGIES)} Strategies: {list(STRATEGIES)}")
+    if options.seeds_per_run < 1:
+        parser.error(f"--seeds-per-run {options.seeds_per_run} is below 1")
     jobs = make_jobs(options.only, options.seeds, options.pool_seeds, options.seeds_per_run)
     for pool_seed in dict.fromkeys(job.pool_seed for job in jobs):
         build = ["pool", "build", "--scale", options.scale, "--pool-seed", str(pool_seed)]
