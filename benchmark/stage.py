@@ -222,8 +222,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def remove_temporary(folder: Path) -> None:
     """Remove what a killed stage left half written in a folder that the caller has locked."""
-    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink()
+    for pattern in (
+        f"*{TEMPORARY_SUFFIX}",
+        ".tmp*",
+    ):  # the second are safetensors', which writes under another name too
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 @contextmanager

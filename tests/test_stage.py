@@ -21,6 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_what_a_kill_left_is_removed(tmp_path):
     (tmp_path / "a.npy.tmp").write_text("half")
+    (tmp_path / ".tmp0sxEBm").write_text("safetensors' own, half")
     (tmp_path / "a.npy").write_text("whole")
     remove_temporary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
