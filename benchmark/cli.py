@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmark import __version__
 from benchmark.names import nearest_name
-from benchmark.stage import Stopped, say, warn
+from benchmark.stage import OtherRankFailed, Stopped, rank_of_process, say, warn
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
@@ -58,6 +58,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     verb, rest = arguments[0], arguments[1:]
+    if rank_of_process()[1] > 1 and verb != "train":
+        raise ValueError(f"winnow {verb} does not work on ranks; run it once, without torchrun (only train does)")
     if verb == "--version":
         print(f"winnow {__version__}")
         return 0
@@ -78,9 +80,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
     """Run `work`; print what the user can mend as one sentence and return the exit code."""
+    rank, size = rank_of_process()
     try:
         return work()
+    except OtherRankFailed:
+        return EXIT_USER  # the first rank has said why
     except (KeyboardInterrupt, Stopped) as stop:
+        if rank:
+            return EXIT_INTERRUPTED + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
         number, what = (stop.number, f": {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
         print(
             f"\nwinnow: interrupted by {signal.Signals(number).name}{what}. What is finished is kept; to go on, run "
@@ -99,7 +106,7 @@ def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             traceback.print_exc()
-        print(f"winnow: {_sentence(error)}", file=sys.stderr)
+        print(f"winnow: {f'rank {rank} of {size}: ' if size > 1 else ''}{_sentence(error)}", file=sys.stderr)
         return EXIT_USER
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,44 @@ from tqdm import tqdm
 
 from benchmark.models import Tokenizer
 from benchmark.order import AUGMENT_STREAM, SampleOrder, count_repeats, keyed_uint64, keyed_uniform
+from benchmark.ranks import ALONE, Ranks
 from benchmark.samples import SampleReader, decode_image
 from benchmark.scales import Scale
 from benchmark.stage import ignore_stop_signals
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
+PART_SIZE = 256  # samples that a worker makes at a time
 MAX_UNDECODABLE = 0.01  # of the samples seen; more stops the run
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch, before normalisation."""
+    """One rank's part of a global batch, or a part of that, before normalisation."""
 
-    images: np.ndarray  # (batch, size, size, 3) uint8
-    tokens: np.ndarray  # (batch, context length) int32
+    images: Tensor  # (n, size, size, 3) uint8
+    tokens: Tensor  # (n, context length) int32
     undecodable: int  # samples that others stand in for
-    repeats: int  # samples that stand in the batch already
+    repeats: int  # samples that stand in the global batch already, counted in its first part
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU can copy from; the loader calls it."""
+        return replace(self, images=self.images.pin_memory(), tokens=self.tokens.pin_memory())
+
+    def to(self, device: str) -> Batch:
+        """Return the batch on a device."""
+        images, tokens = (part.to(device, non_blocking=True) for part in (self.images, self.tokens))
+        return replace(self, images=images, tokens=tokens)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """Join parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        images, tokens = torch.cat([part.images for part in parts]), torch.cat([part.tokens for part in parts])
+        return cls(images, tokens, sum(part.undecodable for part in parts), sum(part.repeats for part in parts))
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -83,8 +102,9 @@ def crop_and_resize(image: Image.Image, size: int, area: tuple[float, float], se
     else:
         crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    box = (left, top, left + crop_width, top + crop_height)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    # Cut out first: a resize within a box would also weigh in pixels beyond its edges.
+    cut = image.crop((left, top, left + crop_width, top + crop_height))
+    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
@@ -137,24 +157,38 @@ def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
 
 
 class StepBatches(Dataset[Batch]):
-    """The batch of every step, a function of (order, step) alone: any worker may make any of them."""
+    """The batch of every step, in parts; each a function of (order, part) alone: any worker may make any of them.
+
+    A rank makes its own contiguous slice of each global batch.
+    """
 
     def __init__(
-        self, order: SampleOrder, reader: SampleReader, tokenizer: Tokenizer, held: HeldSamples | None
+        self,
+        order: SampleOrder,
+        reader: SampleReader,
+        tokenizer: Tokenizer,
+        held: HeldSamples | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.order = order
         self.reader = reader
         self.tokenizer = tokenizer
         self.held = held
+        self.slice = ranks.slice_of(order.scale.batch_size)
+        self.parts = -(-(self.slice.stop - self.slice.start) // PART_SIZE)  # of a step
 
     def __len__(self) -> int:
-        return self.order.scale.steps
+        return self.order.scale.steps * self.parts
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch:
+        """Return a part: number // parts is the step."""
         scale, seed = self.order.scale, self.order.seed
-        places = self.order.batch(step)
-        repeats = count_repeats(self.order.samples[places])
-        positions = step * scale.batch_size + np.arange(len(places))
+        step, part = divmod(number, self.parts)
+        start = self.slice.start + part * PART_SIZE
+        stop = min(start + PART_SIZE, self.slice.stop)
+        whole = self.order.batch(step)
+        repeats = count_repeats(self.order.samples[whole]) if start == 0 else 0
+        places, positions = whole[start:stop], step * scale.batch_size + np.arange(start, stop)
         if self.held is not None:
             return self._from_memory(self.held, places, positions, repeats)
         images, captions, undecodable = [], [], 0
@@ -169,7 +203,7 @@ class StepBatches(Dataset[Batch]):
         stacked = np.stack(images)
         if scale.augmentation.kind == "shift":
             stacked = shift_images(stacked, scale.augmentation.pixels, seed, positions)
-        return Batch(stacked, tokenize(self.tokenizer, captions), undecodable, repeats)
+        return _batch(stacked, tokenize(self.tokenizer, captions), undecodable, repeats)
 
     def _from_memory(self, held: HeldSamples, places: np.ndarray, positions: np.ndarray, repeats: int) -> Batch:
         rows = held.row_of[places]
@@ -181,7 +215,7 @@ class StepBatches(Dataset[Batch]):
                 if held.is_decodable[rows[slot]]:
                     break
         images = shift_images(held.images[rows], self.order.scale.augmentation.pixels, self.order.seed, positions)
-        return Batch(images, held.tokens[rows], undecodable, repeats)
+        return _batch(images, held.tokens[rows], undecodable, repeats)
 
     def _read(self, place: int, position: int) -> tuple[Image.Image, str, int]:
         for attempt in range(1 + len(self.order.samples)):
@@ -192,25 +226,35 @@ class StepBatches(Dataset[Batch]):
         raise ValueError("no sample of the subset can be decoded")
 
 
-def batches_from(dataset: StepBatches, first_step: int, workers: int) -> Iterator[Batch]:
-    """Yield the batches of the steps from `first_step` on, made in `workers` processes (0: in this one)."""
+def _batch(images: np.ndarray, tokens: np.ndarray, undecodable: int, repeats: int) -> Batch:
+    return Batch(torch.from_numpy(images), torch.from_numpy(tokens), undecodable, repeats)
+
+
+def batches_from(dataset: StepBatches, first_step: int, workers: int, device: str = "cpu") -> Iterator[Batch]:
+    """Yield the batches of the steps from `first_step` on, on a device, made in `workers` processes (0: in this one).
+
+    About two steps' parts are made ahead.
+    """
     loader = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(first_step, len(dataset)),
+        sampler=range(first_step * dataset.parts, len(dataset)),
         num_workers=workers,
         collate_fn=_as_it_is,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=max(2, -(-2 * dataset.parts // workers)) if workers else None,
         worker_init_fn=ignore_stop_signals,
+        pin_memory=device == "cuda",
     )
-    return iter(loader)
+    parts = iter(loader)
+    for _ in range(first_step, dataset.order.scale.steps):
+        yield Batch.joined([next(parts).to(device) for _ in range(dataset.parts)])
 
 
-def normalise(images: np.ndarray, scale: Scale, device: str) -> Tensor:
+def normalise(images: Tensor, scale: Scale) -> Tensor:
     """Turn uint8 pictures (n, size, size, 3) into the model's input: (n, 3, size, size) float32."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
-    mean = torch.tensor(scale.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(scale.std, device=device).view(1, 3, 1, 1)
+    pixels = images.permute(0, 3, 1, 2).float().div_(255)
+    mean = torch.tensor(scale.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(scale.std, device=images.device).view(1, 3, 1, 1)
     return pixels.sub_(mean).div_(std).contiguous()
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from benchmark.subset import Subset, load_subset
 from benchmark.uids import count_of, format_uids, sort_uids, unique_uids
 
 if TYPE_CHECKING:
+    from benchmark.ranks import Ranks
     from benchmark.tasks import Task
     from leaderboard.entries import Entry
 
@@ -124,38 +126,71 @@ def describe_filters(record: Record) -> list[str]:
     ]
 
 
-def train_stage(exp_dir: Path, pool: Pool, scale: Scale, seeds: Sequence[int], *, device: str, workers: int) -> None:
-    """Train every seed that is not trained yet."""
+def train_stage(
+    exp_dir: Path,
+    pool: Pool,
+    scale: Scale,
+    seeds: Sequence[int],
+    *,
+    device: str,
+    workers: int | None,
+    accumulation: int = 1,
+    ranks: Ranks | None = None,
+    wandb: str = "disabled",
+) -> None:
+    """Train every seed that is not trained yet; of several ranks the first alone looks, locks and writes."""
+    from benchmark.ranks import ALONE, check_split
     from benchmark.train import STATE_NAMES, TrainingData, checkpoint_if_finished, train
 
-    subset_path, subset_record = open_experiment(exp_dir, pool)
+    ranks = ranks or ALONE
+    check_split(scale.batch_size, ranks.size, accumulation)
+    subset_path, subset_record = ranks.on_first(lambda: open_experiment(exp_dir, pool))
+    identity = ranks.on_first(lambda: pool.identity)
     data: TrainingData | None = None
     for seed in seeds:
         made_from = {
-            "recipe": {"scale": scale.name, "version": scale.recipe, "hash": scale.hash},
-            "pool": pool.identity.as_json(),
+            "recipe": scale.identity,
+            "pool": identity.as_json(),
             "subset": subset_record.result["sha256"],
             "seed": seed,
             "device": device,
         }
         checkpoint_dir = exp_dir / f"seed-{seed}" / "checkpoint"
-        checkpoint_if_finished(checkpoint_dir, made_from)
-        with locked(exp_dir / f"seed-{seed}"):
-            if checkpoint_if_finished(checkpoint_dir, made_from) is not None:
-                for name in STATE_NAMES:  # what a kill between the record and this clean-up left
-                    (checkpoint_dir / name).unlink(missing_ok=True)
-                say(f"train: as before, seed {seed} ({checkpoint_dir})")
+        with ExitStack() as held:
+
+            def is_to_be_trained(seed: int, made_from: dict[str, Json], folder: Path, held: ExitStack) -> bool:
+                checkpoint_if_finished(folder, made_from)
+                held.enter_context(locked(exp_dir / f"seed-{seed}"))
+                if checkpoint_if_finished(folder, made_from) is not None:
+                    for name in STATE_NAMES:  # what a kill between the record and this clean-up left
+                        (folder / name).unlink(missing_ok=True)
+                    say(f"train: as before, seed {seed} ({folder})")
+                    return False
+                refuse_changed(subset_path, subset_record.result["sha256"])
+                folder.mkdir(parents=True, exist_ok=True)
+                return True
+
+            if not ranks.on_first(partial(is_to_be_trained, seed, made_from, checkpoint_dir, held)):
                 continue
             if data is None:
-                refuse_changed(subset_path, subset_record.result["sha256"])
                 data = TrainingData(pool.index, load_subset(subset_path), scale)
                 _say_coverage(data.num_absent, len(data.samples))
-            checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            record = train(data, seed, checkpoint_dir, made_from, device=device, workers=workers)
-            say(
-                f"train: seed {seed}, {scale.steps:,} steps of {scale.batch_size}, final loss "
-                f"{record.result['final_loss']:.3f} ({checkpoint_dir})"
+            record = train(
+                data,
+                seed,
+                checkpoint_dir,
+                made_from,
+                device=device,
+                workers=workers,
+                accumulation=accumulation,
+                ranks=ranks,
+                wandb=wandb,
             )
+            if record is not None:
+                say(
+                    f"train: seed {seed}, {scale.steps:,} steps of {scale.batch_size}, final loss "
+                    f"{record.result['final_loss']:.3f} ({checkpoint_dir})"
+                )
 
 
 def evaluate_stage(
@@ -167,11 +202,13 @@ def evaluate_stage(
     task_names: Sequence[str],
     *,
     device: str,
+    wandb: str = "disabled",
 ) -> None:
     """Evaluate every trained seed on every task that has no result yet."""
     from benchmark.evaluate import evaluate
+    from benchmark.health import WandbRun
     from benchmark.models import build_model, build_tokenizer
-    from benchmark.results import result_path
+    from benchmark.results import read_results, result_path
     from benchmark.train import RECORD_NAME, WEIGHTS_NAME, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
@@ -194,8 +231,11 @@ def evaluate_stage(
         with locked(seed_dir), recipe_threads(scale):
             weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
             refuse_changed(weights_path, trained.result["weights"])
-            model = build_model(scale.model)
+            model = build_model(scale.model, image_size=scale.image_size)
             load_weights(model, weights_path)
+            made_from = {"model": scale.model, "checkpoint": trained.result["weights"], "device": device}
+            if not scale.is_comparable:
+                made_from["recipe"] = scale.identity
             missing = [task for task in tasks if not result_path(seed_dir, task).exists()]
             with cost(exp_dir, "evaluate", seed=seed, tasks=len(missing)) if missing else nullcontext():
                 evaluate(
@@ -204,7 +244,7 @@ def evaluate_stage(
                     tasks,
                     eval_dir,
                     seed_dir,
-                    made_from={"model": scale.model, "checkpoint": trained.result["weights"], "device": device},
+                    made_from=made_from,
                     image_size=scale.image_size,
                     mean=scale.mean,
                     std=scale.std,
@@ -212,6 +252,8 @@ def evaluate_stage(
                 )
             if missing:
                 say(f"evaluate: seed {seed}, {len(missing)} tasks ({seed_dir / 'eval'})")
+            scores = {n: record.result["metrics"]["main_metric"] for n, record in read_results(seed_dir, tasks).items()}
+            WandbRun(wandb, exp_dir, seed).log_scores(scores, {"recipe_hash": scale.hash})
 
 
 def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path) -> None:
@@ -224,6 +266,11 @@ def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Pat
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
     """Return the named tasks or groups, or the scale's suite where none is named."""
     load_tasks()
+    if not names and scale.suite not in SUITES:
+        raise ValueError(
+            f"scale {scale.name!r} is scored by the suite {scale.suite!r}, which is not in this version yet; name "
+            "tasks= of your own, or use `winnow filter` and `winnow train` alone"
+        )
     return tasks_named(names or [scale.suite], scale.suite)
 
 
@@ -277,8 +324,10 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
     from benchmark.train import RECORD_NAME
 
     load_tasks()
+    if scale.suite not in SUITES:
+        return []
     suite = SUITES[scale.suite]
-    seeds = []
+    seeds: list[FinishedSeed] = []
     for seed_dir in exp_dir.glob("seed-*"):
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
         records = read_results(seed_dir, [TASKS[name] for name in suite.tasks])
@@ -331,6 +380,7 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
         scale=scale.name,
         recipe=scale.recipe,
         recipe_hash=scale.hash,
+        comparable=scale.is_comparable,
         suite=SuiteName(suite.name, suite.version),
         pool=PoolUsed(**seeds[0].trained.made_from["pool"]),
         subset=SubsetUsed(record.result["size"], record.result["distinct"], record.result["sha256"]),

@@ -13,6 +13,7 @@ from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options,
 from benchmark.scales import Scale, get_scale
 
 MISSING = "???"
+WANDB_MODES = ("disabled", "offline", "online")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -23,7 +24,7 @@ def _option(default: Any, text: str) -> Any:
 class PoolOptions:
     """What every verb knows: the scale and where the pool is."""
 
-    scale: str = _option("nano", "the fixed recipe; `winnow list scales` lists them")
+    scale: str = _option("nano", "the recipe; `winnow list scales` lists them; or a file of your own: my_scale.yaml")
     pool_dir: Any = _option(None, "the pool's folder [pools/<scale>]; an embedded one is built when it is not there")
     pool_seed: Any = _option(0, "which drawing of the embedded pool; others than 0 go to pools/<scale>-<pool_seed>")
 
@@ -32,6 +33,13 @@ class PoolOptions:
 class SeedOptions(PoolOptions):
     seeds: Any = _option(0, "training seeds, such as 0 or [0,1,2]; each has a folder of its own")
     device: Any = _option(None, "cpu or cuda [what the scale's reference runs used]")
+    wandb: str = _option("disabled", "disabled, offline or online: curves and scores at Weights & Biases")
+
+
+@dataclass
+class TrainingOptions(SeedOptions):
+    workers: Any = _option(None, "loader processes [0 where the samples fit in memory, else one per core and rank]")
+    accumulation: Any = _option(1, "micro-batches a step and rank, where memory is short; the same gradients")
 
 
 @dataclass
@@ -49,8 +57,10 @@ class FilterOptions(ChoiceOptions):
 
 
 @dataclass
-class RunOptions(ChoiceOptions, SeedOptions):
+class RunOptions(ChoiceOptions, TrainingOptions):
     """winnow run: filter, train, evaluate, table."""
+
+    workers: Any = _option(None, "worker processes [0 to filter and where samples fit in memory, else one per core]")
 
     eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")
     tasks: Any = _option((), "task names or groups [the scale's suite]; `winnow list tasks` lists them")
@@ -58,11 +68,10 @@ class RunOptions(ChoiceOptions, SeedOptions):
 
 
 @dataclass
-class TrainOptions(SeedOptions):
-    """winnow train: train on an experiment's subset."""
+class TrainOptions(TrainingOptions):
+    """winnow train: train on an experiment's subset; on several GPUs by `torchrun --no-python winnow train ...`."""
 
     exp_dir: Any = _option(MISSING, "the experiment's folder; it has a subset")
-    workers: Any = _option(0, "loader processes; 0 loads in this one; results do not depend on it")
 
 
 @dataclass
@@ -168,6 +177,26 @@ def as_count(value: Any, name: str) -> int:
     return value
 
 
+def as_workers(value: Any) -> int | None:
+    """Return the number of worker processes, None where it is left open."""
+    return None if value is None else as_count(value, "workers")
+
+
+def as_accumulation(value: Any) -> int:
+    """Return the number of micro-batches of a step."""
+    count = as_count(value, "accumulation")
+    if count == 0:
+        raise ValueError("accumulation=0: a step has at least 1 micro-batch")
+    return count
+
+
+def as_wandb(value: Any) -> str:
+    """Return the mode of Weights & Biases; raises ValueError for another, or where it is not installed."""
+    if value not in WANDB_MODES:
+        raise ValueError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}")
+    return str(value)
+
+
 def as_path(value: Any, name: str) -> Path | None:
     """Return a path, or None where none is given."""
     if value is None:
@@ -196,7 +225,8 @@ def scale_and_pool_dir(config: dict[str, Any]) -> tuple[Scale, Path, int]:
     scale = get_scale(str(config["scale"]))
     seed = as_count(config["pool_seed"], "pool_seed")
     pool_dir = as_path(config["pool_dir"], "pool_dir")
-    return scale, pool_dir or Path("pools") / (scale.name if seed == 0 else f"{scale.name}-{seed}"), seed
+    name = scale.pool_scale
+    return scale, pool_dir or Path("pools") / (name if seed == 0 else f"{name}-{seed}"), seed
 
 
 def check_override_name(verb: str, key: str) -> None:

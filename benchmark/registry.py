@@ -221,7 +221,7 @@ def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
     Raises KeyError with the nearest name.
     """
     groups: dict[str, list[str]] = {suite.name: list(suite.tasks) for suite in SUITES.values()}
-    for member in SUITES[suite_name].tasks:
+    for member in SUITES[suite_name].tasks if suite_name in SUITES else ():
         for group in TASKS[member].groups:
             groups.setdefault(group, []).append(member)
     chosen: dict[str, Task] = {}

@@ -227,6 +227,8 @@ def write_lines(out_dir: Path) -> None:
         assert record is not None
         name, result = record.made_from["task"], record.result
         line = {"key": name, "dataset": result["title"], "metrics": result["metrics"]}
+        if "recipe" in record.made_from:
+            line["recipe"] = record.made_from["recipe"]  # of a scale of one's own: it is not comparable
         lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     write_bytes(out_dir / LINES_NAME, "".join(lines).encode())
 

@@ -1,11 +1,29 @@
 """Scales: the fixed training recipes. A number here is part of the benchmark; changing one raises `recipe`.
 
-A recipe cannot be changed from the command line; `tests/test_scales.py` pins every field.
+A recipe cannot be changed from the command line; `tests/test_scales.py` pins every field. A scale of one's own is a
+YAML or JSON file (`scale=my_scale.yaml`): it names the scale it departs from (`base:`) and what is different. Its
+results say that they are not comparable.
+
+DataComp's scales take their numbers from three places:
+- scale_configs.py of DataComp's repository (arXiv 2304.14108): model, batch size, learning rate, warm-up, samples
+  seen, xlarge's beta2, and the flags with which it always calls open_clip: gradient checkpointing, resampled shards,
+  automatic mixed precision (bfloat16 at xlarge), five checkpoints;
+- open_clip's defaults, which those flags leave as they are: AdamW with betas .9 and .98 and eps 1e-6 for ViTs
+  (params.py, after Radford et al. 2021), weight decay .2, no gradient clipping, cosine to zero (scheduler.py), random
+  crops of 90 to 100 % of the area (transform.py), OpenAI's mean and standard deviation (constants.py);
+- open_clip's loader (data.py): shards drawn with replacement, a shuffle buffer of 5,000 samples in each of 4 workers a
+  GPU. With 1,024 samples of a batch on a GPU that is 20,000 samples in buffers for every 1,024 of the batch: in
+  `window_blocks`, two blocks of 10,000, what a shard holds, for every 1,024.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from benchmark.names import nearest_name
 from benchmark.stage import Json, digest
@@ -46,7 +64,7 @@ class Scale:
     warmup_steps: int
     schedule: str  # "cosine" to zero
     grad_clip_norm: float | None
-    precision: str  # "fp32", "amp" or "amp_bf16"
+    precision: str  # "fp32", "amp" (float16, losses scaled) or "amp_bf16"
     grad_checkpointing: bool
 
     augmentation: Augmentation
@@ -63,19 +81,45 @@ class Scale:
     device: str  # what the recipe's reference runs used: "cpu" or "cuda"
     is_embedded: bool  # `winnow pool build` draws its pool
 
+    base: str | None = None  # of a scale of one's own: the scale that it departs from
+
     @property
     def steps(self) -> int:
         """Return the number of optimiser steps."""
         return -(-self.samples_seen // self.batch_size)
 
+    @property
+    def kept_steps(self) -> list[int]:
+        """Return the steps after which a checkpoint is kept, at even parts of the budget; the last is the end."""
+        return sorted({-(-self.steps * part // self.num_checkpoints) for part in range(1, self.num_checkpoints + 1)})
+
+    @property
+    def is_comparable(self) -> bool:
+        """Tell whether its results may be compared with others': not those of a scale of one's own."""
+        return self.base is None
+
+    @property
+    def pool_scale(self) -> str:
+        """Return the name of the scale whose pool it uses."""
+        return self.base or self.name
+
     def as_json(self) -> dict[str, Json]:
         """Return every field, for records."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.base is None:
+            del values["base"]
+        return values
 
     @property
     def hash(self) -> str:
         """Return the sha256 of all fields."""
         return digest(self.as_json())
+
+    @property
+    def identity(self) -> dict[str, Json]:
+        """Return what records say of the recipe."""
+        known = {"scale": self.name, "version": self.recipe, "hash": self.hash}
+        return known if self.is_comparable else {**known, "comparable": False}
 
 
 NANO = Scale(
@@ -112,11 +156,165 @@ NANO = Scale(
 
 PICO = replace(NANO, name="pico", suite="pico", pool_size=4_000, model="pico_cnn", samples_seen=6_400, warmup_steps=10)
 
-SCALES: dict[str, Scale] = {scale.name: scale for scale in (PICO, NANO)}
+
+SMALL = Scale(
+    name="small",
+    recipe=1,
+    pool_size=12_800_000,
+    suite="datacomp",
+    model="ViT-B-32",
+    image_size=224,
+    samples_seen=12_800_000,
+    batch_size=4096,
+    optimizer="adamw",
+    learning_rate=5e-4,
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    weight_decay=0.2,
+    warmup_steps=500,
+    schedule="cosine",
+    grad_clip_norm=None,
+    precision="amp",
+    grad_checkpointing=True,
+    augmentation=Augmentation("random_resized_crop", area=(0.9, 1.0)),
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    with_replacement=True,
+    block_size=10_000,
+    window_blocks=8,
+    spread_repeats=False,
+    num_checkpoints=5,
+    threads=None,
+    device="cuda",
+    is_embedded=False,
+)
+
+# On any of these pools, to see that everything works.
+DEBUG = replace(SMALL, name="debug", samples_seen=128_000, batch_size=1024, learning_rate=1e-4, window_blocks=2)
+MEDIUM = replace(SMALL, name="medium", pool_size=128_000_000, samples_seen=128_000_000)
+LARGE = replace(
+    SMALL,
+    name="large",
+    pool_size=1_280_000_000,
+    samples_seen=1_280_000_000,
+    model="ViT-B-16",
+    batch_size=8192,
+    window_blocks=16,
+)
+XLARGE = replace(
+    SMALL,
+    name="xlarge",
+    pool_size=12_800_000_000,
+    samples_seen=12_800_000_000,
+    model="ViT-L-14",
+    batch_size=90_112,
+    learning_rate=1e-3,
+    betas=(0.9, 0.95),
+    warmup_steps=10_000,
+    precision="amp_bf16",
+    window_blocks=176,
+)
+
+# Ours: one GPU, a tenth of small's samples, any real pool of that many. Sampling is that of the embedded scales (every
+# sample once before any comes twice, copies kept apart), a tenth of the steps warms up.
+MICRO = replace(
+    SMALL,
+    name="micro",
+    pool_size=1_280_000,
+    samples_seen=1_280_000,
+    batch_size=1024,
+    warmup_steps=125,
+    precision="amp_bf16",
+    grad_checkpointing=False,
+    with_replacement=False,
+    block_size=1000,
+    window_blocks=100,
+    spread_repeats=True,
+    num_checkpoints=1,
+)
+
+SCALES: dict[str, Scale] = {scale.name: scale for scale in (PICO, NANO, MICRO, DEBUG, SMALL, MEDIUM, LARGE, XLARGE)}
+
+CUSTOM_SUFFIXES = (".yaml", ".yml", ".json")
+CHOICES = {
+    "optimizer": ("adamw",),
+    "schedule": ("cosine",),
+    "precision": ("fp32", "amp", "amp_bf16"),
+    "device": ("cpu", "cuda"),
+}
+FIXED = ("name", "recipe", "pool_size", "is_embedded")  # what a scale of one's own has from its base
 
 
 def get_scale(name: str) -> Scale:
-    """Look a scale up; raises KeyError with the nearest name."""
+    """Look a scale up by its name, or read the file of a scale of one's own; raises KeyError with the nearest name."""
+    if name.endswith(CUSTOM_SUFFIXES):
+        return read_scale(Path(name).expanduser())
     if name not in SCALES:
-        raise KeyError(f"unknown scale {name!r}.{nearest_name(name, SCALES)} Scales: {', '.join(SCALES)}.")
+        raise KeyError(
+            f"unknown scale {name!r}.{nearest_name(name, SCALES)} Scales: {', '.join(SCALES)}; or the path of a file "
+            "of your own, such as my_scale.yaml."
+        )
     return SCALES[name]
+
+
+def read_scale(path: Path) -> Scale:
+    """Read a scale of one's own: `base: <scale>` and the fields that differ. Raises ValueError for what is not one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no scale file {path}")
+    try:
+        given = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict) or given.get("base") not in SCALES:
+        raise ValueError(f"{path} must name the scale that it departs from, base: {', '.join(SCALES)}")
+    base = SCALES[given.pop("base")]
+    if path.stem in SCALES:
+        raise ValueError(f"{path} has the name of a scale of the benchmark; give the file another")
+    known = [field.name for field in fields(Scale) if field.name not in (*FIXED, "base")]
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"{path}: a scale has no {key!r} to set.{nearest_name(str(key), known)} {', '.join(known)}"
+            )
+    return replace(base, name=path.stem, recipe=0, base=base.name, **_checked(path, base, given))
+
+
+def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:
+    """Validate the values of a scale of one's own against the types of the fields, and against what can work."""
+    from pydantic import TypeAdapter, ValidationError
+
+    if isinstance(given.get("augmentation"), dict):
+        odd = set(given["augmentation"]) - {field.name for field in fields(Augmentation)}
+        if odd:
+            raise ValueError(f"{path}: augmentation has no {', '.join(sorted(map(repr, odd)))}")
+    try:
+        scale = TypeAdapter(Scale).validate_python({**asdict(base), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {place}: {first['input']!r}: {first['msg']}") from error
+    wrong = [
+        f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
+        for name, value in asdict(scale).items()
+        if name in CHOICES and value not in CHOICES[name]
+    ]
+    for name in ("image_size", "samples_seen", "batch_size", "block_size", "window_blocks", "num_checkpoints"):
+        if getattr(scale, name) < 1:
+            wrong.append(f"{name} is {getattr(scale, name)}, less than 1")
+    for name in ("learning_rate", "weight_decay", "warmup_steps"):
+        if getattr(scale, name) < 0:
+            wrong.append(f"{name} is {getattr(scale, name)}, less than 0")
+    for name in ("learning_rate", "weight_decay", "eps", "grad_clip_norm"):
+        if not math.isfinite(getattr(scale, name) or 0):
+            wrong.append(f"{name} is {getattr(scale, name)}, not a finite number")
+    if scale.threads is not None and scale.threads < 1:
+        wrong.append(f"threads is {scale.threads}, less than 1")
+    if scale.augmentation.kind not in ("shift", "random_resized_crop"):
+        wrong.append(f"augmentation.kind is {scale.augmentation.kind!r}, not shift or random_resized_crop")
+    if not 0 < scale.augmentation.area[0] <= scale.augmentation.area[1] <= 1:
+        wrong.append(f"augmentation.area is {scale.augmentation.area}, not two shares in order")
+    if not all(value > 0 for value in scale.std):
+        wrong.append(f"std is {scale.std}, not above 0")
+    if wrong:
+        raise ValueError(f"{path}: {'; '.join(wrong)}")
+    return {name: getattr(scale, name) for name in given}

@@ -45,9 +45,16 @@ class Record:
         return digest({"stage": self.stage, "version": self.version, "made_from": self.made_from})
 
 
+def rank_of_process() -> tuple[int, int]:
+    """Return this process's rank, and the number of ranks that torchrun started together: (0, 1) without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ["RANK"]), size) if size > 1 and "RANK" in os.environ else (0, 1)
+
+
 def say(message: str) -> None:
-    """Tell the user one line of progress."""
-    print(message, flush=True)
+    """Tell the user one line of progress; of several ranks only the first speaks."""
+    if rank_of_process()[0] == 0:
+        print(message, flush=True)
 
 
 def warn(message: str) -> None:
@@ -168,17 +175,21 @@ class Stopped(BaseException):
         self.number = number  # of the signal
 
 
+class OtherRankFailed(BaseException):
+    """The first of several ranks has said what was wrong; this one ends without a word."""
+
+
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def stop_signals(insist: bool = True) -> Iterator[list[int]]:
     """Collect the signals that ask for a stop, so that a step can be ended and saved first.
 
-    A second SIGINT interrupts at once. A signal that was ignored before stays so; outside the main thread nothing is
-    collected.
+    A second SIGINT interrupts at once, but where `insist` is False: a launcher passes on the one that its ranks had
+    from the terminal already. A signal that was ignored before stays so; outside the main thread nothing is collected.
     """
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        if number == signal.SIGINT and number in received:
+        if insist and number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import features
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
-from tqdm import tqdm
 
 from benchmark.data import (
     MAX_UNDECODABLE,
+    Batch,
     HeldSamples,
     StepBatches,
     batches_from,
@@ -26,13 +32,16 @@ from benchmark.data import (
     hold_samples,
     normalise,
 )
+from benchmark.health import Health, WandbRun
 from benchmark.index import PoolIndex
 from benchmark.models import Tokenizer, build_model, build_tokenizer
 from benchmark.order import SampleOrder, present_samples
+from benchmark.ranks import ALONE, Ranks, check_split, divisors, unwrap, wrap
 from benchmark.samples import SampleReader
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,
+    OtherRankFailed,
     Record,
     Stopped,
     atomic_path,
@@ -47,6 +56,7 @@ from benchmark.stage import (
     write_bytes,
     write_record,
 )
+from benchmark.step import LossScaler, StepStats, autocast, contrastive_loss, make_optimizer, train_step
 from benchmark.subset import Subset
 from benchmark.uids import count_of, sort_uids, unique_uids
 
@@ -56,16 +66,7 @@ RECORD_NAME = "checkpoint.json"
 STATE_NAMES = ("state.safetensors", "state-before.safetensors")  # newest first
 PACKAGES = ("winnow-bench", "torch", "open_clip_torch", "numpy", "pillow")  # whose versions a checkpoint names
 NUM_SAVES = 20  # of the state, at even parts of the run
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """What one optimiser step reports."""
-
-    loss: float
-    learning_rate: float
-    logit_scale: float
-    grad_norm: float  # before clipping
+SECONDS_UNSAVED = 600.0  # and whenever that long has passed without one
 
 
 @dataclass
@@ -76,6 +77,12 @@ class Curves:
     undecodable: int = 0
     repeats: int = 0  # samples that stood in their batch already
 
+    def add(self, stats: StepStats, undecodable: int, repeats: int) -> None:
+        """Take in a step."""
+        self.stats.append(stats)
+        self.undecodable += undecodable
+        self.repeats += repeats
+
     def as_tensor(self) -> Tensor:
         rows = [list(asdict(stats).values()) for stats in self.stats]
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4)
@@ -83,60 +90,6 @@ class Curves:
     @classmethod
     def from_tensor(cls, rows: Tensor, undecodable: int, repeats: int) -> Curves:
         return cls([StepStats(*row) for row in rows.tolist()], undecodable, repeats)
-
-
-def make_optimizer(model: nn.Module, scale: Scale) -> torch.optim.Optimizer:
-    """Build AdamW as open_clip does: no weight decay for vectors, norms, biases and the logit scale."""
-    assert scale.optimizer == "adamw"
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_spared = parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
-        (spared if is_spared else decayed).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": scale.weight_decay}],
-        lr=scale.learning_rate,
-        betas=scale.betas,
-        eps=scale.eps,
-        fused=True,
-    )
-
-
-def learning_rate_at(step: int, scale: Scale) -> float:
-    """Return the rate of a step: linear warm-up, then cosine to zero, as open_clip's `cosine_lr`."""
-    assert scale.schedule == "cosine"
-    if step < scale.warmup_steps:
-        return scale.learning_rate * (step + 1) / scale.warmup_steps
-    progress = (step - scale.warmup_steps) / (scale.steps - scale.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress)) * scale.learning_rate
-
-
-def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """Return CLIP's symmetric cross-entropy (Radford et al. 2021, Fig. 3) of normalised features (n, dimension)."""
-    logits = logit_scale * image_features @ text_features.T  # (images, texts)
-    labels = torch.arange(len(logits), device=logits.device)
-    return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, tokens: Tensor, scale: Scale, step: int
-) -> StepStats:
-    """Take one optimiser step on normalised images (n, 3, size, size) and tokens (n, context length)."""
-    learning_rate = learning_rate_at(step, scale)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.zero_grad(set_to_none=True)
-    outputs = model(images, tokens)
-    loss = contrastive_loss(outputs["image_features"], outputs["text_features"], outputs["logit_scale"])
-    loss.backward()  # type: ignore[no-untyped-call]
-    limit = math.inf if scale.grad_clip_norm is None else scale.grad_clip_norm
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    optimizer.step()
-    logit_scale = model.logit_scale
-    assert isinstance(logit_scale, Tensor)
-    with torch.no_grad():
-        logit_scale.clamp_(0, math.log(100))
-    return StepStats(loss.item(), learning_rate, math.exp(logit_scale.item()), grad_norm.item())
 
 
 class TrainingData:
@@ -151,66 +104,112 @@ class TrainingData:
         self._tokenizer: Tokenizer | None = None
         self._held: HeldSamples | None = None
 
-    def batches(self, seed: int) -> StepBatches:
+    def batches(self, seed: int, ranks: Ranks = ALONE) -> StepBatches:
         """Return the run's batches; the first call decodes the samples."""
         order = SampleOrder(self.samples, self.scale, seed)
         if self._tokenizer is None:
             self._tokenizer = build_tokenizer(self.scale.model)
             if fits_memory(order):
                 self._held = hold_samples(self.reader, self._tokenizer, self.scale)
-        return StepBatches(order, self.reader, self._tokenizer, self._held)
+        return StepBatches(order, self.reader, self._tokenizer, self._held, ranks)
 
 
 def train(
-    data: TrainingData, seed: int, checkpoint_dir: Path, made_from: dict[str, Json], *, device: str, workers: int = 0
-) -> Record:
+    data: TrainingData,
+    seed: int,
+    checkpoint_dir: Path,
+    made_from: dict[str, Json],
+    *,
+    device: str,
+    workers: int | None = 0,
+    accumulation: int = 1,
+    ranks: Ranks = ALONE,
+    wandb: str = "disabled",
+) -> Record | None:
     """Train one seed into `checkpoint_dir`, going on from the state that a killed run left there.
 
-    Raises ValueError where the loss is not finite or too many samples cannot be decoded; the last state stays. Raises
-    Stopped after a signal that asks for it, with the step saved.
+    Returns the checkpoint's record, on the first rank. Neither `workers` (None: as many as fit), `accumulation` nor
+    `ranks` change the result, the latter two but for the rounding of sums. Raises ValueError where the loss is not
+    finite or too many samples cannot be decoded; the last state stays. Raises Stopped after a signal that asks for it,
+    with the step saved, and MemoryError that says what would fit.
     """
-    scale = data.scale
+    scale, seed_dir = data.scale, checkpoint_dir.parent
+    check_split(scale.batch_size, ranks.size, accumulation)
     identity = digest(made_from)
-    remove_temporary(checkpoint_dir)
+    is_first = ranks.is_first
+    config = {**scale.as_json(), **made_from, "recipe_hash": scale.hash}
+    if is_first:
+        remove_temporary(checkpoint_dir)
     with (
-        cost(checkpoint_dir.parent.parent, "train", seed=seed, device=device) as numbers,
+        _cost(seed_dir.parent, ranks, seed=seed, device=device, accumulation=accumulation) as numbers,
         recipe_threads(scale),
-        stop_signals() as stops,
+        WandbRun(wandb if is_first else "disabled", seed_dir.parent, seed).opened(config) as run,
+        stop_signals(insist=ranks.size == 1) as stops,
     ):
-        batches = data.batches(seed)
-        model = build_model(scale.model, seed).to(device)
-        optimizer = make_optimizer(model, scale)
-        first_step, curves = load_state(checkpoint_dir, identity, model, optimizer)
-        start = time.perf_counter()
-        model.train()
-        progress = tqdm(
-            total=scale.steps * scale.batch_size,
-            initial=first_step * scale.batch_size,
-            desc=f"train seed {seed}",
-            unit="sample",
-            disable=None,
-            leave=False,
+        batches = data.batches(seed, ranks)
+        model = build_model(scale.model, seed, scale.image_size)
+        _refuse_mixing(model, scale)
+        ranks.on_first(partial(_check_space, checkpoint_dir, model, scale))
+        model = model.to(device)
+        if scale.grad_checkpointing:
+            model.set_grad_checkpointing()  # type: ignore[operator]
+        optimizer, scaler = make_optimizer(model, scale), LossScaler(scale, device)
+        name = ranks.on_first(lambda: newest_state(checkpoint_dir, identity))
+        first_step, curves = (
+            (0, Curves()) if name is None else load_state(checkpoint_dir / name, model, optimizer, scaler)
         )
-        for step, batch in enumerate(batches_from(batches, first_step, workers), first_step):
-            images = normalise(batch.images, scale, device)
-            tokens = torch.from_numpy(batch.tokens).long().to(device)
-            stats = train_step(model, optimizer, images, tokens, scale, step)
-            _refuse_bad_step(stats, step, curves, batch.undecodable, scale, checkpoint_dir)
-            curves.stats.append(stats)
-            curves.undecodable += batch.undecodable
-            curves.repeats += batch.repeats
-            progress.update(len(batch))
-            progress.set_postfix(loss=f"{stats.loss:.3f}", refresh=False)
-            if step + 1 < scale.steps and (stops or (step + 1) % max(1, scale.steps // NUM_SAVES) == 0):
-                save_state(checkpoint_dir, identity, model, optimizer, step + 1, curves)
-                if stops:
-                    raise Stopped(stops[0], f"step {step + 1:,} of {scale.steps:,} of seed {seed} is saved")
-        progress.close()
+        trained = wrap(model, ranks, device)
+        trained.train()
+        start = saved = time.perf_counter()
+        if workers is None:
+            workers = 0 if batches.held is not None else default_workers()
+        with Health(seed_dir, seed, scale, first_step, device, ranks, run) as health:
+            parts = batches_from(batches, first_step, workers, device)
+            for step in range(first_step, scale.steps):
+                with health.waiting():
+                    batch = next(parts)
+                with memory_advice(trained, batch, scale, step, accumulation, ranks):
+                    stats = train_step(
+                        trained,
+                        optimizer,
+                        batch.images,
+                        batch.tokens,
+                        scale,
+                        step,
+                        accumulation=accumulation,
+                        scaler=scaler,
+                        ranks=ranks,
+                    )
+                undecodable, repeats, asked = ranks.sums(batch.undecodable, batch.repeats, len(stops))
+                curves.add(stats, int(undecodable), int(repeats))
+                refusal = _refuse_bad_step(stats, step, curves, scaler, scale, checkpoint_dir)
+                if refusal and is_first:
+                    raise ValueError(refusal)
+                if refusal:
+                    raise OtherRankFailed
+                done = step + 1
+                health.note(done, stats, curves.undecodable, curves.repeats)
+                if done == scale.steps:
+                    break
+                is_kept = done in scale.kept_steps
+                if is_first and is_kept:
+                    _write_weights(checkpoint_dir / kept_name(done), model)
+                is_due = done % max(1, scale.steps // NUM_SAVES) == 0 or time.perf_counter() - saved > SECONDS_UNSAVED
+                if is_first and (asked or is_kept or is_due):
+                    save_state(checkpoint_dir, identity, model, optimizer, done, curves, scaler)
+                    saved = time.perf_counter()
+                if asked:
+                    health.finish(done, curves.undecodable, curves.repeats)
+                    number = stops[0] if stops else signal.SIGTERM
+                    raise Stopped(number, f"step {done:,} of {scale.steps:,} of seed {seed} is saved")
+            health.finish(scale.steps, curves.undecodable, curves.repeats)
         seconds = time.perf_counter() - start
         numbers["samples_per_second"] = round((scale.steps - first_step) * scale.batch_size / max(seconds, 1e-9), 1)
-        record = _finish(checkpoint_dir, model, curves, data, batches.order, made_from)
-        if stops:
-            raise Stopped(stops[0], f"seed {seed} is trained")
+        numbers["waiting"] = round(health.total_waited / max(seconds, 1e-9), 4)
+        numbers["workers"] = workers
+        record = _finish(checkpoint_dir, model, curves, data, made_from) if is_first else None
+        if ranks.sums(len(stops))[0]:
+            raise Stopped(stops[0] if stops else signal.SIGTERM, f"seed {seed} is trained")
         return record
 
 
@@ -221,7 +220,13 @@ def checkpoint_if_finished(checkpoint_dir: Path, made_from: dict[str, Json]) -> 
 
 
 def save_state(
-    folder: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, curves: Curves
+    folder: Path,
+    identity: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    curves: Curves,
+    scaler: LossScaler,
 ) -> None:
     """Save what the run needs to go on, as one file; the state before it is kept."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -234,6 +239,7 @@ def save_state(
         "step": str(step),
         "undecodable": str(curves.undecodable),
         "repeats": str(curves.repeats),
+        "scaler": scaler.state(),
     }
     newest, before = (folder / name for name in STATE_NAMES)
     with atomic_path(newest) as temporary:
@@ -242,10 +248,10 @@ def save_state(
             rename(newest, before)
 
 
-def load_state(folder: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Curves]:
-    """Bring model and optimiser to the newest saved state of this run; return the next step and the curves.
+def newest_state(folder: Path, identity: str) -> str | None:
+    """Return the name of the newest whole state in a folder, None where there is none.
 
-    A damaged state is passed over with a warning; raises ValueError for a state of another run.
+    A damaged one is passed over with a warning; raises ValueError for a state of another run.
     """
     for name in STATE_NAMES:
         path = folder / name
@@ -254,25 +260,54 @@ def load_state(folder: Path, identity: str, model: nn.Module, optimizer: torch.o
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                for key in file.keys():  # noqa: SIM118
+                    file.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            warn(f"{path} is damaged ({error}); it is left out")
+            before = folder / STATE_NAMES[1]
+            instead = "the one before is taken" if path != before and before.exists() else "the run begins anew"
+            warn(f"{path} is damaged ({error}); {instead}")
             continue
         if metadata is None or metadata.get("run") != identity:
             raise ValueError(
                 f"{path} is the state of a run with other settings; choose another folder or delete {folder}"
             )
-        model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
-        for parameter_name, parameter in model.named_parameters():
-            prefix = f"optimizer.{parameter_name}."
-            optimizer.state[parameter] = {
-                key.removeprefix(prefix): value.to(parameter.device) if not key.endswith(".step") else value
-                for key, value in tensors.items()
-                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-            }
-        curves = Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]), int(metadata["repeats"]))
-        return int(metadata["step"]), curves
-    return 0, Curves()
+        return name
+    return None
+
+
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler
+) -> tuple[int, Curves]:
+    """Bring model, optimiser and loss scaler to a saved state; return the next step and the curves."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not seen by every rank; the experiment's folder must be shared by all")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    for parameter_name, parameter in model.named_parameters():
+        prefix = f"optimizer.{parameter_name}."
+        state = {
+            key.removeprefix(prefix): value.to(parameter.device)
+            for key, value in tensors.items()
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        }
+        if state:  # none where float16 has skipped every step so far
+            optimizer.state[parameter] = state
+    if scaler.is_needed:
+        scaler.load(metadata["scaler"])
+    curves = Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]), int(metadata["repeats"]))
+    return int(metadata["step"]), curves
+
+
+def kept_name(step: int) -> str:
+    """Return the file name of the weights that are kept after a step."""
+    return f"model-step-{step:08d}.safetensors"
+
+
+def default_workers() -> int:
+    """Return a loader process for every core of this rank."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class recipe_threads:  # noqa: N801  # reads as a statement
@@ -290,57 +325,160 @@ class recipe_threads:  # noqa: N801  # reads as a statement
         torch.set_num_threads(self.before)
 
 
-def _refuse_bad_step(stats: StepStats, step: int, curves: Curves, undecodable: int, scale: Scale, folder: Path) -> None:
-    if not math.isfinite(stats.loss) or not math.isfinite(stats.grad_norm):
+def _cost(exp_dir: Path, ranks: Ranks, **numbers: Json) -> AbstractContextManager[dict[str, Json]]:
+    return cost(exp_dir, "train", ranks=ranks.size, **numbers) if ranks.is_first else nullcontext({})
+
+
+@contextmanager
+def memory_advice(
+    model: nn.Module, batch: Batch, scale: Scale, step: int, accumulation: int, ranks: Ranks
+) -> Iterator[None]:
+    """Turn running out of memory in a training step into a MemoryError that says which accumulation would fit."""
+    try:
+        yield
+        return
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        device = batch.images.device.type
+    # Outside the handler, whose error still holds the step's activations.
+    at_once = len(batch) // accumulation
+    if device == "cuda":
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        fitting = fitting_accumulation(
+            lambda samples: peak_memory(unwrap(model), batch, scale, samples), torch.cuda.mem_get_info()[1], len(batch)
+        )
+    else:
+        fitting = next((n for n in range(2 * accumulation, len(batch) + 1) if len(batch) % n == 0), None)
+    who = f"rank {ranks.rank}, " if ranks.size > 1 else ""
+    if fitting is None:
+        remedy = "not even one sample at a time fits"
+    else:
+        does = "would fit" if device == "cuda" else "needs less"
+        remedy = (
+            f"accumulation={fitting} {does} ({len(batch) // fitting:,} at once), the result the same up to rounding"
+        )
+    raise MemoryError(f"{who}step {step:,}, {at_once:,} samples at once on {device}: {remedy}")
+
+
+def fitting_accumulation(peak_at: Callable[[int], int], capacity: int, batch: int) -> int | None:
+    """Return the least accumulation whose micro-batch fits into `capacity` bytes, None where none does.
+
+    `peak_at` measures the peak for a number of samples. It is taken to grow along a line, which two small measurements
+    give; a tenth is left free.
+    """
+    few, more = (max(1, batch // part) for part in (64, 32))
+    low, high = peak_at(few), peak_at(more)
+    per_sample = (high - low) / max(1, more - few)
+    for accumulation in divisors(batch, up_to=batch):
+        if low + per_sample * (batch // accumulation - few) <= 0.9 * capacity:
+            return accumulation
+    return None
+
+
+def peak_memory(model: nn.Module, batch: Batch, scale: Scale, samples: int) -> int:
+    """Return the GPU's peak in bytes for a step on that many samples, with AdamW's two moments of every parameter."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with autocast(scale, "cuda"):
+        outputs = model(normalise(batch.images[:samples], scale), batch.tokens[:samples].long())
+        loss = contrastive_loss(outputs["image_features"], outputs["text_features"], outputs["logit_scale"])
+    loss.backward()  # type: ignore[no-untyped-call]
+    peak = torch.cuda.max_memory_allocated()
+    del outputs, loss
+    model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    # The moments are there only after the first step: counted where memory shows that they are not.
+    return peak + (2 * weights if before < 3 * weights else 0)
+
+
+def _check_space(folder: Path, model: nn.Module, scale: Scale) -> None:
+    """Raise OSError before the training where its checkpoints will not fit on the disk."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    # Three states of weights and two moments: the newest, the one before, the one being written.
+    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    needed = weights * (len(scale.kept_steps) + 9) - there
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"no space for the checkpoints: {folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "make room, or choose another exp_dir"
+        )
+
+
+def _refuse_mixing(model: nn.Module, scale: Scale) -> None:
+    """Raise ValueError for a model with BatchNorm: accumulation and ranks would change its gradients."""
+    mixing = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if mixing:
         raise ValueError(
+            f"model {scale.model!r} normalises over the samples of a batch ({mixing[0]}), so its results would depend "
+            "on how a batch is cut into ranks and micro-batches; choose a model without BatchNorm"
+        )
+
+
+def _refuse_bad_step(
+    stats: StepStats, step: int, curves: Curves, scaler: LossScaler, scale: Scale, folder: Path
+) -> str | None:
+    """Return what is wrong with a step, the same on every rank; None where it is well."""
+    is_finite = math.isfinite(stats.loss) and (math.isfinite(stats.grad_norm) or scaler.is_needed)
+    if not is_finite or scaler.has_failed:
+        return (
             f"training diverged at step {step}: loss {stats.loss}, gradient norm {stats.grad_norm}; "
             f"the last good state is in {folder}"
         )
-    total = curves.undecodable + undecodable
-    if total > MAX_UNDECODABLE * scale.samples_seen:
-        raise ValueError(
-            f"{total} samples of the first {(step + 1) * scale.batch_size} could not be decoded, more than "
-            f"{MAX_UNDECODABLE:.0%} of the samples seen; check the pool's images"
+    if curves.undecodable > MAX_UNDECODABLE * scale.samples_seen:
+        return (
+            f"{curves.undecodable} samples of the first {(step + 1) * scale.batch_size} could not be decoded, "
+            f"more than {MAX_UNDECODABLE:.0%} of the samples seen; check the pool's images"
         )
+    return None
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}; the state before it is whole") from error
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def _finish(
-    folder: Path,
-    model: nn.Module,
-    curves: Curves,
-    data: TrainingData,
-    order: SampleOrder,
-    made_from: dict[str, Json],
-) -> Record:
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+def _write_weights(path: Path, model: nn.Module) -> None:
+    with atomic_path(path) as temporary:
         _write_tensors(temporary, model.state_dict())
-    lines = [json.dumps({"step": step, **asdict(stats)}) for step, stats in enumerate(curves.stats)]
+
+
+def _finish(folder: Path, model: nn.Module, curves: Curves, data: TrainingData, made_from: dict[str, Json]) -> Record:
+    scale = data.scale
+    _write_weights(folder / WEIGHTS_NAME, model)
+    lines = [json.dumps({"step": step, **_finite(asdict(stats))}) for step, stats in enumerate(curves.stats)]
     write_bytes(folder / "train.jsonl", ("\n".join(lines) + "\n").encode())
     last = curves.stats[-max(1, len(curves.stats) // 20) :]
-    record = Record(
-        "train",
-        TRAIN_VERSION,
-        made_from,
-        {
-            "steps": order.scale.steps,
-            "samples": len(data.samples),
-            "absent_uids": data.num_absent,
-            "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
-            "undecodable": curves.undecodable,
-            "repeats_in_batch": curves.repeats,
-            "weights": sha256_of(folder / WEIGHTS_NAME),
-            "versions": {package: version(package) for package in PACKAGES},
-        },
-    )
+    result = {
+        "steps": scale.steps,
+        "samples": len(data.samples),
+        "absent_uids": data.num_absent,
+        "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
+        "undecodable": curves.undecodable,
+        "repeats_in_batch": curves.repeats,
+        "weights": sha256_of(folder / WEIGHTS_NAME),
+        "decoder": f"Pillow {version('pillow')}, libjpeg-turbo {features.version('libjpeg_turbo')}",
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    kept = {str(step): sha256_of(folder / kept_name(step)) for step in scale.kept_steps[:-1]}
+    if kept:
+        result["kept"] = kept  # step -> sha256 of the weights after it
+    record = Record("train", TRAIN_VERSION, made_from, result)
     write_record(folder / RECORD_NAME, record)
     for name in STATE_NAMES:
         (folder / name).unlink(missing_ok=True)
     return record
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Return values as JSON can hold them."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -24,19 +24,21 @@ from benchmark.experiment import (
 )
 from benchmark.options import (
     MISSING,
-    as_count,
+    as_accumulation,
     as_device,
     as_flag,
     as_list,
     as_path,
     as_seeds,
+    as_wandb,
+    as_workers,
     make_rule,
     scale_and_pool_dir,
 )
 from benchmark.pool import Pool
 from benchmark.registry import load_tasks
 from benchmark.report import report_stage
-from benchmark.scales import Scale
+from benchmark.scales import SCALES, Scale
 from benchmark.stage import say, write_bytes
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def run(config: Config, command: list[str]) -> None:
     """Filter, train, evaluate, print the run's table, and make its report."""
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
-    choice, workers = _choice(config), as_count(config["workers"], "workers")
+    choice, workers, wandb = _choice(config), as_workers(config["workers"]), as_wandb(config["wandb"])
+    accumulation = as_accumulation(config["accumulation"])
     with_report = as_flag(config["report"], "report")
     tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
     load_tasks(config["plugins"])
@@ -58,8 +61,8 @@ def run(config: Config, command: list[str]) -> None:
     eval_dir = _eval_dir(config, pool_dir)
     check_evaluation_data(scale, tasks, eval_dir)
     exp_dir = _filter(config, command, scale, pool, choice)
-    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
-    evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device)
+    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
+    evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
     report_experiment(exp_dir, scale, pool)
     if with_report:
         report_stage(exp_dir, pool, scale)
@@ -69,34 +72,48 @@ def filter_pool(config: Config, command: list[str]) -> None:
     """Choose a subset."""
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     choice = _choice(config)
-    as_count(config["workers"], "workers")
+    as_workers(config["workers"])
     _filter(config, command, scale, open_pool(scale, pool_dir, pool_seed), choice)
 
 
 def train(config: Config, command: list[str]) -> None:
-    """Train on an experiment's subset."""
+    """Train on an experiment's subset, alone or as one of the ranks that torchrun started."""
+    from benchmark.ranks import joined_ranks
+
     scale, pool_dir, _ = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
-    workers = as_count(config["workers"], "workers")
+    workers, wandb = as_workers(config["workers"]), as_wandb(config["wandb"])
+    accumulation = as_accumulation(config["accumulation"])
     exp_dir = _given_exp_dir(config)
     pool = Pool(pool_dir)
-    open_experiment(exp_dir, pool)
-    _log_command(exp_dir, config, command)
-    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers)
+    with joined_ranks(device) as ranks:
+        ranks.on_first(lambda: open_experiment(exp_dir, pool))
+        ranks.on_first(lambda: _log_command(exp_dir, config, command))
+        train_stage(
+            exp_dir,
+            pool,
+            scale,
+            seeds,
+            device=device,
+            workers=workers,
+            accumulation=accumulation,
+            ranks=ranks,
+            wandb=wandb,
+        )
 
 
 def evaluate(config: Config, command: list[str]) -> None:
     """Score an experiment's checkpoints, and print its table where the whole suite is scored."""
     scale, pool_dir, _ = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
-    tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
+    tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     exp_dir = _given_exp_dir(config)
     pool = Pool(pool_dir)
     open_experiment(exp_dir, pool)
     _log_command(exp_dir, config, command)
-    evaluate_stage(exp_dir, pool, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device)
+    evaluate_stage(exp_dir, pool, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device, wandb=wandb)
     report_experiment(exp_dir, scale, pool)
 
 
@@ -123,7 +140,7 @@ def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
     """Open the pool; an embedded scale's is built first where it is not there or not finished."""
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
-        build_embedded_pool(scale, pool_dir, pool_seed, None)
+        build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
     return Pool(pool_dir)
 
 
@@ -143,7 +160,18 @@ def report_experiment(exp_dir: Path, scale: Scale, pool: Pool) -> None:
         say(f"no seed of {exp_dir} has results for the whole suite {scale.suite!r} yet, so there is no average to show")
         return
     say("")
-    say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
+    if not scale.is_comparable:
+        say(
+            f"scale {scale.name!r} is your own (recipe {scale.hash[:12]}, departs from {scale.base!r}): "
+            "its scores are not comparable with any other scale's"
+        )
+    from leaderboard.entries import has_board
+
+    if has_board(scale.pool_scale):
+        say(board_table(scale.pool_scale, exp_dir / ENTRY_NAME, "text"))
+    else:
+        averages = entry.averages(sorted(entry.tasks)).values()
+        say(f"average over {len(entry.tasks)} tasks: {sum(averages) / len(averages):.3f} ({len(averages)} seeds)")
     say(f"files: {exp_dir} (scores: {ENTRY_NAME}; predictions: seed-*/eval/*.parquet; times: costs.jsonl)")
 
 
@@ -203,9 +231,7 @@ def _choice(config: Config) -> Choice:
 
 def _filter(config: Config, command: list[str], scale: Scale, pool: Pool, choice: Choice) -> Path:
     exp_dir = as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)
-    record = filter_stage(
-        exp_dir, pool, choice, workers=as_count(config["workers"], "workers"), plugins=config["plugins"]
-    )
+    record = filter_stage(exp_dir, pool, choice, workers=as_workers(config["workers"]) or 0, plugins=config["plugins"])
     _log_command(exp_dir, config, command)
     for line in describe_filters(record):
         say(line)

@@ -89,6 +89,7 @@ class Entry:
     within: Hash | None = None  # sha256 of the subset file that the strategy filtered inside
     given_subset: Hash | None = None  # sha256 of a subset file that was taken instead of a strategy
     chance: dict[str, Score] = field(default_factory=dict)  # task -> what guessing gets; older entries do not say
+    comparable: bool = True  # False: trained by a scale of one's own
     format_version: Literal[0] = 0
 
     @pydantic.field_validator("seeds")
@@ -265,11 +266,18 @@ def read_entry(path: Path) -> Entry:
     return read_strictly(path, Entry, "entry")
 
 
+def has_board(name: str) -> bool:
+    """Tell whether a board of this name is shipped."""
+    return (BOARDS_DIR / name / RULES_NAME).is_file()
+
+
 def write_entry(path: Path, entry: Entry) -> None:
     """Write an entry atomically."""
     values = pydantic.TypeAdapter(Entry).dump_python(entry, mode="json")
     if not entry.chance:
         del values["chance"]  # an entry made before chance was kept is written as it was read
+    if entry.comparable:
+        del values["comparable"]  # said where it is not so
     write_json(path, values)
 
 

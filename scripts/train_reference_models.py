@@ -41,7 +41,7 @@ from benchmark.embedded.world import (
 from benchmark.models import build_model, build_tokenizer
 from benchmark.scales import SCALES
 from benchmark.stage import write_bytes
-from benchmark.train import make_optimizer, train_step
+from benchmark.step import make_optimizer, train_step
 
 SEED = 7001  # of the drawings; their keys begin otherwise than those of pools and evaluation sets
 NUM_PAIRS = 80_000
@@ -110,7 +110,7 @@ def train(pictures: np.ndarray, tokens: Tensor, samples_seen: int, seed: int) ->
         positions = np.arange(step * scale.batch_size, (step + 1) * scale.batch_size)
         rows = order[positions]
         images = shift_images(pictures[rows], scale.augmentation.pixels, seed, positions)
-        train_step(model, optimizer, normalise(images, scale, "cpu"), tokens[torch.from_numpy(rows)], scale, step)
+        train_step(model, optimizer, torch.from_numpy(images), tokens[torch.from_numpy(rows)], scale, step)
     model.eval()
     return model
 
@@ -130,12 +130,12 @@ def describe(model: CLIP) -> str:
         ):
             labels = np.arange(400) % len(classes)
             drawn = np.stack([_draw_class(world, title, classes[label], index) for index, label in enumerate(labels)])
-            images = model.encode_image(normalise(drawn, scale, "cpu"), normalize=True)
+            images = model.encode_image(normalise(torch.from_numpy(drawn), scale), normalize=True)
             prompts = model.encode_text(tokenizer([template.format(name) for name in classes]), normalize=True)
             correct = (images @ prompts.T).argmax(dim=1).numpy() == labels  # (images, classes)
             parts.append(f"{whose} {title} {correct.mean():.2f}")
     pictures, texts = draw_pairs("test", 1000)
-    images = model.encode_image(normalise(pictures, scale, "cpu"), normalize=True)
+    images = model.encode_image(normalise(torch.from_numpy(pictures), scale), normalize=True)
     captions = model.encode_text(tokenizer(texts), normalize=True)
     aligned = (images * captions).sum(dim=1).median().item()
     swapped = (images * captions.roll(1, 0)).sum(dim=1).median().item()

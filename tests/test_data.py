@@ -65,7 +65,7 @@ def test_image_and_caption_of_a_position_are_those_of_its_sample(pool_dir):
         expected = batches.order.samples[batches.order.batch(step)]
         batch = batches[step]
         assert batch.tokens[:, 0].tolist() == expected.tolist()
-        assert np.abs(batch.images[:, 4, 4, 0].astype(int) - 6 * expected).max() <= 3  # JPEG's loss
+        assert np.abs(batch.images[:, 4, 4, 0].numpy().astype(int) - 6 * expected).max() <= 3  # JPEG's loss
 
 
 def test_memory_and_tars_give_the_same_batches(pool_dir):
@@ -154,10 +154,10 @@ def test_random_crops_have_the_areas_and_aspects_of_the_recipe():
 
 
 def test_normalise_matches_the_formula():
-    images = np.arange(2 * SIZE * SIZE * 3, dtype=np.uint8).reshape(2, SIZE, SIZE, 3)
+    images = torch.arange(2 * SIZE * SIZE * 3, dtype=torch.uint8).reshape(2, SIZE, SIZE, 3)
     recipe = scale(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    expected = (images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.5, 0.6])
-    result = normalise(images, recipe, "cpu")
+    expected = (images.numpy() / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.5, 0.6])
+    result = normalise(images, recipe)
     assert result.shape == (2, 3, SIZE, SIZE)
     np.testing.assert_allclose(result.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
 

@@ -41,9 +41,11 @@ def load_reference_model(name: str) -> CLIP:
 
 def to_images(pixels: np.ndarray) -> Tensor:
     """Turn pixels (n, 32, 32, 3), uint8, into normalised images (n, 3, 32, 32), as the embedded recipe does."""
+    import torch
+
     from benchmark.data import normalise
 
-    return normalise(pixels.copy(), SCALES["nano"], "cpu")
+    return normalise(torch.from_numpy(pixels.copy()), SCALES["nano"])
 
 
 def encode_images(model: CLIP, pixels: np.ndarray, progress: tqdm | None = None) -> np.ndarray:

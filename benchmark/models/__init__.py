@@ -63,14 +63,20 @@ def register_configs() -> None:
     open_clip.add_model_config(MODELS_DIR)
 
 
-def build_model(name: str, seed: int = 0) -> nn.Module:
-    """Build an open_clip model with weights drawn from `seed`, in float32, leaving torch's global generator alone."""
-    register_configs()
+def build_model(name: str, seed: int = 0, image_size: int | None = None) -> nn.Module:
+    """Build an open_clip model with weights drawn from `seed`, in float32, leaving torch's global generator alone.
+
+    `image_size` is in pixels, the configuration's own where it is None.
+    """
+    own_size = model_config(name)["vision_cfg"].get("image_size", 224)
+    force = None if image_size in (None, own_size) else image_size
     logging.disable(logging.WARNING)  # open_clip warns that the weights are not pretrained; here they never are
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return open_clip.create_model(name, pretrained=None, precision="fp32", output_dict=True)
+            return open_clip.create_model(
+                name, pretrained=None, precision="fp32", output_dict=True, force_image_size=force
+            )
     finally:
         logging.disable(logging.NOTSET)
 
