@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.cli import EXIT_SWEEP, EXIT_USER, _new_sweep_dir, main
+from benchmark.cli import EXIT_SWEEP, EXIT_USER, main
 from benchmark.registry import STRATEGIES
 from benchmark.stage import LOCK_NAME
+from benchmark.sweep import new_sweep_dir
 from benchmark.uids import UID_DTYPE, parse_uids
 from tests.conftest import uid, write_pool
 
@@ -218,7 +219,7 @@ def test_what_nobody_foresaw_does_not_stop_a_sweep_either(pico_pool, capsys, mon
 
 def test_sweeps_of_one_second_have_folders_of_their_own(folder, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
-    assert [_new_sweep_dir().name for _ in range(3)] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
+    assert [new_sweep_dir().name for _ in range(3)] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
 
 
 def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
