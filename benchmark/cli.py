@@ -16,7 +16,7 @@ from typing import Any
 from benchmark import __version__
 from benchmark.names import nearest_name
 from benchmark.stage import Stopped, say
-from benchmark.sweep import Sweep, check_launching, hand_on, in_submitit, job_name, stopped_by_sigterm, write_outcome
+from benchmark.sweep import Sweep, check_launching, hand_on, job_name, stops_raised, write_outcome
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
@@ -145,7 +145,7 @@ class HydraCommand:
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
                 raise ValueError(f"winnow {verb} has no flag {argument!r}; flags: {', '.join(known)}")
-            elif argument.startswith("+"):
+            elif argument.startswith("+") and not argument.lstrip("+").startswith("hydra."):
                 raise ValueError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
@@ -248,7 +248,7 @@ class HydraCommand:
         overrides = [f"++{text}" if text.startswith("filters.") else text for text in self.overrides]
         sweep = Sweep.plan(overrides, self.swept, self.launcher, self.verb)
         job = Job(self.verb, tuple(self.arguments), tuple(self.plugins), sweep.dir, frozenset(self.swept))
-        given = {text.split("=")[0] for text in overrides}
+        given = {text.lstrip("+").split("=")[0] for text in overrides}
         with sweep.launched() as handles:
             try:
                 self._call_hydra(job, [*overrides, *sweep.overrides(given), "--multirun"])
@@ -305,11 +305,10 @@ class Job:
             say(f"\njob {hydra_config.job.num}: {name}")
         failures: list[str] = []
         try:
-            with stopped_by_sigterm():
+            with stops_raised():
                 code = _reported(lambda: self._work(plain, failures), [self.verb, *self.arguments])
-        except (Exception, SystemExit) as error:
-            # submitit, too, ends a process by SystemExit, to have it started again.
-            if self.sweep_dir is None or (isinstance(error, SystemExit) and in_submitit()):
+        except Exception as error:
+            if self.sweep_dir is None:
                 raise
             traceback.print_exc()  # a defect of ours, which is no reason to lose the other jobs
             failures.append(f"{type(error).__name__}: {error}")

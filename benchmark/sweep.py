@@ -40,7 +40,7 @@ class Sweep:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        task = [text for text in overrides if not text.startswith("hydra")]
+        task = [text for text in overrides if not text.lstrip("+").startswith("hydra")]
         (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(task), None)
         return cls(new_sweep_dir(), tuple(job_name(job, swept, verb) for job in jobs), launcher)
 
@@ -209,20 +209,23 @@ def in_submitit() -> bool:
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """In a process of submitit's, which would let SIGTERM pass, take it for a stop."""
+def stops_raised() -> Iterator[None]:
+    """In a process of submitit's, raise Stopped on the signals that ask for a stop; submitit's own handlers come back.
+
+    It would let SIGTERM pass, and end the process on the other wherever it is.
+    """
 
     def stop(number: int, _: Any) -> None:
         raise Stopped(number, "")
 
-    if not in_submitit():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {}
+    if in_submitit():
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, PREEMPT_SIGNAL)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hand_on(number: int) -> None:
