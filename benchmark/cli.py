@@ -296,17 +296,19 @@ class Job:
     def __call__(self, config: Any) -> int:
         """Do the verb's work; return the exit code. In a sweep, write how it ended, and raise only for a stop."""
         from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
 
-        plain = self._plain(config)
         hydra_config = HydraConfig.get()
-        overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
+        given = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        assert isinstance(given, list)
+        overrides = [str(text).removeprefix("++") for text in given]
         name = job_name(overrides, self.swept, self.verb)
         if self.sweep_dir is not None:
             say(f"\njob {hydra_config.job.num}: {name}")
         failures: list[str] = []
         try:
             with stops_raised():
-                code = _reported(lambda: self._work(plain, failures), [self.verb, *self.arguments])
+                code = _reported(lambda: self._work(config, failures), [self.verb, *self.arguments])
         except Exception as error:
             if self.sweep_dir is None:
                 raise
@@ -337,13 +339,13 @@ class Job:
         }
         return plain
 
-    def _work(self, plain: dict[str, Any], failures: list[str]) -> int:
+    def _work(self, config: Any, failures: list[str]) -> int:
         from benchmark import verbs
         from benchmark.registry import load_strategies
 
         try:
             load_strategies(self.plugins)  # a process of its own knows none yet
-            verbs.FUNCTIONS[self.verb](plain, ["winnow", self.verb, *self.arguments])
+            verbs.FUNCTIONS[self.verb](self._plain(config), ["winnow", self.verb, *self.arguments])
         except (ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
             failures.append(_sentence(error))
             raise

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from benchmark.registry import STRATEGIES
 from tests import fake_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 FILES = sorted((ROOT / "scripts" / "slurm").iterdir())
 PLUGIN = '''"""Filters that end their process, or wait for a signal as training does."""
 
@@ -133,16 +135,17 @@ def test_ctrl_c_stops_the_jobs_and_ends_in_one_sentence(pico_pool, folder):
 
 
 def test_slurm_gets_one_array_with_the_settings_given(pico_pool, cluster, monkeypatch, capsys):
+    """The README's command, with another verb, which takes less time."""
     for name, value in cluster.items():
         monkeypatch.setenv(name, value)
-    sweep = ["filter", "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=cpu", "scale=pico"]
-    sweep += ["hydra.launcher.timeout_min=30", "+hydra.launcher.additional_parameters.reservation=night"]
-    assert main([*sweep, f"pool_dir={pico_pool}", "plugins=my_filters.py", "filters=random,no_filter"]) == 0
+    (command,) = [line for line in README.splitlines() if "submitit_slurm" in line]
+    arguments = ["filter", *command.split()[2:], "scale=pico", f"pool_dir={pico_pool}"]
+    assert main([*arguments, "+hydra.launcher.additional_parameters.reservation=night"]) == 0
     assert "2 of 2 jobs succeeded" in capsys.readouterr().out
     (job,) = fake_slurm.submissions(cluster)
     wanted = [
-        "--partition=cpu",
-        "--time=30",
+        "--partition=gpu",
+        "--time=120",
         "--job-name=winnow",
         "--signal=USR1@120",
         "--array=0-1%2",
@@ -178,6 +181,14 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
     assert not Path("experiments").exists()
 
 
+def test_the_readmes_submission_is_taken(cluster):
+    stand_in(cluster, 'test "$2" = --cfg=job')
+    (command,) = [line for line in README.splitlines() if line.startswith("scripts/slurm/submit.sh ")]
+    done = submit(cluster, *shlex.split(command)[1:])
+    assert done.returncode == 0, done.stderr
+    assert len(fake_slurm.submissions(cluster)) == 3
+
+
 def submit(cluster, *arguments):
     return subprocess.run([ROOT / "scripts/slurm/submit.sh", *arguments], env=cluster, capture_output=True, text=True)
 
@@ -193,10 +204,10 @@ def test_three_jobs_are_chained_and_training_is_queued_again_before_its_time_lim
     genuine = (Path(cluster["FAKE_SLURM"]).parent / "winnow").read_text().splitlines()[1]
     waiting = "trap 'echo saved; exit 138' USR1; touch waiting; while :; do sleep 0.1; done"
     stand_in(cluster, f'if [ "$1 $2" = "train workers=0" ] && [ ! -e waiting ]; then {waiting}; fi\n{genuine}')
-    common = ["exp_dir=mine", "scale=pico", f"pool_dir={pico_pool}"]
-    done = submit({**cluster, "WINNOW_GPUS": "0"}, *common, "filters=random", "device=cpu", "seeds=0")
+    common = ["exp_dir=experiments/mine", "scale=pico", f"pool_dir={pico_pool}"]
+    done = submit({**cluster, "WINNOW_GPUS": "0"}, *common, "filters=clip_score", "device=cpu", "seeds=0")
     assert done.stdout.splitlines() == ["filter: job 100", "train: job 101", "evaluate: job 102"], done.stderr
-    log = next(Path("mine/logs").glob("slurm-101-*.out")).read_text()
+    log = next(Path("experiments/mine/logs").glob("slurm-101-*.out")).read_text()
     jobs = fake_slurm.submissions(cluster)
     assert [(Path(job["file"]).stem, job["state"], job["runs"]) for job in jobs] == [
         ("filter", "COMPLETED", 1),
@@ -208,12 +219,12 @@ def test_three_jobs_are_chained_and_training_is_queued_again_before_its_time_lim
         "--dependency=afterok:101",
     ]
     assert [job["arguments"] for job in jobs] == [
-        [*common, "filters=random"],
+        [*common, "filters=clip_score"],
         [*common, "device=cpu", "seeds=0"],
         [*common, "device=cpu", "seeds=0"],
     ]
     assert "\nsaved\n" in log and "queued again" in log
-    assert list(json.loads(Path("mine/entry.json").read_text())["seeds"]) == ["0"]
+    assert list(json.loads(Path("experiments/mine/entry.json").read_text())["seeds"]) == ["0"]
 
 
 def test_a_failing_filter_holds_the_other_jobs_back(cluster):
