@@ -16,7 +16,7 @@ from typing import Any
 from benchmark import __version__
 from benchmark.names import nearest_name
 from benchmark.stage import Stopped, say
-from benchmark.sweep import Sweep, check_launching, hand_on, job_name, stops_raised, write_outcome
+from benchmark.sweep import Sweep, check_launching, hand_on, job_name, outcome_path, stops_raised, write_outcome
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
@@ -304,6 +304,7 @@ class Job:
         overrides = [str(text).removeprefix("++") for text in given]
         name = job_name(overrides, self.swept, self.verb)
         if self.sweep_dir is not None:
+            outcome_path(self.sweep_dir, hydra_config.job.num).unlink(missing_ok=True)  # where it is queued again
             say(f"\njob {hydra_config.job.num}: {name}")
         failures: list[str] = []
         try:

@@ -23,6 +23,7 @@ from benchmark.stage import Stopped, say, warn, write_json
 
 SUBMITIT_PREFIX = "submitit_"  # of the launchers that hydra-submitit-launcher brings
 FIXED = ("hydra/sweeper", "hydra.sweeper.params", "hydra.sweeper._target_", "hydra.sweep", "hydra.mode")
+ONE_PROCESS = ("hydra.launcher.nodes", "hydra.launcher.tasks_per_node")
 PREEMPT_SIGNAL = signal.SIGUSR1  # what training saves itself on; submitit's own choice is SIGUSR2
 
 
@@ -87,7 +88,8 @@ class Sweep:
                     handles.extend(started)
                 finally:
                     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-                say(f"sweep: {len(handles)} of {len(self.jobs)} jobs started; logs in {self.dir / 'logs'}")
+                logs = os.path.relpath(started[0].paths.folder)
+                say(f"sweep: {len(handles)} of {len(self.jobs)} jobs started; logs in {logs}")
                 return [_Awaited(job, may_lag=not self.is_local) for job in started]
 
             submitit.AutoExecutor.map_array = map_array  # type: ignore[assignment,method-assign]
@@ -112,6 +114,7 @@ class Sweep:
             if ids:
                 say(f"the cluster goes on with {len(alive)} jobs of this sweep; to end them: scancel {ids}")
             return
+        say(f"sweep: stopping {len(alive)} jobs")
         for job in alive:
             os.kill(int(job.job_id), signal.SIGTERM)  # of its controller, which hands it on
         for job in alive:
@@ -132,7 +135,7 @@ class Sweep:
         """Say how many jobs succeeded, and list the others; return their number."""
         failures = {}
         for number, name in enumerate(self.jobs):
-            path = self.dir / f"job-{number}.json"
+            path = outcome_path(self.dir, number)
             failure = json.loads(path.read_text())["failure"] if path.exists() else _unheard_of(number, handles)
             if failure is not None:
                 log = f" (log: {os.path.relpath(handles[number].paths.stdout)})" if number < len(handles) else ""
@@ -170,6 +173,8 @@ def check_launching(given: set[str], launcher: str, is_sweep: bool) -> None:
             raise ValueError(f"{key} is for sweeps: winnow ... -m")
         if any(key == name or key.startswith(f"{name}.") for name in FIXED):
             raise ValueError(f"{key} is fixed: a sweep runs every combination, in experiments/sweeps/<time>")
+        if key in ONE_PROCESS:
+            raise ValueError(f"{key}: a job of a sweep is one process; scripts/slurm trains on several GPUs and nodes")
     if launcher.startswith(SUBMITIT_PREFIX):
         try:
             importlib.import_module("hydra_plugins.hydra_submitit_launcher")
@@ -198,9 +203,14 @@ def job_name(overrides: Sequence[str], swept: set[str] | frozenset[str], verb: s
     return " ".join(text for text in plain if text.split("=")[0] in swept) or verb
 
 
+def outcome_path(sweep_dir: Path, number: int) -> Path:
+    """Return the file of how a job ended."""
+    return sweep_dir / f"job-{number}.json"
+
+
 def write_outcome(sweep_dir: Path, number: int, name: str, overrides: list[str], failure: str | None) -> None:
     """Keep how a job ended."""
-    write_json(sweep_dir / f"job-{number}.json", {"job": name, "overrides": overrides, "failure": failure})
+    write_json(outcome_path(sweep_dir, number), {"job": name, "overrides": overrides, "failure": failure})
 
 
 def in_submitit() -> bool:

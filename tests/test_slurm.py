@@ -163,6 +163,7 @@ def test_slurm_gets_one_array_with_the_settings_given(pico_pool, cluster, monkey
         (["-m", "hydra/launcher=submitit_local", "hydra.launcher.partition=x"], "Key 'partition' not in"),
         (["-m", "hydra/launcher=submitit_slurm"], 'Could not detect "srun"'),
         (["-m", "hydra.sweep.dir=here"], "hydra.sweep.dir is fixed"),
+        (["-m", "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"], "a job of a sweep is one process"),
         (["-m", "--cfg=job"], "leave -m out"),
     ],
 )
@@ -202,7 +203,7 @@ def test_three_jobs_are_chained_and_training_is_queued_again_before_its_time_lim
     """The first time, a program that takes the signal as training does stands in its place: it starts at once."""
     cluster[fake_slurm.SIGNAL_AT] = str(folder / "waiting")
     genuine = (Path(cluster["FAKE_SLURM"]).parent / "winnow").read_text().splitlines()[1]
-    waiting = "trap 'echo saved; exit 138' USR1; touch waiting; while :; do sleep 0.1; done"
+    waiting = "trap 'echo saved; exit 138' USR1; touch waiting; for i in $(seq 300); do sleep 0.1; done; exit 1"
     stand_in(cluster, f'if [ "$1 $2" = "train workers=0" ] && [ ! -e waiting ]; then {waiting}; fi\n{genuine}')
     common = ["exp_dir=experiments/mine", "scale=pico", f"pool_dir={pico_pool}"]
     done = submit({**cluster, "WINNOW_GPUS": "0"}, *common, "filters=clip_score", "device=cpu", "seeds=0")
