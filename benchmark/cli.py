@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
+import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,8 @@ from typing import Any
 
 from benchmark import __version__
 from benchmark.names import nearest_name
-from benchmark.stage import OtherRankFailed, Stopped, rank_of_process, say, warn
+from benchmark.stage import OtherRankFailed, Stopped, rank_of_process, say
+from benchmark.sweep import Sweep, check_launching, hand_on, job_name, outcome_path, stops_raised, write_outcome
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
@@ -118,6 +117,13 @@ def _sentence(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _hydra_sentence(error: BaseException) -> str:
+    """Join the lines of Hydra's message, without its advice to write `+`, which we do not take, and its search path."""
+    text = re.split(r"\n\s*(?:To append to your config|Config search path)", str(error))[0]
+    cause = f": {str(error.__cause__).splitlines()[0]}" if str(error.__cause__ or "") else ""
+    return " ".join(text.split()).rstrip(".") + (cause if cause[2:] not in text else "")
+
+
 # --- Hydra verbs ---------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +138,7 @@ class HydraCommand:
     is_sweep: bool = False
     plugins: list[str] = field(default_factory=list)
     swept: set[str] = field(default_factory=set)  # options with several values
+    launcher: str = "basic"  # Hydra's name of what starts a sweep's jobs
 
     @classmethod
     def parse(cls, verb: str, arguments: list[str]) -> HydraCommand:
@@ -145,7 +152,7 @@ class HydraCommand:
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
                 raise ValueError(f"winnow {verb} has no flag {argument!r}; flags: {', '.join(known)}")
-            elif argument.startswith("+"):
+            elif argument.startswith("+") and not argument.lstrip("+").startswith("hydra."):
                 raise ValueError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
@@ -185,12 +192,16 @@ class HydraCommand:
 
         for override in parsed:
             check_override_name(self.verb, override.key_or_group)
+        given = {override.key_or_group for override in parsed}
+        self.launcher = next((str(name) for name in _flat_values(parsed, "hydra/launcher")), self.launcher)
+        check_launching(given, self.launcher, self.is_sweep)
+        if self.is_sweep and self.flags:
+            raise ValueError(f"{self.flags[0]} shows the configuration of one job; leave -m out")
         for name in _flat_values(parsed, "scale"):
             get_scale(name)
         self.swept = swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         if swept and not self.is_sweep:
             raise ValueError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
-        given = {override.key_or_group for override in parsed}
         if "exp_dir" in given - swept and swept - {"seeds", "exp_dir"} and self.verb in ("run", "filter"):
             raise ValueError(
                 f"a sweep over {', '.join(sorted(swept - {'seeds'}))} with one exp_dir would mix different experiments "
@@ -215,7 +226,6 @@ class HydraCommand:
                 )
 
     def _compose_and_run(self) -> int:
-        import hydra
         from hydra.core.config_store import ConfigStore
 
         from benchmark.options import VERBS, filter_defaults, known_strategies
@@ -226,88 +236,128 @@ class HydraCommand:
             # `selected` tells what a job uses from what a sweep merely has options for.
             node = {"selected": True, **filter_defaults(strategy)}
             store.store(group="filters", name=strategy.name, node=node, package=f"filters.{strategy.name}")
+        return self._sweep() if self.is_sweep else self._run_one()
 
+    def _run_one(self) -> int:
+        job = Job(self.verb, tuple(self.arguments), tuple(self.plugins))
         outcomes: list[int] = []
-        sweep_dir = _new_sweep_dir() if self.is_sweep else Path()
 
-        def job(config: Any) -> int:
-            code = self._run_job(config, sweep_dir)
-            outcomes.append(code)
-            return code
+        def noting(config: Any) -> int:
+            outcomes.append(job(config))
+            return outcomes[-1]
 
-        overrides = list(self.overrides)
-        if self.is_sweep:
-            # A job that does not use a filter must not fail over that filter's options: `++` adds them where they are
-            # not; their names are checked already.
-            overrides = [f"++{text}" if text.startswith("filters.") else text for text in overrides]
-            overrides += [f"hydra.sweep.dir={sweep_dir}", "--multirun"]
-        before = sys.argv
+        self._call_hydra(noting, self.overrides)
+        return max(outcomes, default=0)
+
+    def _sweep(self) -> int:
+        # A job that does not use a filter must not fail over that filter's options: `++` adds them where they are
+        # not; their names are checked already.
+        overrides = [f"++{text}" if text.startswith("filters.") else text for text in self.overrides]
+        sweep = Sweep.plan(overrides, self.swept, self.launcher, self.verb)
+        job = Job(self.verb, tuple(self.arguments), tuple(self.plugins), sweep.dir, frozenset(self.swept))
+        given = {text.lstrip("+").split("=")[0] for text in overrides}
+        with sweep.launched() as handles:
+            try:
+                self._call_hydra(job, [*overrides, *sweep.overrides(given), "--multirun"])
+            except (KeyboardInterrupt, SystemExit):
+                sweep.say_progress()
+                raise
+            except (ValueError, RuntimeError):
+                sweep.remove_if_unused(handles)
+                raise
+        return EXIT_SWEEP if sweep.outcome(handles) else 0
+
+    def _call_hydra(self, job: Callable[[Any], int], overrides: list[str]) -> None:
+        """Have Hydra compose the configuration and call the job with it, once or for every job of a sweep."""
+        import hydra
+        from hydra.errors import HydraException
+
+        arguments, environment = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
         sys.argv = ["winnow", *self.flags, *overrides]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit
         try:
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=self.verb)(job)()
+        except HydraException as error:
+            raise ValueError(_hydra_sentence(error)) from error
         finally:
-            sys.argv = before
-        return _sweep_outcome(sweep_dir) if self.is_sweep else max(outcomes, default=0)
+            sys.argv = arguments
+            if environment is None:
+                del os.environ["HYDRA_FULL_ERROR"]
+            else:
+                os.environ["HYDRA_FULL_ERROR"] = environment
 
-    def _run_job(self, config: Any, sweep_dir: Path) -> int:
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls with a composed configuration, perhaps in a process of another machine.
+
+    It is pickled on its way there, and holds no more than that process needs.
+    """
+
+    verb: str
+    arguments: tuple[str, ...]
+    plugins: tuple[str, ...]
+    sweep_dir: Path | None = None
+    swept: frozenset[str] = frozenset()
+
+    def __call__(self, config: Any) -> int:
+        """Do the verb's work; return the exit code. In a sweep, write how it ended, and raise only for a stop."""
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
-        from benchmark import verbs
-        from benchmark.stage import write_json
+        hydra_config = HydraConfig.get()
+        given = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        assert isinstance(given, list)
+        overrides = [str(text).removeprefix("++") for text in given]
+        name = job_name(overrides, self.swept, self.verb)
+        if self.sweep_dir is not None:
+            outcome_path(self.sweep_dir, hydra_config.job.num).unlink(missing_ok=True)  # where it is queued again
+            say(f"\njob {hydra_config.job.num}: {name}")
+        failures: list[str] = []
+        try:
+            with stops_raised():
+                code = _reported(lambda: self._work(config, failures), [self.verb, *self.arguments])
+        except Exception as error:
+            if self.sweep_dir is None:
+                raise
+            traceback.print_exc()  # a defect of ours, which is no reason to lose the other jobs
+            failures.append(f"{type(error).__name__}: {error}")
+            code = EXIT_USER
+        if self.sweep_dir is not None:
+            if code > EXIT_INTERRUPTED:
+                failures.append(f"interrupted by {signal.Signals(code - EXIT_INTERRUPTED).name}")
+            write_outcome(self.sweep_dir, hydra_config.job.num, name, overrides, failures[0] if failures else None)
+            if code > EXIT_INTERRUPTED:
+                hand_on(code - EXIT_INTERRUPTED)
+                raise SystemExit(code)
+        return code
+
+    def _plain(self, config: Any) -> dict[str, Any]:
+        """Return the configuration as plain values, of the chosen filters alone."""
+        from omegaconf import OmegaConf
 
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
         assert isinstance(container, dict)
         plain: dict[str, Any] = {str(key): value for key, value in container.items()}
-        plain["plugins"] = self.plugins
-        chosen = plain.get("filters") or {}
+        plain["plugins"] = list(self.plugins)
         plain["filters"] = {
             name: {key: value for key, value in options.items() if key != "selected"}
-            for name, options in chosen.items()
+            for name, options in (plain.get("filters") or {}).items()
             if options.get("selected")
         }
-        hydra_config = HydraConfig.get()
-        overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
-        name = " ".join(text for text in overrides if text.split("=")[0] in self.swept) or self.verb
-        if self.is_sweep:
-            say(f"\njob {hydra_config.job.num}: {name}")
-        failure: list[str] = []
+        return plain
 
-        def work() -> int:
-            try:
-                verbs.FUNCTIONS[self.verb](plain, ["winnow", self.verb, *self.arguments])
-            except (ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
-                failure.append(_sentence(error))
-                raise
-            return 0
+    def _work(self, config: Any, failures: list[str]) -> int:
+        from benchmark import verbs
+        from benchmark.registry import load_strategies
 
         try:
-            code = _reported(work, [self.verb, *self.arguments])
-        except Exception as error:
-            if not self.is_sweep:
-                raise
-            traceback.print_exc()  # a defect of ours, which is no reason to lose the other jobs
-            failure.append(f"{type(error).__name__}: {error}")
-            code = EXIT_USER
-        if self.is_sweep:
-            outcome = {"job": name, "overrides": overrides, "failure": failure[0] if failure else None}
-            write_json(sweep_dir / f"job-{hydra_config.job.num}.json", outcome)
-            if code > EXIT_INTERRUPTED:
-                raise SystemExit(code)
-        return code
-
-
-def _new_sweep_dir() -> Path:
-    """Make a sweep's folder, named by the time; another one of the same second has another."""
-    base = Path("experiments") / "sweeps" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    for number in itertools.count(1):
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
+            load_strategies(self.plugins)  # a process of its own knows none yet
+            verbs.FUNCTIONS[self.verb](self._plain(config), ["winnow", self.verb, *self.arguments])
+        except (ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
+            failures.append(_sentence(error))
+            raise
+        return 0
 
 
 def _flat_values(parsed: list[Any], key: str) -> list[Any]:
@@ -328,15 +378,6 @@ def _default_filters(verb: str) -> list[str]:
 
     defaults = OmegaConf.load(CONF_DIR / f"{verb}.yaml").defaults
     return next(list(item.filters) for item in defaults if "filters" in item)
-
-
-def _sweep_outcome(sweep_dir: Path) -> int:
-    jobs = [json.loads(path.read_text()) for path in sweep_dir.glob("job-*.json")]
-    failed = [job for job in jobs if job["failure"]]
-    say(f"\nsweep: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded ({sweep_dir})")
-    for job in failed:
-        warn(f"failed: {job['job']}: {job['failure']}")
-    return EXIT_SWEEP if failed else 0
 
 
 def _verb_help(verb: str) -> str:

@@ -66,12 +66,12 @@ def _kill_at_rename(number, late):
 def _signal_at_step(number, name):
     original, count = benchmark.train.train_step, 0
 
-    def train_step(*arguments):
+    def train_step(*arguments, **options):
         nonlocal count
         count += 1
         if count == number:
             os.kill(os.getpid(), signal.Signals[name])
-        return original(*arguments)
+        return original(*arguments, **options)
 
     benchmark.train.train_step = train_step
 

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.cli import EXIT_SWEEP, EXIT_USER, _new_sweep_dir, main
+from benchmark.cli import EXIT_SWEEP, EXIT_USER, main
 from benchmark.registry import STRATEGIES
 from benchmark.stage import LOCK_NAME
+from benchmark.sweep import new_sweep_dir
 from benchmark.uids import UID_DTYPE, parse_uids
 from tests.conftest import uid, write_pool
 
@@ -218,7 +219,31 @@ def test_what_nobody_foresaw_does_not_stop_a_sweep_either(pico_pool, capsys, mon
 
 def test_sweeps_of_one_second_have_folders_of_their_own(folder, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
-    assert [_new_sweep_dir().name for _ in range(3)] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
+    assert [new_sweep_dir().name for _ in range(3)] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
+
+
+def test_a_value_that_cannot_be_resolved_does_not_stop_a_sweep(pico_pool, capsys):
+    sweep = ["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=no_filter", "within='${nowhere}',null"]
+    assert main(sweep) == EXIT_SWEEP
+    captured = capsys.readouterr()
+    assert "1 of 2 jobs succeeded" in captured.out
+    assert "Interpolation key 'nowhere' not found" in captured.err and "Traceback" not in captured.err
+
+
+def test_an_interrupted_sweep_says_how_far_it_came(pico_pool, capsys, monkeypatch):
+    from benchmark import verbs
+
+    genuine = verbs.FUNCTIONS["filter"]
+
+    def interrupt(config, command):
+        if "random" in config["filters"]:
+            raise KeyboardInterrupt
+        genuine(config, command)
+
+    monkeypatch.setitem(verbs.FUNCTIONS, "filter", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        main(["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=no_filter,random,basic"])
+    assert "1 of 3 jobs succeeded before it was interrupted" in capsys.readouterr().out
 
 
 def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):

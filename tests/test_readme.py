@@ -1,10 +1,12 @@
 """Every command of the README runs, in its order, in one empty folder; the embedded scale is `pico` instead of `nano`.
 
-The installation and the first `winnow run` at full scale run in `.ci/run`, word for word.
+The installation and the first `winnow run` at full scale run in `.ci/run`, word for word; those that need Slurm run
+in `test_slurm.py`, on a fake cluster.
 """
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from benchmark.registry import STRATEGIES
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
+SLURM_EXTRA = "pip install -e '.[slurm]'"  # which is part of the extra `test`
 FIRST = "pip install -e . && winnow run"
 
 
@@ -23,7 +26,11 @@ def blocks(language):
 
 def commands():
     lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
-    return [line for line in lines if line not in {*INSTALLING, FIRST}]
+    return [line for line in lines if line not in {*INSTALLING, FIRST, SLURM_EXTRA} and not needs_slurm(line)]
+
+
+def needs_slurm(command):
+    return command.startswith("scripts/slurm/") or "hydra/launcher=submitit_slurm" in command
 
 
 def at_pico(command):
@@ -41,6 +48,12 @@ def test_the_readme_installs_as_ci_does():
     ci = (Path(__file__).resolve().parent.parent / ".ci" / "run").read_text()
     for part in ("pip install --quiet -e .\n", "pip install --quiet -e '.[test]'", "\n  winnow run\n", "\npytest\n"):
         assert part in ci
+
+
+def test_the_extra_for_slurm_is_part_of_the_one_for_tests():
+    extras = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
+    assert set(extras["optional-dependencies"]["slurm"]) <= set(extras["optional-dependencies"]["test"])
+    assert SLURM_EXTRA in README
 
 
 def test_the_table_is_the_boards(capsys):
