@@ -193,6 +193,8 @@ class HydraCommand:
         for override in parsed:
             check_override_name(self.verb, override.key_or_group)
         given = {override.key_or_group for override in parsed}
+        if self.is_sweep and rank_of_process()[1] > 1:
+            raise ValueError("a sweep does not work on ranks; start torchrun once for every job")
         self.launcher = next((str(name) for name in _flat_values(parsed, "hydra/launcher")), self.launcher)
         check_launching(given, self.launcher, self.is_sweep)
         if self.is_sweep and self.flags:

@@ -358,11 +358,20 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
 
 def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | None:
     """Join the seeds' scores in `entry.json`; returns None while no seed has the whole suite."""
-    from leaderboard.entries import Entry, PoolUsed, StrategyUsed, SubsetUsed, SuiteName, write_entry
+    from leaderboard.entries import write_entry
 
-    seeds = finished_seeds(exp_dir, scale)
-    if not seeds:
-        return None
+    with locked(exp_dir):  # jobs over seeds may end at one time, and each must see the others' results
+        seeds = finished_seeds(exp_dir, scale)
+        if not seeds:
+            return None
+        entry = _make_entry(exp_dir, scale, pool, seeds)
+        write_entry(exp_dir / ENTRY_NAME, entry)
+    return entry
+
+
+def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[FinishedSeed]) -> Entry:
+    from leaderboard.entries import Entry, PoolUsed, StrategyUsed, SubsetUsed, SuiteName
+
     _, record = open_experiment(exp_dir, pool)
     for each in seeds:
         _refuse_foreign_checkpoint(exp_dir / f"seed-{each.seed}", each.trained, record)
@@ -371,7 +380,7 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
     for each in seeds:
         for package, version in each.trained.result["versions"].items():
             versions.setdefault(package, set()).add(version)
-    entry = Entry(
+    return Entry(
         name=entry_name(record, pool.dir),
         strategy=tuple(StrategyUsed(**rule) for rule in record.made_from["filters"]),
         within=record.made_from["within"],
@@ -388,9 +397,6 @@ def write_experiment_entry(exp_dir: Path, scale: Scale, pool: Pool) -> Entry | N
         made_with={package: ", ".join(sorted(found)) for package, found in versions.items()},
         chance=seeds[0].chance,
     )
-    with locked(exp_dir):
-        write_entry(exp_dir / ENTRY_NAME, entry)
-    return entry
 
 
 def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]) -> dict[str, Json]:

@@ -191,9 +191,16 @@ def as_accumulation(value: Any) -> int:
 
 
 def as_wandb(value: Any) -> str:
-    """Return the mode of Weights & Biases; raises ValueError for another, or where it is not installed."""
+    """Return the mode of Weights & Biases; raises ValueError for another, or online where nobody is logged in."""
     if value not in WANDB_MODES:
         raise ValueError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}")
+    if value == "online":
+        import wandb
+
+        if not wandb.login(prompt=False):
+            raise ValueError(
+                "wandb=online needs a login: run `wandb login`, or use wandb=offline and `wandb sync` later"
+            )
     return str(value)
 
 

@@ -1,8 +1,8 @@
 """Scales: the fixed training recipes. A number here is part of the benchmark; changing one raises `recipe`.
 
 A recipe cannot be changed from the command line; `tests/test_scales.py` pins every field. A scale of one's own is a
-YAML or JSON file (`scale=my_scale.yaml`): it names the scale it departs from (`base:`) and what is different. Its
-results say that they are not comparable.
+YAML or JSON file (`scale=my_scale.yaml`): it names the scale it departs from (`base:`) and what is different; `model:`
+may be the path, from there, of an open_clip configuration (JSON). Its results say that they are not comparable.
 
 DataComp's scales take their numbers from three places:
 - scale_configs.py of DataComp's repository (arXiv 2304.14108): model, batch size, learning rate, warm-up, samples
@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from benchmark.names import nearest_name
-from benchmark.stage import Json, digest
+from benchmark.stage import Json, digest, sha256_of
 
 
 @dataclass(frozen=True)
@@ -235,6 +235,9 @@ MICRO = replace(
 
 SCALES: dict[str, Scale] = {scale.name: scale for scale in (PICO, NANO, MICRO, DEBUG, SMALL, MEDIUM, LARGE, XLARGE)}
 
+# Of scales of one's own: where the open_clip configuration of a model lies, by the name that says what is in it.
+MODEL_FILES: dict[str, Path] = {}
+
 CUSTOM_SUFFIXES = (".yaml", ".yml", ".json")
 CHOICES = {
     "optimizer": ("adamw",),
@@ -276,7 +279,19 @@ def read_scale(path: Path) -> Scale:
             raise ValueError(
                 f"{path}: a scale has no {key!r} to set.{nearest_name(str(key), known)} {', '.join(known)}"
             )
-    return replace(base, name=path.stem, recipe=0, base=base.name, **_checked(path, base, given))
+    values = _checked(path, base, given)
+    if str(values.get("model", "")).endswith(".json"):
+        values["model"] = _own_model(path.parent / values["model"])
+    return replace(base, name=path.stem, recipe=0, base=base.name, **values)
+
+
+def _own_model(path: Path) -> str:
+    """Note where the configuration of a model of one's own lies; return its name, with a hash of what is in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model configuration {path}")
+    name = f"{path.stem}-{sha256_of(path)[:12]}"
+    MODEL_FILES[name] = path
+    return name
 
 
 def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:

@@ -159,19 +159,19 @@ def report_experiment(exp_dir: Path, scale: Scale, pool: Pool) -> None:
     if entry is None:
         say(f"no seed of {exp_dir} has results for the whole suite {scale.suite!r} yet, so there is no average to show")
         return
-    say("")
-    if not scale.is_comparable:
-        say(
-            f"scale {scale.name!r} is your own (recipe {scale.hash[:12]}, departs from {scale.base!r}): "
-            "its scores are not comparable with any other scale's"
-        )
     from leaderboard.entries import has_board
 
-    if has_board(scale.pool_scale):
-        say(board_table(scale.pool_scale, exp_dir / ENTRY_NAME, "text"))
+    say("")
+    if has_board(scale.name):
+        say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
     else:
-        averages = entry.averages(sorted(entry.tasks)).values()
-        say(f"average over {len(entry.tasks)} tasks: {sum(averages) / len(averages):.3f} ({len(averages)} seeds)")
+        for seed, average in entry.averages(sorted(entry.tasks)).items():
+            say(f"seed {seed}: average over {len(entry.tasks)} tasks {average:.3f}")
+    if not scale.is_comparable:
+        say(
+            f"Not comparable: scale {scale.name!r} is your own (it departs from {scale.base!r}; recipe hash "
+            f"{scale.hash[:12]})."
+        )
     say(f"files: {exp_dir} (scores: {ENTRY_NAME}; predictions: seed-*/eval/*.parquet; times: costs.jsonl)")
 
 

@@ -5,21 +5,23 @@ import gzip
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmark import stage, step, train
 from benchmark.index import read_index
 from benchmark.models import MODELS_DIR, build_model, write_vocabulary
-from benchmark.scales import SCALES
+from benchmark.scales import SCALES, get_scale
 from benchmark.step import LossScaler, make_optimizer
 from benchmark.subset import Subset
-from benchmark.train import TrainingData, load_state, newest_state
+from benchmark.train import TrainingData, fitting_accumulation, load_state, newest_state
 
 SHORT = dataclasses.replace(SCALES["pico"], samples_seen=320, batch_size=32, warmup_steps=3)
 MADE_FROM = {"recipe": "short"}
@@ -157,6 +159,138 @@ def test_too_many_undecodable_samples_stop_the_run(data, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_held", dataclasses.replace(held, is_decodable=few))
     with pytest.raises(ValueError, match="could not be decoded, more than 1% of the samples seen"):
         run(data, tmp_path)
+
+
+def test_out_of_memory_says_what_would_need_less(data, tmp_path, monkeypatch):
+    def greedy(*arguments, accumulation, **options):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(train, "train_step", greedy)
+    with pytest.raises(
+        MemoryError, match=r"step 0, 32 samples at once on cpu: accumulation=2 needs less \(16 at once\)"
+    ):
+        run(data, tmp_path / "one")
+    monkeypatch.setattr(train, "train_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(data, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "accumulation"),
+    [(80, 1), (45, 1), (44, 2), (25, 2), (24, 4), (5.2, 64), (4.4, None)],
+)
+def test_the_accumulation_that_fits_is_found_from_two_small_measurements(gigabytes, accumulation):
+    """A model of 4 GB that needs 36 GB more for 1,024 samples; a tenth of the memory stays free."""
+    asked = []
+
+    def peak_at(samples):
+        asked.append(samples)
+        return 4e9 + 36e9 * samples / 1024
+
+    assert fitting_accumulation(peak_at, gigabytes * 1e9, 1024) == accumulation
+    assert asked == [16, 32]
+
+
+def test_checkpoints_that_would_not_fit_are_refused_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    with pytest.raises(OSError, match=r"no space for the checkpoints: .* needs 0.0 GB and 0.0 GB are free; make room"):
+        run(data, tmp_path)
+    assert not contents(tmp_path)
+
+
+def test_a_full_disk_leaves_the_state_before_whole(data, undisturbed, tmp_path, monkeypatch, many_saves):
+    """The fourth state does not fit: what safetensors says of a full disk."""
+    calls = []
+
+    def save_or_not(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 4:
+            path.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, path, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_file", save_or_not)
+        with pytest.raises(OSError, match=r"cannot write .*: .*No space left on device.* the state before it is whole"):
+            run(data, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"state.safetensors", "state-before.safetensors"}
+    run(data, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(undisturbed[0])
+
+
+def test_a_model_that_mixes_the_samples_of_a_batch_is_refused(data, tmp_path, monkeypatch):
+    mixing = build_model("pico_cnn")
+    mixing.visual.extra = nn.BatchNorm2d(3)
+    monkeypatch.setattr(train, "build_model", lambda *_: mixing)
+    with pytest.raises(ValueError, match=r"normalises over the samples of a batch \(visual.extra\)"):
+        run(data, tmp_path)
+
+
+# --- as DataComp's scales train, with a small model -----------------------------------------------------------------
+
+TINY_VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def like_small(tmp_path_factory):
+    """small's recipe with a small model and budget: streamed, cropped, in half precision, with replacement."""
+    folder = tmp_path_factory.mktemp("scale")
+    (folder / "tiny.json").write_text(json.dumps(TINY_VIT))
+    (folder / "like_small.yaml").write_text(
+        "base: small\nmodel: tiny.json\nimage_size: 32\nsamples_seen: 320\nbatch_size: 32\nwarmup_steps: 2\n"
+        "block_size: 50\nthreads: 1\n"
+    )
+    return get_scale(str(folder / "like_small.yaml"))
+
+
+@pytest.fixture(scope="module")
+def streamed(like_small, pico_pool, tmp_path_factory):
+    index = read_index(pico_pool)
+    data = TrainingData(index, Subset.of(index.uids[:300]), like_small)
+    assert data.batches(0).held is None
+    folder = tmp_path_factory.mktemp("streamed") / "seed-0" / "checkpoint"
+    return data, folder, run(data, folder, workers=None)
+
+
+def test_a_recipe_like_datacomps_keeps_its_checkpoints(streamed):
+    _, folder, record = streamed
+    kept = [f"model-step-{step:08d}.safetensors" for step in (2, 4, 6, 8)]
+    assert sorted(contents(folder)) == ["checkpoint.json", *kept, "model.safetensors", "train.jsonl"]
+    assert record.result["kept"] == {
+        str(step): stage.sha256_of(folder / name) for step, name in zip((2, 4, 6, 8), kept, strict=True)
+    }
+    assert len({*record.result["kept"].values(), record.result["weights"]}) == 5
+    assert record.result["decoder"].startswith("Pillow ")
+    losses = [json.loads(line)["loss"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len(losses) == 10 and max(losses[-2:]) < min(losses[:3])
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_and_goes_on_to_the_same_bytes(streamed, tmp_path, monkeypatch, step):
+    data, folder, _ = streamed
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(KilledError):
+            run(data, tmp_path / "run", workers=2)
+    run(data, tmp_path / "run", workers=0)
+    assert contents(tmp_path / "run") == contents(folder)
+
+
+def test_a_models_file_is_part_of_the_recipe(like_small, tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps({**TINY_VIT, "embed_dim": 8}))
+    (tmp_path / "like_small.yaml").write_text("base: small\nmodel: tiny.json\n")
+    other = get_scale(str(tmp_path / "like_small.yaml"))
+    assert other.model != like_small.model and other.model.startswith("tiny-")
+    assert build_model(other.model).visual.output_dim == 8
+    (tmp_path / "like_small.yaml").write_text("base: small\nmodel: none.json\n")
+    with pytest.raises(FileNotFoundError, match="there is no model configuration"):
+        get_scale(str(tmp_path / "like_small.yaml"))
+    with pytest.raises(ValueError, match=r"unknown model .ViT-B-33.\. Did you mean .ViT-B-32."):
+        build_model("ViT-B-33")
 
 
 def test_weights_are_float32_tensors_of_the_model(undisturbed):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
@@ -14,6 +16,9 @@ import open_clip
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
+
+from benchmark.names import nearest_name
+from benchmark.scales import MODEL_FILES
 
 MODELS_DIR = Path(__file__).parent
 NUM_MERGES = 3500  # of CLIP's byte-pair merges; 512 bytes + 3500 merges + 2 marks = a vocabulary of 4,014
@@ -93,9 +98,15 @@ def build_tokenizer(name: str) -> Tokenizer:
 def model_config(name: str) -> dict[str, Any]:
     """Return the model's open_clip configuration; raises ValueError where there is none of that name."""
     register_configs()
+    if name in MODEL_FILES and name not in open_clip.list_models():
+        with tempfile.TemporaryDirectory() as folder:  # open_clip takes a configuration's name from its file
+            open_clip.add_model_config(shutil.copy(MODEL_FILES[name], Path(folder) / f"{name}.json"))
     config = open_clip.get_model_config(name)
     if config is None:
-        raise ValueError(f"unknown model {name!r}; open_clip lists {open_clip.list_models()}")
+        raise ValueError(
+            f"unknown model {name!r}.{nearest_name(name, open_clip.list_models())} It is the name of an open_clip "
+            "configuration; open_clip.list_models() lists them."
+        )
     return dict(config)
 
 

@@ -32,7 +32,7 @@ for option in "$@"; do
     filters=* | filters.* | within=* | subset=*) filter+=("$option") ;;
     plugins=*) filter+=("$option") evaluate+=("$option") ;;
     workers=*) filter+=("$option") train+=("$option") ;;
-    seeds=* | device=*) train+=("$option") evaluate+=("$option") ;;
+    seeds=* | device=* | wandb=*) train+=("$option") evaluate+=("$option") ;;
     eval_dir=* | tasks=*) evaluate+=("$option") ;;
     *) train+=("$option") ;;
   esac
