@@ -6,6 +6,7 @@ The same decoding serves the samples held in memory and those read on the way, s
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -235,6 +236,7 @@ def batches_from(dataset: StepBatches, first_step: int, workers: int, device: st
 
     About two steps' parts are made ahead.
     """
+    dataset.order.batch(first_step)  # what the order keeps is computed before the workers are forked, and so shared
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -243,6 +245,8 @@ def batches_from(dataset: StepBatches, first_step: int, workers: int, device: st
         collate_fn=_as_it_is,
         prefetch_factor=max(2, -(-2 * dataset.parts // workers)) if workers else None,
         worker_init_fn=ignore_stop_signals,
+        # Forked, where that works: index and samples held in memory are shared, not sent to every worker.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device == "cuda",
     )
     parts = iter(loader)

@@ -151,6 +151,8 @@ def train(
         _refuse_mixing(model, scale)
         ranks.on_first(partial(_check_space, checkpoint_dir, model, scale))
         model = model.to(device)
+        if device == "cuda" and scale.precision != "fp32":
+            torch.backends.cuda.matmul.allow_tf32 = True  # as open_clip does; what is left in float32 under amp
         if scale.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         optimizer, scaler = make_optimizer(model, scale), LossScaler(scale, device)

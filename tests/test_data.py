@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import pickle
 from itertools import chain
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
+from benchmark import data, samples
 from benchmark.data import (
     StepBatches,
     batches_from,
@@ -42,17 +45,16 @@ def scale(**changes):
 def pool_dir(tmp_path_factory):
     """40 samples in two tars; sample n is a picture of colour (6n, 0, 0) with the caption "number n"."""
     folder = tmp_path_factory.mktemp("pool")
-    samples = [members(f"{n:09d}", n, image=jpeg((6 * n, 0, 0)), text=f"number {n}") for n in range(COUNT)]
-    write_tar(folder / "shards" / "00000000.tar", chain(*samples[:25]))
-    write_tar(folder / "shards" / "00000001.tar", chain(*samples[25:]))
+    drawn = [members(f"{n:09d}", n, image=jpeg((6 * n, 0, 0)), text=f"number {n}") for n in range(COUNT)]
+    write_tar(folder / "shards" / "00000000.tar", chain(*drawn[:25]))
+    write_tar(folder / "shards" / "00000001.tar", chain(*drawn[25:]))
     return folder
 
 
 def dataset(pool_dir, recipe, *, held=True, seed=0):
-    samples = np.arange(COUNT)
-    reader = SampleReader(read_index(pool_dir), samples)
+    reader = SampleReader(read_index(pool_dir), np.arange(COUNT))
     memory = hold_samples(reader, tokenizer, recipe) if held else None
-    return StepBatches(SampleOrder(samples, recipe, seed), reader, tokenizer, memory)
+    return StepBatches(SampleOrder(reader.samples, recipe, seed), reader, tokenizer, memory)
 
 
 def same(one, other):
@@ -81,6 +83,19 @@ def test_batches_do_not_depend_on_workers_nor_on_where_one_begins(pool_dir, held
     later = list(batches_from(batches, 5, workers=2))
     assert len(alone) == len(together) == 12 and len(later) == 7
     assert all(map(same, alone, together)) and all(map(same, alone[5:], later))
+
+
+def test_a_reader_keeps_few_files_open_and_is_sent_to_other_processes(pool_dir, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_OPEN_TARS", 1)
+    reader = SampleReader(read_index(pool_dir), np.arange(COUNT))
+    captions = [reader.read(place)[1] for place in (0, 39, 1, 38)]
+    assert captions == [b"number 0", b"number 39", b"number 1", b"number 38"]
+    (file,) = reader._open.values()
+    assert pickle.loads(pickle.dumps(reader)).read(7)[1] == b"number 7"
+    os.fstat(file)
+    del reader
+    with pytest.raises(OSError):
+        os.fstat(file)
 
 
 def test_an_undecodable_sample_is_replaced_by_a_keyed_draw_and_nothing_moves(tmp_path, pool_dir):
@@ -134,6 +149,18 @@ def test_resize_and_crop_is_open_clips_evaluation_transform():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8))
     expected = functional.center_crop(functional.resize(image, 16, functional.InterpolationMode.BICUBIC), [16, 16])
     assert (resize_and_crop(image, 16) == np.asarray(expected)).all()
+
+
+def test_a_crop_is_cut_out_and_resized_as_torchvision_does(monkeypatch):
+    """With every draw a half: of 75 % of the area a square does not fit, and the middle is taken; a fifth does."""
+    monkeypatch.setattr(data, "keyed_uniform", lambda *keys: np.full(40, 0.5))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    wide = crop_and_resize(image, 32, (0.5, 1.0), 0, 0)
+    expected = functional.resized_crop(image, 0, 5, 60, 80, [32, 32], functional.InterpolationMode.BICUBIC)
+    assert (wide == np.asarray(expected)).all()
+    few = crop_and_resize(image, 32, (0.1, 0.3), 0, 0)  # 33 x 33 pixels
+    expected = functional.resized_crop(image, 14, 29, 33, 33, [32, 32], functional.InterpolationMode.BICUBIC)
+    assert (few == np.asarray(expected)).all()
 
 
 def test_random_crops_have_the_areas_and_aspects_of_the_recipe():
