@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmark.data import Batch
 from benchmark.ranks import ALONE, Ranks
 from benchmark.scales import Scale
 from benchmark.stage import Json, digest
-from benchmark.step import StepStats
+from benchmark.step import Curves, StepStats
 
 HEALTH_NAME = "health.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
@@ -118,6 +119,7 @@ class Health:
         self.last_line = time.perf_counter()
         self.waited = self.total_waited = 0.0
         self.stats: list[StepStats] = []
+        self.step, self.curves = first_step, Curves()
         self.bar = tqdm(
             total=scale.steps * scale.batch_size,
             initial=first_step * scale.batch_size,
@@ -136,34 +138,35 @@ class Health:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.stats and kind is not KeyboardInterrupt:
+            self._write(time.perf_counter())  # what no line has told yet
         self.bar.close()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block's time as waiting for data."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
+    def waited_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches, counting the time until each is there as waiting for data."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
-    def note(self, step: int, stats: StepStats, undecodable: int, repeats: int) -> None:
-        """Take in the step that was just taken, `step` steps in all; `undecodable` and `repeats` are sums so far."""
-        self.stats.append(stats)
+    def note(self, step: int, curves: Curves) -> None:
+        """Take in the step that was just taken, the curves' last; `step` steps in all."""
+        self.step, self.curves = step, curves
+        self.stats.append(curves.stats[-1])
         self.bar.update(self.scale.batch_size)
         now = time.perf_counter()
         if now - self.last_line >= SECONDS_BETWEEN_LINES or step % max(1, self.scale.steps // NUM_LINES) == 0:
-            self._write(step, now, undecodable, repeats)
+            self._write(now)
 
-    def finish(self, step: int, undecodable: int, repeats: int) -> None:
-        """Write what no line has told yet."""
-        if self.stats:
-            self._write(step, time.perf_counter(), undecodable, repeats)
-
-    def _write(self, step: int, now: float, undecodable: int, repeats: int) -> None:
+    def _write(self, now: float) -> None:
         seconds, last = max(now - self.last_line, 1e-9), self.stats[-1]
         norms = [stats.grad_norm for stats in self.stats if math.isfinite(stats.grad_norm)]
         line = HealthLine(
-            step=step,
-            samples_seen=step * self.scale.batch_size,
+            step=self.step,
+            samples_seen=self.step * self.scale.batch_size,
             loss=sum(stats.loss for stats in self.stats) / len(self.stats),
             learning_rate=last.learning_rate,
             logit_scale=last.logit_scale,
@@ -171,8 +174,8 @@ class Health:
             samples_per_second=round(len(self.stats) * self.scale.batch_size / seconds, 1),
             waiting=round(self.waited / seconds, 4),
             memory_gb=round(most_memory(self.device) / 1e9, 3),
-            undecodable=undecodable,
-            repeats=repeats,
+            undecodable=self.curves.undecodable,
+            repeats=self.curves.repeats,
             skipped=len(self.stats) - len(norms),
         )
         self.total_waited += self.waited
@@ -184,7 +187,7 @@ class Health:
             file.write(json.dumps(asdict(line)) + "\n")
         if self.run is not None:
             values = {key: value for key, value in asdict(line).items() if key != "step" and value is not None}
-            self.run.log({f"train/{key}": value for key, value in values.items()}, step=step)
+            self.run.log({f"train/{key}": value for key, value in values.items()}, step=self.step)
 
 
 def most_memory(device: str) -> int:

@@ -113,12 +113,11 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def wrap(model: nn.Module, ranks: Ranks, device: str) -> nn.Module:
+def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Return the model with its gradients averaged over the ranks (DistributedDataParallel)."""
     if ranks.size == 1:
         return model
-    device_ids = [torch.cuda.current_device()] if device == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    return nn.parallel.DistributedDataParallel(model)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,29 @@ class StepStats:
     learning_rate: float
     logit_scale: float
     grad_norm: float  # before clipping; infinite where float16 overflowed, and the step was skipped
+
+
+@dataclass
+class Curves:
+    """The step statistics of a run so far, part of its state."""
+
+    stats: list[StepStats] = field(default_factory=list)
+    undecodable: int = 0
+    repeats: int = 0  # samples that stood in their batch already
+
+    def add(self, stats: StepStats, undecodable: int, repeats: int) -> None:
+        """Take in a step."""
+        self.stats.append(stats)
+        self.undecodable += undecodable
+        self.repeats += repeats
+
+    def as_tensor(self) -> Tensor:
+        rows = [list(asdict(stats).values()) for stats in self.stats]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4)
+
+    @classmethod
+    def from_tensor(cls, rows: Tensor, undecodable: int, repeats: int) -> Curves:
+        return cls([StepStats(*row) for row in rows.tolist()], undecodable, repeats)
 
 
 class LossScaler:

@@ -56,7 +56,7 @@ from benchmark.stage import (
     write_bytes,
     write_record,
 )
-from benchmark.step import LossScaler, StepStats, autocast, contrastive_loss, make_optimizer, train_step
+from benchmark.step import Curves, LossScaler, StepStats, autocast, contrastive_loss, make_optimizer, train_step
 from benchmark.subset import Subset
 from benchmark.uids import count_of, sort_uids, unique_uids
 
@@ -70,26 +70,74 @@ SECONDS_UNSAVED = 600.0  # and whenever that long has passed without one
 
 
 @dataclass
-class Curves:
-    """The step statistics of a run so far, part of its state."""
+class TrainState:
+    """What a run has come to after `step` steps; saved and loaded whole."""
 
-    stats: list[StepStats] = field(default_factory=list)
-    undecodable: int = 0
-    repeats: int = 0  # samples that stood in their batch already
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: LossScaler
+    step: int = 0
+    curves: Curves = field(default_factory=Curves)
+    saved: float = field(default_factory=time.monotonic)  # when; not part of the state
+    wrapped: nn.Module | None = None
 
-    def add(self, stats: StepStats, undecodable: int, repeats: int) -> None:
-        """Take in a step."""
-        self.stats.append(stats)
-        self.undecodable += undecodable
-        self.repeats += repeats
-
-    def as_tensor(self) -> Tensor:
-        rows = [list(asdict(stats).values()) for stats in self.stats]
-        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4)
+    def model_on(self, ranks: Ranks) -> nn.Module:
+        """Return the model as the ranks train it; made when it is first asked for, after the weights are loaded."""
+        if self.wrapped is None:
+            self.wrapped = wrap(self.model, ranks).train()
+        return self.wrapped
 
     @classmethod
-    def from_tensor(cls, rows: Tensor, undecodable: int, repeats: int) -> Curves:
-        return cls([StepStats(*row) for row in rows.tolist()], undecodable, repeats)
+    def begin(cls, scale: Scale, seed: int, device: str) -> TrainState:
+        """Return the state before the first step. Raises ValueError for a model that mixes the samples of a batch."""
+        model = build_model(scale.model, seed, scale.image_size)
+        _refuse_mixing(model, scale)
+        if scale.grad_checkpointing:
+            model.set_grad_checkpointing()  # type: ignore[operator]
+        model = model.to(device)
+        return cls(model, make_optimizer(model, scale), LossScaler(scale, device))
+
+    def save(self, folder: Path, identity: str) -> None:
+        """Write the state of the run `identity` as one file; the state before it is kept."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        tensors["curves"] = self.curves.as_tensor()
+        metadata = {
+            "run": identity,
+            "step": str(self.step),
+            "undecodable": str(self.curves.undecodable),
+            "repeats": str(self.curves.repeats),
+            "scaler": self.scaler.state(),
+        }
+        newest, before = (folder / name for name in STATE_NAMES)
+        with atomic_path(newest) as temporary:
+            _write_tensors(temporary, tensors, metadata)
+            if newest.exists():
+                rename(newest, before)
+
+    def load(self, path: Path) -> None:
+        """Take over a saved state."""
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not seen by every rank; the experiment's folder must be shared by all")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        self.model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+        for name, parameter in self.model.named_parameters():
+            prefix = f"optimizer.{name}."
+            moments = {
+                key.removeprefix(prefix): value.to(parameter.device)
+                for key, value in tensors.items()
+                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+            }
+            if moments:  # none where float16 has skipped every step so far
+                self.optimizer.state[parameter] = moments
+        if self.scaler.is_needed:
+            self.scaler.load(metadata["scaler"])
+        self.step = int(metadata["step"])
+        self.curves = Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]), int(metadata["repeats"]))
 
 
 class TrainingData:
@@ -136,80 +184,37 @@ def train(
     scale, seed_dir = data.scale, checkpoint_dir.parent
     check_split(scale.batch_size, ranks.size, accumulation)
     identity = digest(made_from)
-    is_first = ranks.is_first
     config = {**scale.as_json(), **made_from, "recipe_hash": scale.hash}
-    if is_first:
-        remove_temporary(checkpoint_dir)
     with (
         _cost(seed_dir.parent, ranks, seed=seed, device=device, accumulation=accumulation) as numbers,
         recipe_threads(scale),
-        WandbRun(wandb if is_first else "disabled", seed_dir.parent, seed).opened(config) as run,
+        WandbRun(wandb if ranks.is_first else "disabled", seed_dir.parent, seed).opened(config) as wandb_run,
         stop_signals(insist=ranks.size == 1) as stops,
     ):
         batches = data.batches(seed, ranks)
-        model = build_model(scale.model, seed, scale.image_size)
-        _refuse_mixing(model, scale)
-        ranks.on_first(partial(_check_space, checkpoint_dir, model, scale))
-        model = model.to(device)
-        if device == "cuda" and scale.precision != "fp32":
-            torch.backends.cuda.matmul.allow_tf32 = True  # as open_clip does; what is left in float32 under amp
-        if scale.grad_checkpointing:
-            model.set_grad_checkpointing()  # type: ignore[operator]
-        optimizer, scaler = make_optimizer(model, scale), LossScaler(scale, device)
-        name = ranks.on_first(lambda: newest_state(checkpoint_dir, identity))
-        first_step, curves = (
-            (0, Curves()) if name is None else load_state(checkpoint_dir / name, model, optimizer, scaler)
-        )
-        trained = wrap(model, ranks, device)
-        trained.train()
-        start = saved = time.perf_counter()
+        state = TrainState.begin(scale, seed, device)
+        name = ranks.on_first(partial(_prepare, checkpoint_dir, identity, state.model, scale))
+        if name is not None:
+            state.load(checkpoint_dir / name)
+        first_step = state.step
         if workers is None:
             workers = 0 if batches.held is not None else default_workers()
-        with Health(seed_dir, seed, scale, first_step, device, ranks, run) as health:
-            parts = batches_from(batches, first_step, workers, device)
-            for step in range(first_step, scale.steps):
-                with health.waiting():
-                    batch = next(parts)
-                with memory_advice(trained, batch, scale, step, accumulation, ranks):
-                    stats = train_step(
-                        trained,
-                        optimizer,
-                        batch.images,
-                        batch.tokens,
-                        scale,
-                        step,
-                        accumulation=accumulation,
-                        scaler=scaler,
-                        ranks=ranks,
-                    )
-                undecodable, repeats, asked = ranks.sums(batch.undecodable, batch.repeats, len(stops))
-                curves.add(stats, int(undecodable), int(repeats))
-                refusal = _refuse_bad_step(stats, step, curves, scaler, scale, checkpoint_dir)
-                if refusal and is_first:
-                    raise ValueError(refusal)
-                if refusal:
-                    raise OtherRankFailed
-                done = step + 1
-                health.note(done, stats, curves.undecodable, curves.repeats)
-                if done == scale.steps:
-                    break
-                is_kept = done in scale.kept_steps
-                if is_first and is_kept:
-                    _write_weights(checkpoint_dir / kept_name(done), model)
-                is_due = done % max(1, scale.steps // NUM_SAVES) == 0 or time.perf_counter() - saved > SECONDS_UNSAVED
-                if is_first and (asked or is_kept or is_due):
-                    save_state(checkpoint_dir, identity, model, optimizer, done, curves, scaler)
-                    saved = time.perf_counter()
-                if asked:
-                    health.finish(done, curves.undecodable, curves.repeats)
-                    number = stops[0] if stops else signal.SIGTERM
-                    raise Stopped(number, f"step {done:,} of {scale.steps:,} of seed {seed} is saved")
-            health.finish(scale.steps, curves.undecodable, curves.repeats)
+        start = time.perf_counter()
+        with Health(seed_dir, seed, scale, first_step, device, ranks, wandb_run) as health:
+            for batch in health.waited_for(batches_from(batches, first_step, workers, device)):
+                _take_step(state, batch, scale, accumulation, ranks, checkpoint_dir)
+                health.note(state.step, state.curves)
+                asked = ranks.sums(len(stops))[0] > 0
+                if ranks.is_first and state.step < scale.steps:
+                    _save_if_due(state, checkpoint_dir, identity, scale, asked)
+                if asked and state.step < scale.steps:
+                    what = f"step {state.step:,} of {scale.steps:,} of seed {seed} is saved"
+                    raise Stopped(stops[0] if stops else signal.SIGTERM, what)
         seconds = time.perf_counter() - start
         numbers["samples_per_second"] = round((scale.steps - first_step) * scale.batch_size / max(seconds, 1e-9), 1)
         numbers["waiting"] = round(health.total_waited / max(seconds, 1e-9), 4)
         numbers["workers"] = workers
-        record = _finish(checkpoint_dir, model, curves, data, made_from) if is_first else None
+        record = _finish(checkpoint_dir, state, data, made_from) if ranks.is_first else None
         if ranks.sums(len(stops))[0]:
             raise Stopped(stops[0] if stops else signal.SIGTERM, f"seed {seed} is trained")
         return record
@@ -219,35 +224,6 @@ def checkpoint_if_finished(checkpoint_dir: Path, made_from: dict[str, Json]) -> 
     """Return the finished checkpoint's record, None if there is none; raises ValueError where it is another run's."""
     record = finished(checkpoint_dir / RECORD_NAME, "train", TRAIN_VERSION, made_from)
     return record if (checkpoint_dir / WEIGHTS_NAME).exists() else None
-
-
-def save_state(
-    folder: Path,
-    identity: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    curves: Curves,
-    scaler: LossScaler,
-) -> None:
-    """Save what the run needs to go on, as one file; the state before it is kept."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    tensors["curves"] = curves.as_tensor()
-    metadata = {
-        "run": identity,
-        "step": str(step),
-        "undecodable": str(curves.undecodable),
-        "repeats": str(curves.repeats),
-        "scaler": scaler.state(),
-    }
-    newest, before = (folder / name for name in STATE_NAMES)
-    with atomic_path(newest) as temporary:
-        _write_tensors(temporary, tensors, metadata)
-        if newest.exists():
-            rename(newest, before)
 
 
 def newest_state(folder: Path, identity: str) -> str | None:
@@ -277,31 +253,6 @@ def newest_state(folder: Path, identity: str) -> str | None:
     return None
 
 
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler
-) -> tuple[int, Curves]:
-    """Bring model, optimiser and loss scaler to a saved state; return the next step and the curves."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not seen by every rank; the experiment's folder must be shared by all")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
-    for parameter_name, parameter in model.named_parameters():
-        prefix = f"optimizer.{parameter_name}."
-        state = {
-            key.removeprefix(prefix): value.to(parameter.device)
-            for key, value in tensors.items()
-            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-        }
-        if state:  # none where float16 has skipped every step so far
-            optimizer.state[parameter] = state
-    if scaler.is_needed:
-        scaler.load(metadata["scaler"])
-    curves = Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]), int(metadata["repeats"]))
-    return int(metadata["step"]), curves
-
-
 def kept_name(step: int) -> str:
     """Return the file name of the weights that are kept after a step."""
     return f"model-step-{step:08d}.safetensors"
@@ -329,6 +280,46 @@ class recipe_threads:  # noqa: N801  # reads as a statement
 
 def _cost(exp_dir: Path, ranks: Ranks, **numbers: Json) -> AbstractContextManager[dict[str, Json]]:
     return cost(exp_dir, "train", ranks=ranks.size, **numbers) if ranks.is_first else nullcontext({})
+
+
+def _prepare(folder: Path, identity: str, model: nn.Module, scale: Scale) -> str | None:
+    """Clean and check the folder; return the name of the state to go on from."""
+    remove_temporary(folder)
+    _check_space(folder, model, scale)
+    return newest_state(folder, identity)
+
+
+def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int, ranks: Ranks, folder: Path) -> None:
+    """Take one step; raises ValueError, on the first rank, where the run has gone wrong."""
+    with memory_advice(state.model, batch, scale, state.step, accumulation, ranks):
+        stats = train_step(
+            state.model_on(ranks),
+            state.optimizer,
+            batch.images,
+            batch.tokens,
+            scale,
+            state.step,
+            accumulation=accumulation,
+            scaler=state.scaler,
+            ranks=ranks,
+        )
+    undecodable, repeats = ranks.sums(batch.undecodable, batch.repeats)
+    state.curves.add(stats, int(undecodable), int(repeats))
+    refusal = _refuse_bad_step(stats, state, scale, folder)
+    if refusal is not None:
+        raise ValueError(refusal) if ranks.is_first else OtherRankFailed
+    state.step += 1
+
+
+def _save_if_due(state: TrainState, folder: Path, identity: str, scale: Scale, asked: bool) -> None:
+    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked."""
+    is_kept = state.step in scale.kept_steps
+    if is_kept:
+        _write_weights(folder / kept_name(state.step), state.model)
+    is_late = time.monotonic() - state.saved > SECONDS_UNSAVED
+    if asked or is_kept or is_late or state.step % max(1, scale.steps // NUM_SAVES) == 0:
+        state.save(folder, identity)
+        state.saved = time.monotonic()
 
 
 @contextmanager
@@ -420,19 +411,18 @@ def _refuse_mixing(model: nn.Module, scale: Scale) -> None:
         )
 
 
-def _refuse_bad_step(
-    stats: StepStats, step: int, curves: Curves, scaler: LossScaler, scale: Scale, folder: Path
-) -> str | None:
+def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: Path) -> str | None:
     """Return what is wrong with a step, the same on every rank; None where it is well."""
-    is_finite = math.isfinite(stats.loss) and (math.isfinite(stats.grad_norm) or scaler.is_needed)
-    if not is_finite or scaler.has_failed:
+    is_finite = math.isfinite(stats.loss) and (math.isfinite(stats.grad_norm) or state.scaler.is_needed)
+    if not is_finite or state.scaler.has_failed:
         return (
-            f"training diverged at step {step}: loss {stats.loss}, gradient norm {stats.grad_norm}; "
+            f"training diverged at step {state.step}: loss {stats.loss}, gradient norm {stats.grad_norm}; "
             f"the last good state is in {folder}"
         )
-    if curves.undecodable > MAX_UNDECODABLE * scale.samples_seen:
+    if state.curves.undecodable > MAX_UNDECODABLE * scale.samples_seen:
+        seen = (state.step + 1) * scale.batch_size
         return (
-            f"{curves.undecodable} samples of the first {(step + 1) * scale.batch_size} could not be decoded, "
+            f"{state.curves.undecodable} samples of the first {seen} could not be decoded, "
             f"more than {MAX_UNDECODABLE:.0%} of the samples seen; check the pool's images"
         )
     return None
@@ -451,9 +441,9 @@ def _write_weights(path: Path, model: nn.Module) -> None:
         _write_tensors(temporary, model.state_dict())
 
 
-def _finish(folder: Path, model: nn.Module, curves: Curves, data: TrainingData, made_from: dict[str, Json]) -> Record:
-    scale = data.scale
-    _write_weights(folder / WEIGHTS_NAME, model)
+def _finish(folder: Path, state: TrainState, data: TrainingData, made_from: dict[str, Json]) -> Record:
+    scale, curves = data.scale, state.curves
+    _write_weights(folder / WEIGHTS_NAME, state.model)
     lines = [json.dumps({"step": step, **_finite(asdict(stats))}) for step, stats in enumerate(curves.stats)]
     write_bytes(folder / "train.jsonl", ("\n".join(lines) + "\n").encode())
     last = curves.stats[-max(1, len(curves.stats) // 20) :]

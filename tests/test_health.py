@@ -10,7 +10,7 @@ from benchmark import health
 from benchmark.cli import main
 from benchmark.health import Health, HealthLine
 from benchmark.scales import SCALES
-from benchmark.step import StepStats
+from benchmark.step import Curves, StepStats
 
 FOUR_STEPS = dataclasses.replace(SCALES["pico"], samples_seen=256)
 
@@ -29,14 +29,20 @@ def clock(monkeypatch):
 
 def test_a_line_holds_means_since_the_line_before_and_sums_so_far(tmp_path, clock):
     long = dataclasses.replace(FOUR_STEPS, samples_seen=64 * 600)  # a line every third step, or after ten seconds
+    curves = Curves()
+
+    def slow():
+        for _ in range(4):
+            clock[0] += 0.5
+            yield "a batch"
+
     with Health(tmp_path, 0, long, 0, "cpu") as watch:
-        for step, loss in enumerate([4.0, 3.0, 2.0, 9.0], 1):
-            with watch.waiting():
-                clock[0] += 0.5
+        for step, _ in enumerate(watch.waited_for(slow()), 1):
             clock[0] += 1.5
             norm = float("inf") if step == 2 else 2.0 * step
-            watch.note(step, StepStats(loss, 1e-3 * step, 14.0 + step, norm), undecodable=step, repeats=2 * step)
-        watch.finish(4, 4, 8)
+            loss = [4.0, 3.0, 2.0, 9.0][step - 1]
+            curves.add(StepStats(loss, 1e-3 * step, 14.0 + step, norm), 1, 2)
+            watch.note(step, curves)
     first, second = lines_of(tmp_path)
     assert set(first) == {field.name for field in dataclasses.fields(HealthLine)}
     assert (first["step"], first["samples_seen"], first["loss"]) == (3, 192, 3.0)
@@ -53,8 +59,8 @@ def test_a_slow_run_has_a_line_at_least_every_ten_seconds(tmp_path, clock):
     with Health(tmp_path, 0, long, 0, "cpu") as watch:
         for step in range(1, 8):
             clock[0] += 6.0
-            watch.note(step, StepStats(1.0, 1e-3, 14.0, 1.0), 0, 0)
-    assert [line["step"] for line in lines_of(tmp_path)] == [2, 4, 6]
+            watch.note(step, Curves([StepStats(1.0, 1e-3, 14.0, 1.0)]))
+    assert [line["step"] for line in lines_of(tmp_path)] == [2, 4, 6, 7]
 
 
 def records_of(path):

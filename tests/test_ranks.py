@@ -43,7 +43,7 @@ def steps(batches, ranks, accumulation):
     """Train on this rank's part of each batch; return every number of every step."""
     model = Double()
     optimizer = make_optimizer(model, BRIEF)
-    trained = wrap(model, ranks, "cpu")
+    trained = wrap(model, ranks)
     stats = []
     for step, batch in enumerate(batches):
         part = ranks.slice_of(len(batch))

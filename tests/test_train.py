@@ -19,9 +19,8 @@ from benchmark import stage, step, train
 from benchmark.index import read_index
 from benchmark.models import MODELS_DIR, build_model, write_vocabulary
 from benchmark.scales import SCALES, get_scale
-from benchmark.step import LossScaler, make_optimizer
 from benchmark.subset import Subset
-from benchmark.train import TrainingData, fitting_accumulation, load_state, newest_state
+from benchmark.train import TrainingData, TrainState, fitting_accumulation, newest_state
 
 SHORT = dataclasses.replace(SCALES["pico"], samples_seen=320, batch_size=32, warmup_steps=3)
 MADE_FROM = {"recipe": "short"}
@@ -141,9 +140,9 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
     with pytest.raises(ValueError, match="state of a run with other settings"):
         newest_state(tmp_path, "another")
     name = newest_state(tmp_path, stage.digest(MADE_FROM))
-    model = build_model("pico_cnn")
-    step, _ = load_state(tmp_path / name, model, make_optimizer(model, SHORT), LossScaler(SHORT, "cpu"))
-    assert step == 3
+    state = TrainState.begin(SHORT, 0, "cpu")
+    state.load(tmp_path / name)
+    assert state.step == len(state.curves.stats) == 3
 
 
 def test_a_diverged_run_stops_with_its_step(data, tmp_path, monkeypatch):
