@@ -36,6 +36,7 @@ from benchmark.stage import (
     remove_temporary,
     say,
     sha256_of,
+    warn,
     write_record,
 )
 from benchmark.subset import Subset, load_subset
@@ -146,6 +147,8 @@ def train_stage(
     check_split(scale.batch_size, ranks.size, accumulation)
     subset_path, subset_record = ranks.on_first(lambda: open_experiment(exp_dir, pool))
     identity = ranks.on_first(lambda: pool.identity)
+    if scale.is_comparable and identity.rows < scale.pool_size and ranks.is_first:
+        warn(f"{pool.dir} has {identity.rows:,} rows; scale {scale.name!r} is for pools of {scale.pool_size:,} or more")
     data: TrainingData | None = None
     for seed in seeds:
         made_from = {
