@@ -1,0 +1,286 @@
+"""Measure decoders: JPEG bytes to a random crop of 224 px, by one thread, and how far each one's pixels are Pillow's.
+
+    python -m scripts.perf.decoders
+
+Pillow is what training uses. The others are measured where they are installed: torchvision, simplejpeg (TurboJPEG) and
+opencv-python-headless. Every decoder meets the same made-up photographs and the same crops; rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmark.data import crop_and_resize
+from benchmark.samples import decode_image
+from scripts.perf.make_jpeg_pool import draw_picture, encode
+from scripts.perf.train_speed import OPEN_CLIP_AREA, SEED, machine
+
+IMAGE_SIZE = 224
+DRAFT_SIZE = 256  # the least that Pillow's draft mode may shrink to: a crop of 90 % still has 224 pixels
+ASPECT = 0.75  # of the pictures
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A way from JPEG bytes to pixels; both functions return uint8 of shape (height, width, 3)."""
+
+    name: str
+    decode: Callable[[bytes], np.ndarray]
+    crop: Callable[[bytes, int], np.ndarray]  # decode, crop as position says, resize to IMAGE_SIZE
+
+
+class _BoxOnly:
+    """Stands for an image of a size where only the box of the crop is wanted."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size = (width, height)
+        self.box: Box | None = None
+
+    def resize(self, size: tuple[int, int], _resampling: object, *, box: Box) -> np.ndarray:
+        self.box = box
+        return np.zeros((*size, 3), np.uint8)
+
+
+def crop_box(width: int, height: int, position: int) -> Box:
+    """Return the box that training's random crop takes at a position."""
+    stand_in = _BoxOnly(width, height)
+    crop_and_resize(cast(Image.Image, stand_in), IMAGE_SIZE, OPEN_CLIP_AREA, SEED, position)
+    assert stand_in.box is not None
+    return stand_in.box
+
+
+def crop_by_pillow(image: Image.Image, position: int) -> np.ndarray:
+    """Crop and resize as training does."""
+    return crop_and_resize(image, IMAGE_SIZE, OPEN_CLIP_AREA, SEED, position)
+
+
+def crop_by_torch(pixels: np.ndarray, position: int) -> np.ndarray:
+    """Crop and resize (bicubic, antialias) with torchvision, which does it on uint8 as the array lies in memory."""
+    functional: Any = importlib.import_module("torchvision.transforms.v2.functional")
+    bicubic: Any = importlib.import_module("torchvision.transforms").InterpolationMode.BICUBIC
+    left, top, right, bottom = crop_box(pixels.shape[1], pixels.shape[0], position)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, height, width), channels last in memory
+    size = [IMAGE_SIZE, IMAGE_SIZE]
+    resized = functional.resized_crop(image, top, left, bottom - top, right - left, size, bicubic, antialias=True)
+    return resized.permute(1, 2, 0).numpy()
+
+
+def pillow() -> list[Decoder]:
+    """Return training's decoder, open_clip's, and training's with the JPEG shrunk while it is decoded."""
+
+    def decode(data: bytes) -> Image.Image:
+        image = decode_image(data)
+        assert image is not None
+        return image
+
+    def decode_draft(data: bytes) -> Image.Image:
+        image = Image.open(io.BytesIO(data), formats=["JPEG"])
+        image.draft("RGB", (DRAFT_SIZE, DRAFT_SIZE))
+        return image.convert("RGB")
+
+    def crop_first(data: bytes, position: int) -> np.ndarray:
+        image = decode(data)
+        cropped = image.crop(crop_box(*image.size, position))
+        return np.asarray(cropped.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+
+    def pixels(data: bytes) -> np.ndarray:
+        return np.asarray(decode(data))
+
+    return [
+        Decoder("Pillow", pixels, lambda data, position: crop_by_pillow(decode(data), position)),
+        Decoder("Pillow, cropped before resizing, as open_clip does", pixels, crop_first),
+        Decoder(
+            "Pillow, draft mode",
+            lambda data: np.asarray(decode_draft(data)),
+            lambda data, position: crop_by_pillow(decode_draft(data), position),
+        ),
+    ]
+
+
+def torchvision() -> list[Decoder]:
+    """Return Pillow's and torchvision's decoders with torchvision's resizing, and torchvision's with Pillow's."""
+    tv_io: Any = importlib.import_module("torchvision.io")
+
+    def by_pillow(data: bytes) -> np.ndarray:
+        image = decode_image(data)
+        assert image is not None
+        return np.array(image)
+
+    def by_torchvision(data: bytes) -> np.ndarray:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return tv_io.decode_jpeg(encoded, mode=tv_io.ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+
+    return [
+        Decoder(
+            "Pillow, resized by torchvision",
+            by_pillow,
+            lambda data, position: crop_by_torch(by_pillow(data), position),
+        ),
+        Decoder(
+            "torchvision",
+            by_torchvision,
+            lambda data, position: crop_by_torch(by_torchvision(data), position),
+        ),
+        Decoder(
+            "torchvision, resized by Pillow",
+            by_torchvision,
+            lambda data, position: crop_by_pillow(Image.fromarray(by_torchvision(data)), position),
+        ),
+    ]
+
+
+def simplejpeg() -> list[Decoder]:
+    """Return TurboJPEG's exact mode with both resizings, and its fast mode."""
+    turbo: Any = importlib.import_module("simplejpeg")
+
+    def exact(data: bytes) -> np.ndarray:
+        return turbo.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
+
+    def fast(data: bytes) -> np.ndarray:
+        return turbo.decode_jpeg(data, colorspace="RGB", fastdct=True, fastupsample=True)
+
+    return [
+        Decoder(
+            "simplejpeg, exact, resized by Pillow",
+            exact,
+            lambda data, position: crop_by_pillow(Image.fromarray(exact(data)), position),
+        ),
+        Decoder(
+            "simplejpeg, exact, resized by torchvision",
+            exact,
+            lambda data, position: crop_by_torch(exact(data), position),
+        ),
+        Decoder(
+            "simplejpeg, fast, resized by torchvision",
+            fast,
+            lambda data, position: crop_by_torch(fast(data), position),
+        ),
+    ]
+
+
+def opencv() -> list[Decoder]:
+    """Return OpenCV's decoder with its two resizings for shrinking, and with torchvision's."""
+    cv2: Any = importlib.import_module("cv2")
+    cv2.setNumThreads(1)
+
+    def decode(data: bytes) -> np.ndarray:
+        return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+    def decoder(name: str, interpolation: int) -> Decoder:
+        def crop(data: bytes, position: int) -> np.ndarray:
+            image = decode(data)
+            left, top, right, bottom = crop_box(image.shape[1], image.shape[0], position)
+            return cv2.resize(image[top:bottom, left:right], (IMAGE_SIZE, IMAGE_SIZE), interpolation=interpolation)
+
+        return Decoder(name, decode, crop)
+
+    return [
+        decoder("OpenCV, INTER_AREA", cv2.INTER_AREA),
+        decoder("OpenCV, INTER_CUBIC", cv2.INTER_CUBIC),
+        Decoder(
+            "OpenCV, resized by torchvision",
+            decode,
+            lambda data, position: crop_by_torch(decode(data), position),
+        ),
+    ]
+
+
+def available() -> tuple[list[Decoder], list[str]]:
+    """Return the decoders that are installed here, Pillow's first, and the names of the packages that are not."""
+    decoders, missing = pillow(), []
+    packages = {"torchvision": torchvision, "simplejpeg": simplejpeg, "opencv-python-headless": opencv}
+    for package, make in packages.items():
+        try:
+            decoders += make()
+        except ImportError:
+            missing.append(package)
+    return decoders, missing
+
+
+def compare(decoders: Sequence[Decoder], jpegs: Sequence[bytes], rounds: int) -> list[str]:
+    """Time every decoder over all JPEGs, round after round, and return the lines of a Markdown table.
+
+    What counts is CPU time, which neighbours on the machine change less than they change the time on the wall.
+    """
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for decoder in decoders:
+            start = time.process_time()
+            for data in jpegs:
+                decoder.decode(data)
+            middle = time.process_time()
+            for position, data in enumerate(jpegs):
+                decoder.crop(data, position)
+            seconds.setdefault((decoder.name, "decode"), []).append(middle - start)
+            seconds.setdefault((decoder.name, "crop"), []).append(time.process_time() - middle)
+
+    def rate(decoder: Decoder, what: str) -> float:
+        return len(jpegs) / statistics.median(seconds[decoder.name, what])
+
+    reference = decoders[0]
+    lines = [
+        "| decoder | decode, images/s | with crop and resize | of Pillow's | decoded pixels | cropped pixels |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for decoder in decoders:
+        decoded = [(decoder.decode(data), reference.decode(data)) for data in jpegs]
+        cropped = [(decoder.crop(data, at), reference.crop(data, at)) for at, data in enumerate(jpegs)]
+        ratio = rate(decoder, "crop") / rate(reference, "crop")
+        lines.append(
+            f"| {decoder.name} | {rate(decoder, 'decode'):,.0f} | {rate(decoder, 'crop'):,.0f} | {ratio:.2f} × "
+            f"| {difference(decoded)} | {difference(cropped)} |"
+        )
+    return lines
+
+
+def difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Say how far pictures differ from the reference's: pixels that are the same, mean and largest difference."""
+    if any(one.shape != other.shape for one, other in pairs):
+        return "of another size"
+    gaps = np.concatenate([np.abs(one.astype(np.int16) - other).reshape(-1, 3) for one, other in pairs])
+    if not gaps.any():
+        return "identical"
+    same = (gaps == 0).all(axis=1).mean()
+    return f"{same:.1%} same, off by {gaps.mean():.2f}, at most {gaps.max()}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every decoder at every size and subsampling, and print a table for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[512, 256], help="of the longer side (default: 512 256)"
+    )
+    parser.add_argument("--subsampling", nargs="+", default=["4:2:0", "4:4:4"], choices=["4:2:0", "4:2:2", "4:4:4"])
+    parser.add_argument("--pictures", type=int, default=50, help="different pictures (default: 50)")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved repetitions (default: 7)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    decoders, missing = available()
+    print(f"{machine('cpu')}; one thread each; load average {os.getloadavg()[0]:.1f} at the start")
+    if missing:
+        print(f"Not installed, so not measured: {', '.join(missing)}")
+    for size in options.sizes:
+        pictures = [draw_picture(SEED, number, size, round(ASPECT * size)) for number in range(options.pictures)]
+        for subsampling in options.subsampling:
+            jpegs = [encode(picture, subsampling) for picture in pictures]
+            kilobytes = statistics.mean(map(len, jpegs)) / 1000
+            print(f"\n{size} × {round(ASPECT * size)} px, {subsampling}, {kilobytes:.0f} kB:\n")
+            print("\n".join(compare(decoders, jpegs, options.rounds)))
+
+
+if __name__ == "__main__":
+    main()
