@@ -2,8 +2,8 @@
 
     python -m scripts.perf.decoders
 
-Pillow is what training uses. The others are measured where they are installed: torchvision, simplejpeg (TurboJPEG) and
-opencv-python-headless. Every decoder meets the same made-up photographs and the same crops; rounds are interleaved.
+Pillow is what training uses. The others are measured where they are installed: torchvision, torchcodec, simplejpeg
+(TurboJPEG) and opencv-python-headless. Every decoder meets the same made-up photographs and the same crops; rounds are interleaved.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def pillow() -> list[Decoder]:
 
 
 def torchvision() -> list[Decoder]:
-    """Return Pillow's and torchvision's decoders with torchvision's resizing, and torchvision's with Pillow's."""
+    """Return Pillow's decoder with torchvision's resizing, and torchvision's own decoder, which is to be removed."""
     tv_io: Any = importlib.import_module("torchvision.io")
 
     def by_pillow(data: bytes) -> np.ndarray:
@@ -120,27 +120,28 @@ def torchvision() -> list[Decoder]:
         assert image is not None
         return np.array(image)
 
-    def by_torchvision(data: bytes) -> np.ndarray:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return tv_io.decode_jpeg(encoded, mode=tv_io.ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
-
     return [
         Decoder(
             "Pillow, resized by torchvision",
             by_pillow,
             lambda data, position: crop_by_torch(by_pillow(data), position),
         ),
-        Decoder(
-            "torchvision",
-            by_torchvision,
-            lambda data, position: crop_by_torch(by_torchvision(data), position),
-        ),
-        Decoder(
-            "torchvision, resized by Pillow",
-            by_torchvision,
-            lambda data, position: crop_by_pillow(Image.fromarray(by_torchvision(data)), position),
-        ),
+        _of_torch("torchvision", tv_io.decode_jpeg, tv_io.ImageReadMode.RGB),
     ]
+
+
+def torchcodec() -> list[Decoder]:
+    """Return TorchCodec's decoder, the heir of torchvision's."""
+    codec: Any = importlib.import_module("torchcodec.decoders")
+    return [_of_torch("TorchCodec, resized by torchvision", codec.decode_jpeg, codec.ImageReadMode.RGB)]
+
+
+def _of_torch(name: str, function: Callable[..., torch.Tensor], mode: object) -> Decoder:
+    def decode(data: bytes) -> np.ndarray:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return function(encoded, mode=mode).permute(1, 2, 0).contiguous().numpy()
+
+    return Decoder(name, decode, lambda data, position: crop_by_torch(decode(data), position))
 
 
 def simplejpeg() -> list[Decoder]:
@@ -202,11 +203,16 @@ def opencv() -> list[Decoder]:
 def available() -> tuple[list[Decoder], list[str]]:
     """Return the decoders that are installed here, Pillow's first, and the names of the packages that are not."""
     decoders, missing = pillow(), []
-    packages = {"torchvision": torchvision, "simplejpeg": simplejpeg, "opencv-python-headless": opencv}
+    packages = {
+        "torchvision": torchvision,
+        "torchcodec": torchcodec,
+        "simplejpeg": simplejpeg,
+        "opencv-python-headless": opencv,
+    }
     for package, make in packages.items():
         try:
             decoders += make()
-        except ImportError:
+        except (ImportError, RuntimeError):  # TorchCodec raises the latter where its libraries cannot be loaded
             missing.append(package)
     return decoders, missing
 

@@ -317,6 +317,7 @@ def make_jobs(options: argparse.Namespace) -> list[Job]:
         )
 
     jobs = [job("ours", None, options.workers), job("bare", None, 0)]
+    scale_of(jobs[0])  # refuses too few samples before anything runs
     if options.stream or scale.augmentation.kind != "shift":
         jobs.append(job("decoding", None, options.workers))
     for threads in options.open_clip_threads:
