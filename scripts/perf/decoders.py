@@ -3,7 +3,8 @@
     python -m scripts.perf.decoders
 
 Pillow is what training uses. The others are measured where they are installed: torchvision, torchcodec, simplejpeg
-(TurboJPEG) and opencv-python-headless. Every decoder meets the same made-up photographs and the same crops; rounds are interleaved.
+(TurboJPEG) and opencv-python-headless. Every decoder meets the same made-up photographs and the same crops; rounds are
+interleaved.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def pillow() -> list[Decoder]:
 
     def decode(data: bytes) -> Image.Image:
         image = decode_image(data)
-        assert image is not None
+        if image is None:
+            raise ValueError("no picture")
         return image
 
     def decode_draft(data: bytes) -> Image.Image:
@@ -117,7 +119,8 @@ def torchvision() -> list[Decoder]:
 
     def by_pillow(data: bytes) -> np.ndarray:
         image = decode_image(data)
-        assert image is not None
+        if image is None:
+            raise ValueError("no picture")
         return np.array(image)
 
     return [
@@ -253,6 +256,53 @@ def compare(decoders: Sequence[Decoder], jpegs: Sequence[bytes], rounds: int) ->
     return lines
 
 
+def other_kinds() -> dict[str, bytes]:
+    """Return JPEGs of the kinds that a crawl holds beside the common one, two of them damaged."""
+    picture = draw_picture(SEED, 0, 301, 199)
+
+    def save(image: Image.Image, **options: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, "JPEG", **options)
+        return file.getvalue()
+
+    common = encode(picture)
+    middle = len(common) // 2
+    return {
+        "4:2:2": save(picture, subsampling="4:2:2"),
+        "progressive": save(picture, progressive=True),
+        "grey": save(picture.convert("L")),
+        "CMYK": save(picture.convert("CMYK")),
+        "bytes overwritten": common[:middle] + bytes(40) + common[middle + 40 :],
+        "cut off": common[:middle],
+    }
+
+
+def compare_kinds(decoders: Sequence[Decoder], kinds: dict[str, bytes]) -> list[str]:
+    """Decode every kind with every package's first decoder, and return a table of differences from the very first."""
+    lines = [f"| decoder | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
+    packages: dict[str, Decoder] = {}
+    for decoder in decoders:
+        packages.setdefault(decoder.name.split(",")[0], decoder)
+    for package, decoder in packages.items():
+        cells = []
+        for data in kinds.values():
+            ours, reference = decode_or_none(decoder, data), decode_or_none(decoders[0], data)
+            if ours is None or reference is None:
+                cells.append("refused" if ours is None else "decoded")
+            else:
+                cells.append(difference([(ours, reference)]))
+        lines.append(f"| {package} | {' | '.join(cells)} |")
+    return lines
+
+
+def decode_or_none(decoder: Decoder, data: bytes) -> np.ndarray | None:
+    """Decode, or return None where the decoder refuses; each has errors of its own."""
+    try:
+        return decoder.decode(data)
+    except Exception:
+        return None
+
+
 def difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
     """Say how far pictures differ from the reference's: pixels that are the same, mean and largest difference."""
     if any(one.shape != other.shape for one, other in pairs):
@@ -286,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kilobytes = statistics.mean(map(len, jpegs)) / 1000
             print(f"\n{size} × {round(ASPECT * size)} px, {subsampling}, {kilobytes:.0f} kB:\n")
             print("\n".join(compare(decoders, jpegs, options.rounds)))
+    print("\nOther kinds, decoded only:\n")
+    print("\n".join(compare_kinds(decoders, other_kinds())))
 
 
 if __name__ == "__main__":
