@@ -140,7 +140,7 @@ def test_every_decoder_is_compared_and_what_is_missing_is_said(monkeypatch):
     assert lines[2].endswith("| 1.00 × | identical | identical |")
     kinds = decoders.compare_kinds(found, decoders.other_kinds())
     assert kinds[2] == "| Pillow | identical | identical | identical | identical | identical | refused |"
-    assert [line.split(" | ")[0] for line in kinds[3:]] == ["| torchvision"]
+    assert len(kinds) == 2 + len({decoder.name.split(",")[0] for decoder in found})
 
 
 def test_resizings_get_trainings_crop():

@@ -123,14 +123,16 @@ def torchvision() -> list[Decoder]:
             raise ValueError("no picture")
         return np.array(image)
 
-    return [
+    decoders = [
         Decoder(
             "Pillow, resized by torchvision",
             by_pillow,
             lambda data, position: crop_by_torch(by_pillow(data), position),
-        ),
-        _of_torch("torchvision", tv_io.decode_jpeg, tv_io.ImageReadMode.RGB),
+        )
     ]
+    if hasattr(tv_io, "decode_jpeg"):  # later versions do without
+        decoders.append(_of_torch("torchvision", tv_io.decode_jpeg, tv_io.ImageReadMode.RGB))
+    return decoders
 
 
 def torchcodec() -> list[Decoder]:
