@@ -6,13 +6,16 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from importlib.metadata import version
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from benchmark.index import PoolIndex
 from benchmark.tars import IMAGE_FORMATS
 
+JPEG_START = b"\xff\xd8\xff"
 MAX_OPEN_TARS = 64  # a window's blocks lie in about as many
 MAX_PIXELS = 1 << 26  # a larger image counts as undecodable: no decompression bombs
 
@@ -63,3 +66,28 @@ def decode_image(data: bytes) -> Image.Image | None:
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def decode_pixels(data: bytes) -> np.ndarray | None:
+    """Decode to (height, width, 3) uint8, to the same pixels as `decode_image`, JPEGs about twice as fast.
+
+    Both use libjpeg-turbo with its exact inverse transform; simplejpeg has less around it. What it does not take
+    (another format, CMYK, damage) goes to Pillow, so that both refuse the same pictures.
+    """
+    if data.startswith(JPEG_START):
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("YCbCr", "Gray") and width * height <= MAX_PIXELS:
+                return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        except ValueError:
+            pass
+    image = decode_image(data)
+    return None if image is None else np.array(image)
+
+
+def decoder_name() -> str:
+    """Return which decoders and resizers training's pixels come from, for records."""
+    return (
+        f"simplejpeg {version('simplejpeg')}, else Pillow {version('pillow')}; crops resized by torch "
+        f"{version('torch')}, else by Pillow"
+    )

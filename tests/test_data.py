@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import functional
+from torchvision import transforms
+from torchvision.transforms import functional, v2
 
 from benchmark import data, samples
 from benchmark.data import (
+    Crop,
     StepBatches,
     batches_from,
     crop_and_resize,
+    draw_crop,
     hold_samples,
     normalise,
     resize_and_crop,
@@ -24,7 +27,7 @@ from benchmark.data import (
 )
 from benchmark.index import read_index
 from benchmark.order import SampleOrder
-from benchmark.samples import SampleReader, decode_image
+from benchmark.samples import SampleReader, decode_image, decode_pixels
 from benchmark.scales import SCALES, Augmentation
 from benchmark.tars import write_tar
 from tests.conftest import jpeg, members
@@ -117,13 +120,16 @@ def test_an_undecodable_sample_is_replaced_by_a_keyed_draw_and_nothing_moves(tmp
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", jpeg()[:40]])
 def test_bytes_that_are_no_picture_are_undecodable(data):
-    assert decode_image(data) is None
+    assert decode_image(data) is None and decode_pixels(data) is None
 
 
-def test_an_image_bomb_is_undecodable():
+def test_an_image_bomb_is_undecodable(monkeypatch):
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
-    assert decode_image(buffer.getvalue()) is None
+    assert decode_image(buffer.getvalue()) is None and decode_pixels(buffer.getvalue()) is None
+    whole = encoded(PHOTO)
+    monkeypatch.setattr(samples, "MAX_PIXELS", 201 * 123 - 1)
+    assert decode_pixels(whole) is None
 
 
 def test_shifts_move_by_at_most_the_pixels_with_edges_repeated():
@@ -146,38 +152,71 @@ def test_shifts_move_by_at_most_the_pixels_with_edges_repeated():
 
 
 def test_resize_and_crop_is_open_clips_evaluation_transform():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8))
-    expected = functional.center_crop(functional.resize(image, 16, functional.InterpolationMode.BICUBIC), [16, 16])
-    assert (resize_and_crop(image, 16) == np.asarray(expected)).all()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8)
+    resized = functional.resize(Image.fromarray(pixels), 16, functional.InterpolationMode.BICUBIC)
+    expected = functional.center_crop(resized, [16, 16])
+    assert (resize_and_crop(pixels, 16) == np.asarray(expected)).all()
 
 
-def test_a_crop_is_cut_out_and_resized_as_torchvision_does(monkeypatch):
+def test_a_crop_is_drawn_as_torchvision_draws_one(monkeypatch):
     """With every draw a half: of 75 % of the area a square does not fit, and the middle is taken; a fifth does."""
     monkeypatch.setattr(data, "keyed_uniform", lambda *keys: np.full(40, 0.5))
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
-    wide = crop_and_resize(image, 32, (0.5, 1.0), 0, 0)
-    expected = functional.resized_crop(image, 0, 5, 60, 80, [32, 32], functional.InterpolationMode.BICUBIC)
-    assert (wide == np.asarray(expected)).all()
-    few = crop_and_resize(image, 32, (0.1, 0.3), 0, 0)  # 33 x 33 pixels
-    expected = functional.resized_crop(image, 14, 29, 33, 33, [32, 32], functional.InterpolationMode.BICUBIC)
-    assert (few == np.asarray(expected)).all()
+    assert draw_crop(90, 60, (0.5, 1.0), 0, 0) == Crop(left=5, top=0, width=80, height=60)
+    assert draw_crop(90, 60, (0.1, 0.3), 0, 0) == Crop(left=29, top=14, width=33, height=33)
+
+
+def test_a_crop_is_resized_as_torchvision_does_and_nearly_as_pillow_does():
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((400, 300), Image.Resampling.BICUBIC)  # smooth, as photographs are
+    pixels = np.array(image)
+    ours = crop_and_resize(pixels, 224, Crop(left=20, top=10, width=350, height=280))
+    bicubic = transforms.InterpolationMode.BICUBIC
+    box = (10, 20, 280, 350, [224, 224], bicubic)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    assert (ours == v2.functional.resized_crop(tensor, *box, antialias=True).permute(1, 2, 0).numpy()).all()
+    gap = np.abs(ours.astype(int) - np.asarray(functional.resized_crop(image, *box)))
+    assert gap.max() <= 4 and gap.mean() < 0.1
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, options.pop("format", "JPEG"), **options)
+    return buffer.getvalue()
+
+
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8)).resize((201, 123))
+
+
+@pytest.mark.parametrize(
+    "encoded_image",
+    [
+        *[encoded(PHOTO, subsampling=subsampling) for subsampling in ("4:4:4", "4:2:2", "4:2:0")],
+        encoded(PHOTO, progressive=True),
+        encoded(PHOTO.convert("L")),
+        encoded(PHOTO.convert("CMYK")),
+        encoded(PHOTO, format="PNG"),
+        encoded(PHOTO, format="WEBP"),
+        encoded(PHOTO)[:900] + bytes(20) + encoded(PHOTO)[920:],
+    ],
+)
+def test_both_decoders_give_the_same_pixels(encoded_image):
+    assert np.array_equal(decode_pixels(encoded_image), np.asarray(decode_image(encoded_image)))
 
 
 def test_random_crops_have_the_areas_and_aspects_of_the_recipe():
     """A picture whose colour tells the place: the crop's corners give its area and aspect."""
     across, down = np.meshgrid(np.arange(200), np.arange(150))
-    image = Image.fromarray(np.stack([across, down, 0 * down], axis=2).astype(np.uint8))
+    pixels = np.stack([across, down, 0 * down], axis=2).astype(np.uint8)
     areas, aspects = [], []
     for position in range(300):
-        crop = crop_and_resize(image, 32, (0.3, 1.0), 0, position).astype(float)
+        crop = crop_and_resize(pixels, 32, draw_crop(200, 150, (0.3, 1.0), 0, position)).astype(float)
         width = (crop[16, -1, 0] - crop[16, 0, 0]) * 32 / 31
         height = (crop[-1, 16, 1] - crop[0, 16, 1]) * 32 / 31
         areas.append(width * height / 30_000)
         aspects.append(width / height)
     assert 0.27 < min(areas) < 0.4 and 0.85 < max(areas) < 1.1
     assert 0.7 < min(aspects) < 0.8 and 1.2 < max(aspects) < 1.45
-    whole = crop_and_resize(image, 32, (1.0, 1.0), 0, 5)
-    assert (whole == crop_and_resize(image, 32, (1.0, 1.0), 0, 5)).all()
+    assert draw_crop(200, 150, (1.0, 1.0), 0, 5) == draw_crop(200, 150, (1.0, 1.0), 0, 5)
 
 
 def test_normalise_matches_the_formula():

@@ -1,0 +1,487 @@
+"""Measure training: our loop, open_clip's own trainer on the same tars and model, and the bare model, in one run.
+
+    python -m scripts.perf.train_speed --scale nano --pool-dir pools/nano
+    python -m scripts.perf.train_speed --scale small --pool-dir pools/jpeg --device cuda --workers 16 \
+        --open-clip-workers 16 --samples 200000
+
+Every measurement is a fresh process; the rounds are interleaved, so that a busy minute of the machine meets all of
+them. Prints medians, spreads and ratios as a Markdown table. README.md beside this file says what each row means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.scales import Augmentation, Scale, get_scale
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 0
+WARM_UP_STEPS = 3  # of the bare model, not timed
+OPEN_CLIP_AREA = (0.9, 1.0)  # open_clip's default for the share that a random crop keeps
+FASTER_THAN_OPEN_CLIP = 3.0  # the targets
+SHARE_OF_BARE, SHARE_OF_FLOOR = 0.9, 0.95
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement, as it is handed to its process."""
+
+    leg: str  # "ours", "bare", "decoding" or "open_clip"
+    scale: str
+    pool_dir: str
+    samples: int
+    batch_size: int | None  # None: the recipe's
+    device: str
+    stream: bool
+    threads: int | None  # None: torch's default. Ours and the bare model take the recipe's where it has one
+    workers: int
+
+    @property
+    def row(self) -> str:
+        """Return what tells the rows of open_clip's trainer apart from each other and from the rest."""
+        return f"{self.leg}/{self.threads}/{self.workers}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one measurement found."""
+
+    samples: int
+    seconds: float  # all of it
+    decoding_seconds: float  # the part in which samples were decoded once, to be held in memory
+    cpu_seconds: float  # of all its processes and threads
+    threads: int
+
+
+def scale_of(job: Job) -> Scale:
+    """Return the recipe, shortened to the job's samples."""
+    scale = get_scale(job.scale)
+    batch_size = job.batch_size or scale.batch_size
+    if job.samples < batch_size:
+        raise ValueError(f"--samples {job.samples} is less than one batch of {batch_size}")
+    steps = -(-job.samples // batch_size)
+    if job.stream:
+        scale = replace(scale, augmentation=Augmentation("random_resized_crop", area=OPEN_CLIP_AREA))
+    warmup_steps = min(scale.warmup_steps, max(1, steps // 10))
+    return replace(scale, samples_seen=steps * batch_size, batch_size=batch_size, warmup_steps=warmup_steps)
+
+
+def training_data(job: Job, scale: Scale, limit: int) -> Any:
+    """Return the harness's training data over the pool's first `limit` samples."""
+    from benchmark.index import read_index
+    from benchmark.subset import Subset
+    from benchmark.train import TrainingData
+
+    index = read_index(Path(job.pool_dir))
+    return TrainingData(index, Subset.of(index.uids[:limit]), scale)
+
+
+def measure_ours(job: Job) -> Outcome:
+    """Train as `winnow train` does, on as many different samples as are seen (or all of a smaller pool)."""
+    from benchmark.train import train
+
+    scale = scale_of(job)
+    data = training_data(job, scale, scale.samples_seen)
+    cpu_start, start = cpu_seconds(), time.perf_counter()
+    data.batches(SEED)  # decodes where samples are held in memory; `train` finds them there
+    decoding_seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint_dir = Path(folder) / "seed-0" / "checkpoint"
+        checkpoint_dir.mkdir(parents=True)
+        train(data, SEED, checkpoint_dir, {"measurement": "speed"}, device=job.device, workers=job.workers)
+    seconds = time.perf_counter() - start
+    threads = scale.threads or torch.get_num_threads()
+    return Outcome(scale.samples_seen, seconds, decoding_seconds, cpu_seconds() - cpu_start, threads)
+
+
+def measure_bare(job: Job) -> Outcome:
+    """Take the recipe's steps on one batch that lies in memory, and do nothing else."""
+    import open_clip
+    from open_clip_train.precision import get_autocast
+
+    from benchmark.data import batches_from, normalise
+    from benchmark.models import build_model
+    from benchmark.step import make_optimizer
+    from benchmark.train import keep_freed_memory, recipe_threads
+
+    scale = scale_of(job)
+    one_step = replace(scale, samples_seen=scale.batch_size)
+    batches = training_data(job, one_step, scale.batch_size).batches(SEED)
+    batch = next(batches_from(batches, 0, 0, job.device))
+    images, tokens = normalise(batch.images, scale), batch.tokens.long()
+    if job.device.startswith("cuda"):  # as open_clip's trainer sets them
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    model: Any = build_model(scale.model, SEED).to(job.device).train()
+    if scale.grad_checkpointing:
+        model.set_grad_checkpointing()
+    optimizer = make_optimizer(model, scale)
+    loss_of = open_clip.ClipLoss()
+    autocast = get_autocast(scale.precision, device_type=torch.device(job.device).type)
+    scaler = torch.amp.GradScaler(job.device) if scale.precision == "amp" else None
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            out = model(images, tokens)
+            loss = loss_of(out["image_features"], out["text_features"], out["logit_scale"])
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if scale.grad_clip_norm is not None:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), scale.grad_clip_norm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+
+    keep_freed_memory(job.device)  # as our loop does
+    with recipe_threads(scale):
+        for _ in range(WARM_UP_STEPS):
+            step()
+        synchronize(job.device)
+        cpu_start, start = cpu_seconds(), time.perf_counter()
+        for _ in range(scale.steps):
+            step()
+        synchronize(job.device)
+        seconds = time.perf_counter() - start
+        return Outcome(scale.samples_seen, seconds, 0.0, cpu_seconds() - cpu_start, torch.get_num_threads())
+
+
+def measure_decoding(job: Job) -> Outcome:
+    """Take our batches as training does, without a model: reading, decoding, cropping and tokenizing alone."""
+    from benchmark.data import batches_from
+    from benchmark.train import recipe_threads
+
+    scale = scale_of(job)
+    data = training_data(job, scale, scale.samples_seen)
+    batches = data.batches(SEED)
+    with recipe_threads(scale):
+        cpu_start, start = cpu_seconds(), time.perf_counter()
+        samples = sum(len(batch) for batch in batches_from(batches, 0, job.workers))
+        seconds = time.perf_counter() - start
+        return Outcome(samples, seconds, 0.0, cpu_seconds() - cpu_start, torch.get_num_threads())
+
+
+def measure_open_clip(job: Job) -> Outcome:
+    """Run `open_clip_train.main` on the pool's tars; what counts is the time within its `train_one_epoch`.
+
+    Its imports, the building of the model and its last checkpoint are left out; the start of its workers is in.
+    """
+    from open_clip_train import main as trainer
+
+    scale = scale_of(job)
+    tars = sorted(str(path) for path in (Path(job.pool_dir) / "shards").glob("*.tar"))
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    outcomes: list[Outcome] = []
+    original = trainer.train_one_epoch
+
+    def timed(model: Any, data: Any, *args: Any, **options: Any) -> None:
+        cpu_start, start = cpu_seconds(), time.perf_counter()
+        original(model, data, *args, **options)
+        synchronize(job.device)
+        samples = data["train"].dataloader.num_samples  # rounded up to whole batches for every worker
+        seconds = time.perf_counter() - start
+        outcomes.append(Outcome(samples, seconds, 0.0, cpu_seconds() - cpu_start, torch.get_num_threads()))
+
+    trainer.train_one_epoch = timed
+    with tempfile.TemporaryDirectory() as folder:
+        arguments: dict[str, object] = {
+            "train-data": "::".join(tars),
+            "dataset-type": "webdataset",
+            "train-num-samples": scale.samples_seen,
+            "model": register_for_open_clip(scale.model, Path(folder)),
+            "batch-size": scale.batch_size,
+            "epochs": 1,
+            "lr": scale.learning_rate,
+            "beta1": scale.betas[0],
+            "beta2": scale.betas[1],
+            "eps": scale.eps,
+            "wd": scale.weight_decay,
+            "warmup": scale.warmup_steps,
+            "precision": scale.precision,
+            "workers": job.workers,
+            "device": job.device,
+            "seed": SEED,
+            "logs": folder,
+            "name": "speed",
+        }
+        if scale.grad_clip_norm is not None:
+            arguments["grad-clip-norm"] = scale.grad_clip_norm
+        command = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+        command += ["--image-mean", *map(str, scale.mean), "--image-std", *map(str, scale.std)]
+        command += ["--local-loss", "--gather-with-grad"]
+        if scale.grad_checkpointing:
+            command.append("--grad-checkpointing")
+        trainer.main(command)
+    (outcome,) = outcomes
+    # Its workers live until `main` returns, and count only when they have ended.
+    return replace(outcome, cpu_seconds=outcome.cpu_seconds + cpu_seconds_of_children())
+
+
+def register_for_open_clip(name: str, folder: Path) -> str:
+    """Make a model known to open_clip with its vocabulary's whole path, and return the name it has there.
+
+    open_clip takes `bpe_path` as it stands; ours is relative to the folder of the configurations.
+    """
+    import open_clip
+
+    from benchmark.models import MODELS_DIR, model_config
+
+    config = model_config(name)
+    bpe_path = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
+    if bpe_path is None:
+        return name
+    config["text_cfg"] = {**config["text_cfg"], "tokenizer_kwargs": {"bpe_path": str(MODELS_DIR / bpe_path)}}
+    path = folder / f"{name}-whole-path.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+LEGS = {
+    "ours": measure_ours,
+    "bare": measure_bare,
+    "decoding": measure_decoding,
+    "open_clip": measure_open_clip,
+}
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a GPU still has to do."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process, all threads, and of its children that have ended."""
+    return time.process_time() + cpu_seconds_of_children()
+
+
+def cpu_seconds_of_children() -> float:
+    """Return the CPU time of the child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run_in_process(job: Job) -> Outcome:
+    """Measure in a process of its own; raises ValueError with the end of what it said where it failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.perf.train_speed", "--job", json.dumps(asdict(job))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise ValueError(f"the measurement {job.row} failed:\n{done.stderr[-3000:]}")
+    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def make_jobs(options: argparse.Namespace) -> list[Job]:
+    """Return the measurements of one round; open_clip's trainer runs with every given number of workers and threads."""
+    scale = get_scale(options.scale)
+    pool_dir = (options.pool_dir or Path("pools") / scale.name).resolve()
+    num_tars = len(list((pool_dir / "shards").glob("*.tar")))
+    if not num_tars:
+        raise FileNotFoundError(f"{pool_dir} has no tars in {pool_dir / 'shards'}; build the pool first")
+
+    def job(leg: str, threads: int | None, workers: int) -> Job:
+        return Job(
+            leg=leg,
+            scale=options.scale,
+            pool_dir=str(pool_dir),
+            samples=options.samples,
+            batch_size=options.batch_size,
+            device=options.device,
+            stream=options.stream,
+            threads=threads,
+            workers=workers,
+        )
+
+    jobs = [job("ours", None, options.workers), job("bare", None, 0)]
+    scale_of(jobs[0])  # refuses too few samples before anything runs
+    if options.stream or scale.augmentation.kind != "shift":
+        jobs.append(job("decoding", None, options.workers))
+    for threads in options.open_clip_threads:
+        for workers in options.open_clip_workers:
+            if workers > num_tars:
+                raise ValueError(f"open_clip's trainer needs a tar per worker; {pool_dir} has {num_tars} of them")
+            jobs.append(job("open_clip", threads or None, workers))
+    return jobs
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: samples per second of every round."""
+
+    name: str
+    threads: int
+    workers: int
+    rates: list[float]
+    cpu_rates: list[float]  # samples per second of CPU time; empty where it was not measured apart
+
+    @property
+    def median(self) -> float:
+        """Return the median over the rounds."""
+        return statistics.median(self.rates)
+
+
+def make_rows(jobs: Sequence[Job], rounds: Sequence[Sequence[Outcome]]) -> dict[str, list[Row]]:
+    """Return the table's rows by leg; "whole" is ours with the decoding, "held" the decoding."""
+    rows: dict[str, list[Row]] = {}
+    names = {
+        "ours": "our loop",
+        "bare": "bare model, one batch in memory",
+        "decoding": "decoding alone, on the way",
+        "open_clip": "open_clip's trainer",
+    }
+    for number, job in enumerate(jobs):
+        outcomes = [outcomes[number] for outcomes in rounds]
+        threads = outcomes[0].threads
+
+        rates = [one.samples / one.seconds for one in outcomes]
+        cpu_rates = [one.samples / one.cpu_seconds for one in outcomes]
+        if job.leg == "ours" and is_held(job):
+            after = [one.samples / (one.seconds - one.decoding_seconds) for one in outcomes]
+            before = [one.samples / one.decoding_seconds for one in outcomes]
+            rows["whole"] = [Row("our loop, decoding once included", threads, job.workers, rates, cpu_rates)]
+            rows["held"] = [Row("the decoding alone, on all cores", threads, job.workers, before, [])]
+            rows["ours"] = [Row("our loop without it", threads, job.workers, after, [])]
+        else:
+            rows.setdefault(job.leg, []).append(Row(names[job.leg], threads, job.workers, rates, cpu_rates))
+    return rows
+
+
+def is_held(job: Job) -> bool:
+    """Tell whether our loop holds the samples in memory (its own rule, for pools of any size measured here)."""
+    return scale_of(job).augmentation.kind == "shift"
+
+
+def print_report(jobs: Sequence[Job], rows: dict[str, list[Row]], num_rounds: int) -> None:
+    """Print the machine, the table and the ratios beside their targets."""
+    job, scale = jobs[0], scale_of(jobs[0])
+    whole = rows.get("whole", rows["ours"])[0]
+    print(f"{machine(job.device)}\n")
+    print(
+        f"Scale {scale.name}{' (streamed)' if job.stream else ''}: {scale.samples_seen:,} samples in batches of "
+        f"{scale.batch_size}, {scale.precision}, {num_rounds} interleaved rounds; load average "
+        f"{os.getloadavg()[0]:.1f} at the end.\n"
+    )
+    print("| what | threads | workers | samples/s, median | lowest to highest | per CPU second | ours is |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for leg in ("whole", "ours", "held", "bare", "decoding", "open_clip"):
+        for row in rows.get(leg, []):
+            ratio = "" if leg in ("whole", "held") else f"{whole.median / row.median:.2f} ×"
+            print(
+                f"| {row.name} | {row.threads} | {row.workers} | {row.median:,.0f} "
+                f"| {min(row.rates):,.0f} to {max(row.rates):,.0f} "
+                f"| {f'{statistics.median(row.cpu_rates):,.0f}' if row.cpu_rates else ''} | {ratio} |"
+            )
+    print()
+    best = max(rows["open_clip"], key=lambda row: row.median)
+    thriftiest = max(rows["open_clip"], key=lambda row: statistics.median(row.cpu_rates))
+    say_ratio("our loop, all included, to open_clip's fastest row", whole, best, FASTER_THAN_OPEN_CLIP)
+    per_cpu = statistics.median(whole.cpu_rates) / statistics.median(thriftiest.cpu_rates)
+    print(f"- the same per second of CPU time, to open_clip's thriftiest row: {per_cpu:.2f}")
+    bare = rows["bare"][0]
+    if "decoding" in rows:
+        floor = min(bare, rows["decoding"][0], key=lambda row: row.median)
+        say_ratio(f"our loop to the lower floor ({floor.name})", whole, floor, SHARE_OF_FLOOR)
+    else:
+        say_ratio("our loop, after decoding, to the bare model", rows["ours"][0], bare, SHARE_OF_BARE)
+        say_ratio("our loop, all included, to the bare model", whole, bare, SHARE_OF_BARE)
+
+
+def say_ratio(what: str, ours: Row, other: Row, target: float) -> None:
+    """Print a ratio of medians with the range over the rounds, and whether it reaches its target."""
+    ratios = [one / another for one, another in zip(ours.rates, other.rates, strict=True)]
+    ratio = ours.median / other.median
+    verdict = "reached" if ratio >= target else "missed"
+    print(f"- {what}: {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} by round); target {target:.2f}: {verdict}")
+
+
+def machine(device: str) -> str:
+    """Describe where it was measured."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    gpu = f"{torch.cuda.get_device_name()}, " if device.startswith("cuda") else ""
+    return (
+        f"Machine: {gpu}{os.cpu_count()} cores of {cpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scale", default="nano", help="the recipe (default: nano)")
+    parser.add_argument("--pool-dir", type=Path, help="the pool (default: pools/<scale>)")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples seen by every row (default: 20,000)")
+    parser.add_argument("--batch-size", type=int, help="instead of the recipe's, where it does not fit")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--workers", type=int, default=0, help="our loop's (default: 0, as at the embedded scales)")
+    parser.add_argument(
+        "--open-clip-workers", type=int, nargs="+", default=[1, 2], help="numbers to try (default: 1 2)"
+    )
+    parser.add_argument(
+        "--open-clip-threads",
+        type=int,
+        nargs="+",
+        help="numbers to try, 0 for torch's default (default: 0, on CPU 0 1)",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions (default: 3)")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="decode on the way with open_clip's random crop, as scales do whose samples do not fit in memory",
+    )
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.open_clip_threads is None:
+        options.open_clip_threads = [0, 1] if options.device == "cpu" else [0]
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every measurement in turn, round after round, and print the report."""
+    options = parse_options(arguments)
+    if options.job is not None:
+        job = Job(**json.loads(options.job))
+        print(json.dumps(asdict(LEGS[job.leg](job))))
+        return
+    jobs = make_jobs(options)
+    rounds: list[list[Outcome]] = []
+    for number in range(options.rounds):
+        rounds.append([])
+        for job in jobs:
+            outcome = run_in_process(job)
+            rounds[-1].append(outcome)
+            rate = outcome.samples / outcome.seconds
+            print(f"round {number + 1}: {job.row}: {rate:,.0f} samples/s", file=sys.stderr, flush=True)
+    print_report(jobs, make_rows(jobs, rounds), options.rounds)
+
+
+if __name__ == "__main__":
+    main()

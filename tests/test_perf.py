@@ -1,0 +1,161 @@
+"""The performance scripts on next to nothing: that they run and what they compute, never how long it took."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from benchmark.data import crop_and_resize, draw_crop
+from benchmark.index import read_index
+from benchmark.models import build_tokenizer
+from benchmark.pool import Pool
+from benchmark.samples import SampleReader
+from scripts.perf import decoders, make_jpeg_pool, train_speed
+from scripts.perf.train_speed import Job, Outcome
+
+PICO_JOB = Job("ours", "pico", "", 128, None, "cpu", stream=False, threads=1, workers=1)
+
+
+def job_of(leg, pool_dir, **fields):
+    return Job(**{**vars(PICO_JOB), "leg": leg, "pool_dir": str(pool_dir), **fields})
+
+
+@pytest.fixture(scope="module")
+def jpeg_pool(tmp_path_factory):
+    pool_dir = tmp_path_factory.mktemp("made") / "pool"
+    total = make_jpeg_pool.make_pool(pool_dir, 70, sizes=(24, 40), shard_size=40)
+    return pool_dir, total
+
+
+@pytest.mark.parametrize("leg", ["ours", "bare", "decoding"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_our_legs_train_on_what_was_asked_for(pico_pool, leg, stream):
+    before = torch.get_num_threads()
+    outcome = train_speed.LEGS[leg](job_of(leg, pico_pool, samples=100, stream=stream, workers=0))
+    assert (outcome.samples, outcome.threads) == (128, 1)  # two whole batches, on the recipe's one thread
+    assert outcome.cpu_seconds > 0 and 0 <= outcome.decoding_seconds < outcome.seconds
+    assert torch.get_num_threads() == before
+
+
+def test_open_clips_own_trainer_runs_on_the_same_tars(pico_pool):
+    outcome = train_speed.run_in_process(job_of("open_clip", pico_pool))
+    assert (outcome.samples, outcome.threads, outcome.decoding_seconds) == (128, 1, 0)
+
+
+def test_a_measurement_that_fails_says_why():
+    with pytest.raises(ValueError, match=r"the measurement theirs/1/1 failed:[\s\S]*KeyError: 'theirs'"):
+        train_speed.run_in_process(job_of("theirs", "nowhere"))
+
+
+def test_open_clip_has_our_model_and_our_tokens(tmp_path):
+    name = train_speed.register_for_open_clip("pico_cnn", tmp_path)
+    texts = ["a small red square", "Straße 42 " * 20]
+    assert torch.equal(open_clip.get_tokenizer(name)(texts), build_tokenizer("pico_cnn")(texts))
+    assert open_clip.get_model_config(name)["vision_cfg"] == open_clip.get_model_config("pico_cnn")["vision_cfg"]
+
+
+def test_the_report_gives_medians_and_ratios(tmp_path, capsys):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").touch()
+    arguments = ["--pool-dir", str(tmp_path), "--samples", "1200", "--open-clip-workers", "1", "--rounds", "3"]
+    jobs = train_speed.make_jobs(train_speed.parse_options(arguments))
+    assert [(job.leg, job.threads) for job in jobs] == [
+        ("ours", None),
+        ("bare", None),
+        ("open_clip", None),
+        ("open_clip", 1),
+    ]
+    rounds = [
+        [
+            Outcome(1200, 4.0 * slower, 1.0 * slower, 6.0, 1),
+            Outcome(1200, 2.4 * slower, 0.0, 2.4, 1),
+            Outcome(1200, 24.0 * slower, 0.0, 24.0, 2),
+            Outcome(1200, 10.0 * slower, 0.0, 12.0, 1),
+        ]
+        for slower in (1, 2, 1)
+    ]
+    train_speed.print_report(jobs, train_speed.make_rows(jobs, rounds), 3)
+    said = capsys.readouterr().out
+    assert "| our loop, decoding once included | 1 | 0 | 300 | 150 to 300 | 200 |  |" in said
+    assert "| our loop without it | 1 | 0 | 400 | 200 to 400 |  | 0.75 × |" in said
+    assert "| open_clip's trainer | 2 | 1 | 50 | 25 to 50 | 50 | 6.00 × |" in said
+    assert "open_clip's fastest row: 2.50 (2.50 to 2.50 by round); target 3.00: missed" in said
+    assert "open_clip's thriftiest row: 2.00" in said
+    assert "after decoding, to the bare model: 0.80 (0.80 to 0.80 by round); target 0.90: missed" in said
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_runs(pico_pool):
+    options = train_speed.parse_options(["--pool-dir", str(pico_pool), "--open-clip-workers", "9"])
+    with pytest.raises(ValueError, match="needs a tar per worker"):
+        train_speed.make_jobs(options)
+    with pytest.raises(ValueError, match="--samples 3 is less than one batch of 64"):
+        train_speed.make_jobs(train_speed.parse_options(["--pool-dir", str(pico_pool), "--samples", "3"]))
+    with pytest.raises(FileNotFoundError, match="has no tars"):
+        train_speed.make_jobs(train_speed.parse_options(["--pool-dir", str(pico_pool / "assets")]))
+
+
+def test_a_made_up_pool_is_one_that_training_can_read(jpeg_pool):
+    pool_dir, total = jpeg_pool
+    index = read_index(pool_dir)
+    assert sorted(path.name for path in (pool_dir / "shards").iterdir()) == ["00000000.tar", "00000001.tar"]
+    assert len(index) == Pool(pool_dir).num_rows == 70 and len(set(index.uids.tolist())) == 70
+    reader = SampleReader(index, np.arange(70))
+    read = [reader.read(place) for place in range(70)]
+    assert sum(len(image) for image, _ in read) == total
+    sizes = [Image.open(io.BytesIO(image)).size for image, _ in read]
+    assert all(24 <= max(size) <= 40 and min(size) >= 14 for size in sizes)
+    assert len({image for image, _ in read}) == 70 and all(text.decode().split() for _, text in read)
+
+
+def test_a_made_up_pool_is_a_function_of_its_seed(jpeg_pool, tmp_path):
+    pool_dir, _ = jpeg_pool
+    for seed in (0, 1):
+        make_jpeg_pool.make_pool(tmp_path / str(seed), 40, sizes=(24, 40), shard_size=40, seed=seed)
+    first, other = ((tmp_path / str(seed) / "shards" / "00000000.tar").read_bytes() for seed in (0, 1))
+    assert first == (pool_dir / "shards" / "00000000.tar").read_bytes() != other
+    with pytest.raises(ValueError, match="is not empty"):
+        make_jpeg_pool.make_pool(pool_dir, 40, sizes=(24, 40))
+
+
+def test_pictures_are_streamed_from_a_made_up_pool(jpeg_pool):
+    outcome = train_speed.measure_ours(job_of("ours", jpeg_pool[0], samples=64, stream=True, workers=0))
+    assert outcome.samples == 64
+
+
+def test_every_decoder_is_compared_and_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    for package in ("cv2", "torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, package, None)
+    found, missing = decoders.available()
+    assert missing == ["torchcodec", "simplejpeg", "opencv-python-headless"]
+    jpegs = [make_jpeg_pool.encode(make_jpeg_pool.draw_picture(0, number, 260, 250)) for number in range(2)]
+    lines = decoders.compare(found, jpegs, 1)
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {decoder.name}" for decoder in found]
+    assert lines[2].endswith("| 1.00 × | identical | identical |")
+    kinds = decoders.compare_kinds(found, decoders.other_kinds())
+    assert kinds[2] == "| Pillow (open_clip) | identical | identical | identical | identical | identical | refused |"
+    assert len(kinds) == 2 + len({decoder.name.split(",")[0] for decoder in found})
+
+
+def test_resizings_get_trainings_crop():
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    crop = draw_crop(400, 300, (0.9, 1.0), decoders.SEED, 7)
+    cut = Image.fromarray(pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
+    expected = cut.resize((224, 224), Image.Resampling.BICUBIC)
+    assert np.array_equal(decoders.crop_by_pillow(Image.fromarray(pixels), 7), np.asarray(expected))
+    assert np.array_equal(decoders.crop_by_torch(pixels, 7), crop_and_resize(pixels, 224, crop))
+
+
+def test_differences_are_counted_by_pixel():
+    black = np.zeros((2, 2, 3), np.uint8)
+    other = black.copy()
+    other[0, 0] = (3, 0, 9)
+    assert decoders.difference([(black, black)]) == "identical"
+    assert decoders.difference([(other, black)]) == "75.0% same, off by 1.00, at most 9"
+    assert decoders.difference([(black[:1], black)]) == "of another size"
