@@ -4,8 +4,11 @@ The installation and the first `winnow run` at full scale run in `.ci/run`, word
 in `test_slurm.py`, on a fake cluster.
 """
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,8 +16,10 @@ import pytest
 
 from benchmark.cli import main
 from benchmark.registry import STRATEGIES
+from benchmark.scales import SCALES, get_scale
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
 SLURM_EXTRA = "pip install -e '.[slurm]'"  # which is part of the extra `test`
 FIRST = "pip install -e . && winnow run"
@@ -42,16 +47,24 @@ def at_pico(command):
     return [verb, *rest, "--board", "pico"] if verb == "leaderboard" else [verb, *rest]
 
 
+def on_ranks(command):
+    """Run a command of torchrun's with this Python; return its exit code."""
+    launcher, program = command.removeprefix("torchrun ").split("--no-python ")
+    ours = ["--no-python", sys.executable, "-m", "benchmark", *at_pico(program)]
+    started = [sys.executable, "-m", "torch.distributed.run", *shlex.split(launcher), *ours]
+    return subprocess.run(started, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120).returncode
+
+
 def test_the_readme_installs_as_ci_does():
     lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
     assert set(lines) >= {*INSTALLING, FIRST}
-    ci = (Path(__file__).resolve().parent.parent / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
     for part in ("pip install --quiet -e .\n", "pip install --quiet -e '.[test]'", "\n  winnow run\n", "\npytest\n"):
         assert part in ci
 
 
 def test_the_extra_for_slurm_is_part_of_the_one_for_tests():
-    extras = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(extras["optional-dependencies"]["slurm"]) <= set(extras["optional-dependencies"]["test"])
     assert SLURM_EXTRA in README
 
@@ -76,7 +89,10 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
     assert len(commands()) >= 12
     try:
         for command in commands():
-            assert main(at_pico(command)) == 0, command
+            if command.startswith("torchrun "):
+                assert on_ranks(command) == 0, command
+            else:
+                assert main(at_pico(command)) == 0, command
     finally:
         STRATEGIES.clear()
         STRATEGIES.update(before)
@@ -95,9 +111,32 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
 
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README))
 def test_links_lead_somewhere(name):
-    assert (Path(__file__).resolve().parent.parent / name).exists()
+    assert (ROOT / name).exists()
 
 
 def test_the_folders_named_are_there():
     for name in re.findall(r"^\| `(\w+)/` ", README, re.M):
-        assert (Path(__file__).resolve().parent.parent / name).is_dir()
+        assert (ROOT / name).is_dir()
+
+
+def test_the_scale_of_ones_own_is_one(tmp_path):
+    (text,) = blocks("yaml")
+    (tmp_path / "my_scale.yaml").write_text(text)
+    scale = get_scale(str(tmp_path / "my_scale.yaml"))
+    assert (scale.base, scale.samples_seen, scale.steps) == ("small", 1_280_000, 1250)
+
+
+def test_the_recipes_in_the_docs_are_the_recipes():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "benchmark" / "TRAINING.md").read_text(), re.M)
+    halves = {"fp32": "fp32", "amp": "fp16", "amp_bf16": "bf16"}
+    for name, cells in rows[: len(SCALES)]:
+        scale = SCALES[name]
+        model, seen, batch, steps, rate, precision, _ = cells.split(" | ")
+        assert model.strip("`") == scale.model and precision == halves[scale.precision]
+        assert [int(number.replace(",", "")) for number in (seen, batch, steps)] == [
+            scale.samples_seen,
+            scale.batch_size,
+            scale.steps,
+        ]
+        assert float(rate) == scale.learning_rate
+    assert {name for name, _ in rows[: len(SCALES)]} == set(SCALES)
