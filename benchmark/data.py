@@ -151,17 +151,20 @@ def hold_samples(reader: SampleReader, tokenizer: Tokenizer, scale: Scale) -> He
     is_decodable = np.zeros(len(first), dtype=bool)
     captions = [""] * len(first)
 
-    def hold(row: int) -> None:
-        data, text = reader.read(int(first[row]))
-        captions[row] = text.decode(errors="replace")
-        pixels = decode_pixels(data)
-        if pixels is not None:
-            images[row], is_decodable[row] = resize_and_crop(pixels, size), True
+    def hold(start: int) -> int:
+        rows = range(start, min(start + PART_SIZE, len(first)))
+        for row in rows:
+            data, text = reader.read(int(first[row]))
+            captions[row] = text.decode(errors="replace")
+            pixels = decode_pixels(data)
+            if pixels is not None:
+                images[row], is_decodable[row] = resize_and_crop(pixels, size), True
+        return len(rows)
 
     progress = tqdm(total=len(first), desc="read samples", unit="sample", disable=None, leave=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(hold, range(len(first))):
-            progress.update()
+        for count in pool.map(hold, range(0, len(first), PART_SIZE)):
+            progress.update(count)
     progress.set_description("tokenize")
     tokens = tokenize(tokenizer, captions)
     progress.close()
