@@ -90,9 +90,9 @@ class TrainState:
 
     @classmethod
     def begin(cls, scale: Scale, seed: int, device: str) -> TrainState:
-        """Return the state before the first step. Raises ValueError for a model that mixes the samples of a batch."""
+        """Return the state before the first step. Raises ValueError for a model that cannot be trained exactly."""
         model = build_model(scale.model, seed, scale.image_size)
-        _refuse_mixing(model, scale)
+        _refuse_unfit(model, scale)
         if scale.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         model = model.to(device)
@@ -417,14 +417,27 @@ def _check_space(folder: Path, model: nn.Module, scale: Scale) -> None:
         )
 
 
-def _refuse_mixing(model: nn.Module, scale: Scale) -> None:
-    """Raise ValueError for a model with BatchNorm: accumulation and ranks would change its gradients."""
+def _refuse_unfit(model: nn.Module, scale: Scale) -> None:
+    """Raise ValueError for a model of a scale of one's own whose runs would not be exact, or whose loss is another."""
     mixing = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if mixing:
         raise ValueError(
             f"model {scale.model!r} normalises over the samples of a batch ({mixing[0]}), so its results would depend "
             "on how a batch is cut into ranks and micro-batches; choose a model without BatchNorm"
         )
+    rates = ("p", "prob", "drop_prob")  # of torch's Dropout, open_clip's PatchDropout and timm's DropPath
+    dropping = [
+        name
+        for name, part in model.named_modules()
+        if "Drop" in type(part).__name__ and any(getattr(part, rate, 0.0) for rate in rates)
+    ]
+    if dropping:
+        raise ValueError(
+            f"model {scale.model!r} drops at random ({dropping[0]}), so a run that was killed would not go on exactly; "
+            "choose a model without dropout"
+        )
+    if getattr(model, "logit_bias", None) is not None or not hasattr(model, "logit_scale"):
+        raise ValueError(f"model {scale.model!r} is not trained by CLIP's loss; choose a CLIP model")
 
 
 def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: Path) -> str | None:

@@ -217,12 +217,32 @@ def test_a_full_disk_leaves_the_state_before_whole(data, undisturbed, tmp_path, 
     assert contents(tmp_path / "run") == contents(undisturbed[0])
 
 
-def test_a_model_that_mixes_the_samples_of_a_batch_is_refused(data, tmp_path, monkeypatch):
-    mixing = build_model("pico_cnn")
-    mixing.visual.extra = nn.BatchNorm2d(3)
-    monkeypatch.setattr(train, "build_model", lambda *_: mixing)
-    with pytest.raises(ValueError, match=r"normalises over the samples of a batch \(visual.extra\)"):
-        run(data, tmp_path)
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (nn.BatchNorm2d(3), r"normalises over the samples of a batch \(visual.extra\)"),
+        (nn.Dropout(0.1), r"drops at random \(visual.extra\)"),
+        (open_clip.transformer.PatchDropout(0.5), r"drops at random \(visual.extra\)"),
+        (nn.Dropout(0.0), None),
+    ],
+)
+def test_a_model_whose_runs_would_not_be_exact_is_refused(monkeypatch, part, said):
+    unfit = build_model("pico_cnn")
+    unfit.visual.extra = part
+    monkeypatch.setattr(train, "build_model", lambda *_: unfit)
+    if said is None:
+        assert TrainState.begin(SHORT, 0, "cpu").model is unfit
+    else:
+        with pytest.raises(ValueError, match=said):
+            TrainState.begin(SHORT, 0, "cpu")
+
+
+def test_a_model_of_another_loss_is_refused(monkeypatch):
+    biased = build_model("pico_cnn")
+    biased.logit_bias = nn.Parameter(torch.zeros(1))
+    monkeypatch.setattr(train, "build_model", lambda *_: biased)
+    with pytest.raises(ValueError, match="is not trained by CLIP's loss"):
+        TrainState.begin(SHORT, 0, "cpu")
 
 
 # --- as DataComp's scales train, with a small model -----------------------------------------------------------------
