@@ -215,16 +215,16 @@ def as_path(value: Any, name: str) -> Path | None:
 
 def as_device(value: Any, scale: Scale) -> str:
     """Return the device to compute on; raises ValueError where there is none such."""
-    if value is None:
-        return scale.device
-    if value not in ("cpu", "cuda"):
-        raise ValueError(f"device={value} is neither cpu nor cuda")
-    if value == "cuda":
+    device = scale.device if value is None else value
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device={device} is neither cpu nor cuda")
+    if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError("device=cuda, but torch sees no GPU here")
-    return str(value)
+            asked = "device=cuda" if value else f"scale {scale.name!r} computes on a GPU (device=cpu does without)"
+            raise ValueError(f"{asked}, but torch sees no GPU here")
+    return str(device)
 
 
 def scale_and_pool_dir(config: dict[str, Any]) -> tuple[Scale, Path, int]:

@@ -282,6 +282,11 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["run", "device=tpu"], "device=tpu is neither cpu nor cuda"),
         (["run", "pool_seed=-1"], "pool_seed=-1 is not a whole number"),
         (["run", "workers=many"], "workers='many' is not a whole number"),
+        (["run", "accumulation=0"], "a step has at least 1 micro-batch"),
+        (["train", "accumulation=1.5", "exp_dir=x"], "accumulation=1.5 is not a whole number"),
+        (["run", "wandb=yes"], "wandb=yes is not one of disabled, offline, online"),
+        (["run", "scale=mine.yaml"], "there is no scale file mine.yaml"),
+        (["run", "scale=small", "device=cpu"], "is scored by the suite 'datacomp', which is not in this version yet"),
         (["run", "plugins=nowhere.py"], "plugins: there is no file"),
         (["run", "subset=nowhere.npy"], "there is no subset file nowhere.npy"),
         (["run", "subset=x.npy", "filters=basic"], "give filters= or subset=, not both"),
@@ -318,6 +323,21 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
 )
 def test_wrong_use_is_met_by_one_sentence_before_anything_is_written(folder, capsys, arguments, message):
     assert message in failing(capsys, *arguments)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_needs_a_gpu_says_so_where_there_is_none(folder, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "scale 'small' computes on a GPU (device=cpu does without)" in failing(capsys, "train", "scale=small")
+    assert "device=cuda, but torch sees no GPU here" in failing(capsys, "run", "device=cuda")
+    assert list(folder.iterdir()) == []
+
+
+def test_ranks_are_for_training_alone(folder, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "winnow filter does not work on ranks; run it once, without torchrun" in failing(capsys, "filter")
+    assert "a sweep does not work on ranks" in failing(capsys, "train", "-m", "exp_dir=a,b")
     assert list(folder.iterdir()) == []
 
 
