@@ -11,7 +11,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     folder: sorted((ROOT / folder).rglob("*.py")) for folder in ("benchmark", "filters", "eval_tasks", "leaderboard")
 }
-MAY_LOAD_TORCH = {"data.py", "evaluate.py", "train.py", "reference_models.py", "models/__init__.py"}
+MAY_LOAD_TORCH = {
+    "data.py",
+    "evaluate.py",
+    "health.py",
+    "models/__init__.py",
+    "ranks.py",
+    "reference_models.py",
+    "step.py",
+    "train.py",
+}
 
 
 def imports(path, *, top_level=False):
