@@ -29,6 +29,7 @@ from benchmark.stage import ignore_stop_signals
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
 PART_SIZE = 256  # samples that a worker makes at a time
+MAX_ASPECT = 100  # of what a shorter side is resized of; the middle of a longer strip
 MAX_UNDECODABLE = 0.01  # of the samples seen; more stops the run
 
 
@@ -67,6 +68,9 @@ def resize_and_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape == (size, size, 3):
         return pixels
     shorter = min(pixels.shape[:2])
+    if max(pixels.shape[:2]) > MAX_ASPECT * shorter:  # a strip of millions of pixels would grow with its shorter side
+        middle = [max(0, (side - MAX_ASPECT * shorter) // 2) for side in pixels.shape[:2]]
+        pixels = pixels[middle[0] : middle[0] + MAX_ASPECT * shorter, middle[1] : middle[1] + MAX_ASPECT * shorter]
     height, width = (max(size, round(side * size / shorter)) for side in pixels.shape[:2])
     left, top = (width - size) // 2, (height - size) // 2
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)

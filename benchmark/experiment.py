@@ -141,10 +141,10 @@ def train_stage(
 ) -> None:
     """Train every seed that is not trained yet; of several ranks the first alone looks, locks and writes."""
     from benchmark.ranks import ALONE, check_split
-    from benchmark.train import STATE_NAMES, TrainingData, checkpoint_if_finished, train
+    from benchmark.train import STATE_NAMES, WEIGHTS_NAME, TrainingData, checkpoint_if_finished, train
 
     ranks = ranks or ALONE
-    check_split(scale.batch_size, ranks.size, accumulation)
+    ranks.on_first(lambda: check_split(scale.batch_size, ranks.size, accumulation))
     subset_path, subset_record = ranks.on_first(lambda: open_experiment(exp_dir, pool))
     identity = ranks.on_first(lambda: pool.identity)
     if scale.is_comparable and identity.rows < scale.pool_size and ranks.is_first:
@@ -164,7 +164,8 @@ def train_stage(
             def is_to_be_trained(seed: int, made_from: dict[str, Json], folder: Path, held: ExitStack) -> bool:
                 checkpoint_if_finished(folder, made_from)
                 held.enter_context(locked(exp_dir / f"seed-{seed}"))
-                if checkpoint_if_finished(folder, made_from) is not None:
+                if (record := checkpoint_if_finished(folder, made_from)) is not None:
+                    refuse_changed(folder / WEIGHTS_NAME, record.result["weights"])
                     for name in STATE_NAMES:  # what a kill between the record and this clean-up left
                         (folder / name).unlink(missing_ok=True)
                     say(f"train: as before, seed {seed} ({folder})")

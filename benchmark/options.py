@@ -13,6 +13,7 @@ from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options,
 from benchmark.scales import Scale, get_scale
 
 MISSING = "???"
+MAX_SEED = 2**63 - 1
 WANDB_MODES = ("disabled", "offline", "online")
 
 
@@ -158,6 +159,8 @@ def as_seeds(value: Any) -> list[int]:
     seeds = as_list(value, "seeds")
     if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
         raise ValueError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]")
+    if max(seeds) > MAX_SEED:
+        raise ValueError(f"seeds={value!r}: {max(seeds)} is more than {MAX_SEED}")
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds={value} names a seed twice")
     return seeds
@@ -184,10 +187,9 @@ def as_workers(value: Any) -> int | None:
 
 def as_accumulation(value: Any) -> int:
     """Return the number of micro-batches of a step."""
-    count = as_count(value, "accumulation")
-    if count == 0:
-        raise ValueError("accumulation=0: a step has at least 1 micro-batch")
-    return count
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"accumulation={value!r} is not a whole number from 1 on")
+    return value
 
 
 def as_wandb(value: Any) -> str:

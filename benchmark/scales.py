@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from benchmark.names import nearest_name
-from benchmark.stage import Json, digest, sha256_of
+from benchmark.stage import Json, digest, read_json, sha256_of
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,7 @@ SCALES: dict[str, Scale] = {scale.name: scale for scale in (PICO, NANO, MICRO, D
 # Of scales of one's own: where the open_clip configuration of a model lies, by the name that says what is in it.
 MODEL_FILES: dict[str, Path] = {}
 
+MAX_WINDOW_BLOCKS = 1_000_000  # one window then holds everything
 CUSTOM_SUFFIXES = (".yaml", ".yml", ".json")
 CHOICES = {
     "optimizer": ("adamw",),
@@ -245,7 +246,7 @@ CHOICES = {
     "precision": ("fp32", "amp", "amp_bf16"),
     "device": ("cpu", "cuda"),
 }
-FIXED = ("name", "recipe", "pool_size", "is_embedded")  # what a scale of one's own has from its base
+FIXED = ("name", "recipe", "pool_size", "suite", "is_embedded")  # what a scale of one's own has from its base
 
 
 def get_scale(name: str) -> Scale:
@@ -286,10 +287,22 @@ def read_scale(path: Path) -> Scale:
 
 
 def _own_model(path: Path) -> str:
-    """Note where the configuration of a model of one's own lies; return its name, with a hash of what is in it."""
+    """Note where the configuration of a model of one's own lies; return its name, with a hash of what is in it.
+
+    The hash covers the vocabulary that it names (`tokenizer_kwargs.bpe_path`, from the configuration's folder).
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no model configuration {path}")
-    name = f"{path.stem}-{sha256_of(path)[:12]}"
+    config = read_json(path)
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("vision_cfg", "text_cfg")):
+        raise ValueError(f"{path} is no open_clip configuration: it needs embed_dim, vision_cfg and text_cfg")
+    hashes = [sha256_of(path)]
+    vocabulary = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
+    if vocabulary is not None:
+        if not (path.parent / vocabulary).is_file():
+            raise FileNotFoundError(f"{path}: there is no vocabulary {path.parent / vocabulary}")
+        hashes.append(sha256_of(path.parent / vocabulary))
+    name = f"{path.stem}-{digest(hashes)[:12]}"
     MODEL_FILES[name] = path
     return name
 
@@ -319,9 +332,26 @@ def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:
     for name in ("learning_rate", "weight_decay", "warmup_steps"):
         if getattr(scale, name) < 0:
             wrong.append(f"{name} is {getattr(scale, name)}, less than 0")
-    for name in ("learning_rate", "weight_decay", "eps", "grad_clip_norm"):
-        if not math.isfinite(getattr(scale, name) or 0):
-            wrong.append(f"{name} is {getattr(scale, name)}, not a finite number")
+    for name in ("learning_rate", "weight_decay", "eps", "grad_clip_norm", "betas", "mean", "std"):
+        value = getattr(scale, name)
+        if not all(math.isfinite(number or 0) for number in (value if isinstance(value, tuple) else (value,))):
+            wrong.append(f"{name} is {value}, not finite")
+    wrong += [
+        f"{name} is {value}, not a number"
+        for name, value in given.items()
+        if value in (True, False) and isinstance(value, bool) and not isinstance(getattr(base, name), bool)
+    ]
+    if scale.eps <= 0 or (scale.grad_clip_norm or 1) <= 0 or not all(0 <= beta < 1 for beta in scale.betas):
+        wrong.append(
+            f"eps {scale.eps} and grad_clip_norm {scale.grad_clip_norm} must be above 0, betas {scale.betas} from 0 to "
+            "below 1"
+        )
+    if scale.grad_clip_norm == 0:
+        wrong.append("grad_clip_norm is 0, and nothing would be learned; null does not clip")
+    if scale.window_blocks > MAX_WINDOW_BLOCKS:
+        wrong.append(f"window_blocks is {scale.window_blocks}, more than {MAX_WINDOW_BLOCKS}")
+    if scale.augmentation.pixels < 0:
+        wrong.append(f"augmentation.pixels is {scale.augmentation.pixels}, less than 0")
     if scale.threads is not None and scale.threads < 1:
         wrong.append(f"threads is {scale.threads}, less than 1")
     if scale.augmentation.kind not in ("shift", "random_resized_crop"):

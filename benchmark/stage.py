@@ -147,21 +147,27 @@ def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -
     record = read_record(path)
     if record is None:
         return None
-    wanted = {"stage": stage, "version": version, **_flatten(json.loads(json.dumps(made_from)))}
-    there = {"stage": record.stage, "version": record.version, **_flatten(record.made_from)}
-    if wanted == there:
+    wanted = {"stage": stage, "version": version, **made_from}
+    there = {"stage": record.stage, "version": record.version, **record.made_from}
+    shown = describe_differences(wanted, there)
+    if not shown:
         return record
+    raise ValueError(
+        f"{path.parent} was made with other settings ({path.name}): {shown}. "
+        "Choose another folder, repeat those settings, or delete it."
+    )
+
+
+def describe_differences(wanted: dict[str, Json], there: dict[str, Json]) -> str:
+    """Name what two sets of settings differ in, with both values; empty where they are the same."""
+    wanted, there = (_flatten(json.loads(json.dumps(values))) for values in (wanted, there))
     differences = [
         f"{key} is {_short(there[key]) if key in there else 'absent'} there and "
         f"{_short(wanted[key]) if key in wanted else 'absent'} now"
         for key in dict.fromkeys([*wanted, *there])
         if wanted.get(key) != there.get(key) or (key in wanted) != (key in there)
     ]
-    shown = "; ".join(differences[:4]) + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
-    raise ValueError(
-        f"{path.parent} was made with other settings ({path.name}): {shown}. "
-        "Choose another folder, repeat those settings, or delete it."
-    )
+    return "; ".join(differences[:4]) + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm sends the last two before it kills

@@ -1,6 +1,6 @@
 """The training step: a function of a model, an optimiser, a recipe and a batch, so that anyone can check it.
 
-What it must agree with is open_clip's own trainer (open_clip_train/train.py); `tests/test_parity.py` compares them.
+What it must agree with is open_clip's own trainer (open_clip_train/train.py); `tests/test_step.py` compares them.
 """
 
 from __future__ import annotations

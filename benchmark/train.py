@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from open_clip import CLIP, CustomTextCLIP
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ from benchmark.data import (
 )
 from benchmark.health import Health, WandbRun
 from benchmark.index import PoolIndex
-from benchmark.models import Tokenizer, build_model, build_tokenizer
+from benchmark.models import Tokenizer, build_model, build_tokenizer, check_model
 from benchmark.order import SampleOrder, present_samples
 from benchmark.ranks import ALONE, Ranks, check_split, divisors, unwrap, wrap
 from benchmark.samples import SampleReader, decoder_name
@@ -46,7 +48,7 @@ from benchmark.stage import (
     Stopped,
     atomic_path,
     cost,
-    digest,
+    describe_differences,
     finished,
     remove_temporary,
     rename,
@@ -80,6 +82,7 @@ class TrainState:
     step: int = 0
     curves: Curves = field(default_factory=Curves)
     saved: float = field(default_factory=time.monotonic)  # when; not part of the state
+    saved_step: int | None = None  # of the newest state on disk
     wrapped: nn.Module | None = None
 
     def model_on(self, ranks: Ranks) -> nn.Module:
@@ -91,6 +94,8 @@ class TrainState:
     @classmethod
     def begin(cls, scale: Scale, seed: int, device: str) -> TrainState:
         """Return the state before the first step. Raises ValueError for a model that cannot be trained exactly."""
+        if not scale.is_comparable:
+            check_model(scale.model, scale.image_size)
         model = build_model(scale.model, seed, scale.image_size)
         _refuse_unfit(model, scale)
         if scale.grad_checkpointing:
@@ -98,25 +103,27 @@ class TrainState:
         model = model.to(device)
         return cls(model, make_optimizer(model, scale), LossScaler(scale, device))
 
-    def save(self, folder: Path, identity: str) -> None:
-        """Write the state of the run `identity` as one file; the state before it is kept."""
+    def save(self, folder: Path, made_from: dict[str, Json]) -> None:
+        """Write the state of the run as one file that can tell whether it is whole; the state before it is kept."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
         tensors["curves"] = self.curves.as_tensor()
         metadata = {
-            "run": identity,
+            "made_from": json.dumps(made_from, sort_keys=True),
             "step": str(self.step),
             "undecodable": str(self.curves.undecodable),
             "repeats": str(self.curves.repeats),
             "scaler": self.scaler.state(),
         }
+        metadata["digest"] = _digest_of(tensors, metadata)
         newest, before = (folder / name for name in STATE_NAMES)
         with atomic_path(newest) as temporary:
             _write_tensors(temporary, tensors, metadata)
             if newest.exists():
                 rename(newest, before)
+        self.saved, self.saved_step = time.monotonic(), self.step
 
     def load(self, path: Path) -> None:
         """Take over a saved state."""
@@ -137,7 +144,7 @@ class TrainState:
                 self.optimizer.state[parameter] = moments
         if self.scaler.is_needed:
             self.scaler.load(metadata["scaler"])
-        self.step = int(metadata["step"])
+        self.step = self.saved_step = int(metadata["step"])
         self.curves = Curves.from_tensor(tensors["curves"], int(metadata["undecodable"]), int(metadata["repeats"]))
 
 
@@ -184,7 +191,6 @@ def train(
     """
     scale, seed_dir = data.scale, checkpoint_dir.parent
     check_split(scale.batch_size, ranks.size, accumulation)
-    identity = digest(made_from)
     config = {**scale.as_json(), **made_from, "recipe_hash": scale.hash}
     with (
         _cost(seed_dir.parent, ranks, seed=seed, device=device, accumulation=accumulation) as numbers,
@@ -195,7 +201,7 @@ def train(
         batches = data.batches(seed, ranks)
         keep_freed_memory(device)
         state = TrainState.begin(scale, seed, device)
-        name = ranks.on_first(partial(_prepare, checkpoint_dir, identity, state.model, scale))
+        name = ranks.on_first(partial(_prepare, checkpoint_dir, made_from, state.model, scale))
         if name is not None:
             state.load(checkpoint_dir / name)
         first_step = state.step
@@ -208,7 +214,7 @@ def train(
                 health.note(state.step, state.curves)
                 asked = ranks.sums(len(stops))[0] > 0
                 if ranks.is_first and state.step < scale.steps:
-                    _save_if_due(state, checkpoint_dir, identity, scale, asked)
+                    _save_if_due(state, checkpoint_dir, made_from, scale, asked)
                 if asked and state.step < scale.steps:
                     what = f"step {state.step:,} of {scale.steps:,} of seed {seed} is saved"
                     raise Stopped(stops[0] if stops else signal.SIGTERM, what)
@@ -228,7 +234,7 @@ def checkpoint_if_finished(checkpoint_dir: Path, made_from: dict[str, Json]) -> 
     return record if (checkpoint_dir / WEIGHTS_NAME).exists() else None
 
 
-def newest_state(folder: Path, identity: str) -> str | None:
+def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
     """Return the name of the newest whole state in a folder, None where there is none.
 
     A damaged one is passed over with a warning; raises ValueError for a state of another run.
@@ -237,22 +243,37 @@ def newest_state(folder: Path, identity: str) -> str | None:
         path = folder / name
         if not path.exists():
             continue
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder where a state belongs; move it away")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                for key in file.keys():  # noqa: SIM118
-                    file.get_tensor(key)
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if metadata.pop("digest", None) != _digest_of(tensors, metadata):
+                raise OSError("its content is not what was written")
         except (SafetensorError, OSError) as error:
             before = folder / STATE_NAMES[1]
             instead = "the one before is taken" if path != before and before.exists() else "the run begins anew"
             warn(f"{path} is damaged ({error}); {instead}")
             continue
-        if metadata is None or metadata.get("run") != identity:
+        shown = describe_differences(made_from, json.loads(metadata["made_from"]))
+        if shown:
             raise ValueError(
-                f"{path} is the state of a run with other settings; choose another folder or delete {folder}"
+                f"{path} is the state of a run with other settings: {shown}. Choose another folder, repeat those "
+                f"settings, or delete {folder}"
             )
         return name
     return None
+
+
+def _digest_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Return the sha256 of a state's metadata, and of every tensor's name, type, shape and bytes."""
+    state = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        state.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        state.update(values.view(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def kept_name(step: int) -> str:
@@ -298,11 +319,11 @@ def _cost(exp_dir: Path, ranks: Ranks, **numbers: Json) -> AbstractContextManage
     return cost(exp_dir, "train", ranks=ranks.size, **numbers) if ranks.is_first else nullcontext({})
 
 
-def _prepare(folder: Path, identity: str, model: nn.Module, scale: Scale) -> str | None:
+def _prepare(folder: Path, made_from: dict[str, Json], model: nn.Module, scale: Scale) -> str | None:
     """Clean and check the folder; return the name of the state to go on from."""
     remove_temporary(folder)
     _check_space(folder, model, scale)
-    return newest_state(folder, identity)
+    return newest_state(folder, made_from)
 
 
 def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int, ranks: Ranks, folder: Path) -> None:
@@ -327,15 +348,14 @@ def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int,
     state.step += 1
 
 
-def _save_if_due(state: TrainState, folder: Path, identity: str, scale: Scale, asked: bool) -> None:
+def _save_if_due(state: TrainState, folder: Path, made_from: dict[str, Json], scale: Scale, asked: bool) -> None:
     """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked."""
     is_kept = state.step in scale.kept_steps
     if is_kept:
         _write_weights(folder / kept_name(state.step), state.model)
     is_late = time.monotonic() - state.saved > SECONDS_UNSAVED
     if asked or is_kept or is_late or state.step % max(1, scale.steps // NUM_SAVES) == 0:
-        state.save(folder, identity)
-        state.saved = time.monotonic()
+        state.save(folder, made_from)
 
 
 @contextmanager
@@ -429,14 +449,15 @@ def _refuse_unfit(model: nn.Module, scale: Scale) -> None:
     dropping = [
         name
         for name, part in model.named_modules()
-        if "Drop" in type(part).__name__ and any(getattr(part, rate, 0.0) for rate in rates)
+        if ("Drop" in type(part).__name__ and any(getattr(part, rate, 0.0) for rate in rates))
+        or (isinstance(part, nn.MultiheadAttention) and part.dropout)
     ]
     if dropping:
         raise ValueError(
             f"model {scale.model!r} drops at random ({dropping[0]}), so a run that was killed would not go on exactly; "
             "choose a model without dropout"
         )
-    if getattr(model, "logit_bias", None) is not None or not hasattr(model, "logit_scale"):
+    if getattr(model, "logit_bias", None) is not None or not isinstance(model, CLIP | CustomTextCLIP):
         raise ValueError(f"model {scale.model!r} is not trained by CLIP's loss; choose a CLIP model")
 
 
@@ -444,9 +465,10 @@ def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: 
     """Return what is wrong with a step, the same on every rank; None where it is well."""
     is_finite = math.isfinite(stats.loss) and (math.isfinite(stats.grad_norm) or state.scaler.is_needed)
     if not is_finite or state.scaler.has_failed:
+        saved = f"the last state, of step {state.saved_step}, is in {folder}"
         return (
             f"training diverged at step {state.step}: loss {stats.loss}, gradient norm {stats.grad_norm}; "
-            f"the last good state is in {folder}"
+            f"{saved if state.saved_step is not None else 'no state is saved yet'}"
         )
     if state.curves.undecodable > MAX_UNDECODABLE * scale.samples_seen:
         seen = (state.step + 1) * scale.batch_size
@@ -463,6 +485,8 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}; the state before it is whole") from error
     path.chmod(0o644)  # safetensors writes for the owner alone
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # before it is renamed: a power cut must not leave an empty file in a whole one's place
 
 
 def _write_weights(path: Path, model: nn.Module) -> None:
@@ -487,9 +511,12 @@ def _finish(folder: Path, state: TrainState, data: TrainingData, made_from: dict
         "decoder": decoder_name(),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    kept = {str(step): sha256_of(folder / kept_name(step)) for step in scale.kept_steps[:-1]}
-    if kept:
-        result["kept"] = kept  # step -> sha256 of the weights after it
+    kept = {step: folder / kept_name(step) for step in scale.kept_steps[:-1]}
+    for path in kept.values():
+        if not path.exists():
+            warn(f"{path} is gone; the learning curve will lack it")
+    if kept:  # step -> sha256 of the weights after it
+        result["kept"] = {str(step): sha256_of(path) if path.exists() else None for step, path in kept.items()}
     record = Record("train", TRAIN_VERSION, made_from, result)
     write_record(folder / RECORD_NAME, record)
     for name in STATE_NAMES:

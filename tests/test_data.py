@@ -158,6 +158,14 @@ def test_resize_and_crop_is_open_clips_evaluation_transform():
     assert (resize_and_crop(pixels, 16) == np.asarray(expected)).all()
 
 
+def test_of_a_strip_the_middle_is_resized():
+    """One pixel high and 16 million wide, it would be made 32 times as high and as wide."""
+    strip = np.zeros((1, 1 << 24, 3), dtype=np.uint8)
+    strip[0, (1 << 23) - 50 : (1 << 23) + 50] = 200
+    assert (resize_and_crop(strip, 32) == 200).all()
+    assert (resize_and_crop(strip.transpose(1, 0, 2), 32) == 200).all()
+
+
 def test_a_crop_is_drawn_as_torchvision_draws_one(monkeypatch):
     """With every draw a half: of 75 % of the area a square does not fit, and the middle is taken; a fifth does."""
     monkeypatch.setattr(data, "keyed_uniform", lambda *keys: np.full(40, 0.5))

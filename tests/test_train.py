@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from benchmark import stage, step, train
 from benchmark.index import read_index
-from benchmark.models import MODELS_DIR, build_model, write_vocabulary
+from benchmark.models import MODELS_DIR, build_model, build_tokenizer, write_vocabulary
 from benchmark.scales import SCALES, get_scale
 from benchmark.subset import Subset
 from benchmark.train import TrainingData, TrainState, fitting_accumulation, newest_state
@@ -120,15 +121,39 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(data, undisturbed, tmp_path, mo
     assert contents(tmp_path / "run") == contents(undisturbed[0])
 
 
-def test_a_damaged_state_falls_back_to_the_one_before(data, undisturbed, tmp_path, monkeypatch, many_saves, capsys):
+def cut(data):
+    return data[:1000]
+
+
+def overwritten(data):
+    return data[: len(data) // 2] + b"damaged " * 5 + data[len(data) // 2 + 40 :]
+
+
+def half_empty(data):
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+def of_another_step(data):
+    assert data.count(b'"step":"6"') == 1
+    return data.replace(b'"step":"6"', b'"step":"7"')
+
+
+def of_another_name(data):
+    return data.replace(b'"model.logit_scale"', b'"model.logit_scalf"', 1)
+
+
+@pytest.mark.parametrize("damage", [cut, overwritten, half_empty, of_another_step, of_another_name, lambda data: b""])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    data, undisturbed, tmp_path, monkeypatch, many_saves, capsys, damage
+):
     with monkeypatch.context() as patch:
         stop_at(patch, 6)
         with pytest.raises(KilledError):
             run(data, tmp_path / "run")
     newest = tmp_path / "run" / "state.safetensors"
-    newest.write_bytes(newest.read_bytes()[:1000])
+    newest.write_bytes(damage(newest.read_bytes()))
     run(data, tmp_path / "run")
-    assert "state.safetensors is damaged" in capsys.readouterr().err
+    assert re.search(r"state.safetensors is damaged \(.*\); the one before is taken", capsys.readouterr().err)
     assert contents(tmp_path / "run") == contents(undisturbed[0])
 
 
@@ -137,9 +162,9 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
         stop_at(patch, 3)
         with pytest.raises(KilledError):
             run(data, tmp_path)
-    with pytest.raises(ValueError, match="state of a run with other settings"):
-        newest_state(tmp_path, "another")
-    name = newest_state(tmp_path, stage.digest(MADE_FROM))
+    with pytest.raises(ValueError, match='other settings: recipe is "short" there and "long" now'):
+        newest_state(tmp_path, {"recipe": "long"})
+    name = newest_state(tmp_path, MADE_FROM)
     state = TrainState.begin(SHORT, 0, "cpu")
     state.load(tmp_path / name)
     assert state.step == len(state.curves.stats) == 3
@@ -147,7 +172,7 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
 
 def test_a_diverged_run_stops_with_its_step(data, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "contrastive_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
-    with pytest.raises(ValueError, match="training diverged at step 0: loss nan"):
+    with pytest.raises(ValueError, match=r"training diverged at step 0: loss nan, .*; no state is saved yet"):
         run(data, tmp_path)
     assert not contents(tmp_path)
 
@@ -286,6 +311,57 @@ def test_a_recipe_like_datacomps_keeps_its_checkpoints(streamed):
     assert record.result["decoder"].startswith("simplejpeg ")
     losses = [json.loads(line)["loss"] for line in (folder / "train.jsonl").read_text().splitlines()]
     assert len(losses) == 10 and max(losses[-2:]) < min(losses[:3])
+
+
+def test_a_kept_checkpoint_that_is_gone_is_said_and_does_not_cost_the_run(streamed, tmp_path, monkeypatch, capsys):
+    data, folder, _ = streamed
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(KilledError):
+            run(data, tmp_path / "run")
+    (tmp_path / "run" / "model-step-00000002.safetensors").unlink()
+    record = run(data, tmp_path / "run")
+    assert "model-step-00000002.safetensors is gone; the learning curve will lack it" in capsys.readouterr().err
+    assert record.result["kept"]["2"] is None and record.result["kept"]["4"] is not None
+    assert contents(tmp_path / "run")["model.safetensors"] == contents(folder)["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"text_cfg": {**TINY_VIT["text_cfg"], "vocab_size": 1000}},
+            "does not work on pictures of 32 px and its token",
+        ),
+        ({"vision_cfg": {"timm_model_name": "resnet10t", "image_size": 32}}, "normalises over the samples"),
+        ({"vision_cfg": {**TINY_VIT["vision_cfg"], "patch_dropout": 0.5}}, "drops at random"),
+        ({"init_logit_bias": -10}, "is not trained by CLIP's loss"),
+        ({"vision_cfg": {**TINY_VIT["vision_cfg"], "depth": 3}}, "does not work"),
+        ({"vision_cfg": None}, "is no open_clip configuration"),
+    ],
+)
+def test_a_model_of_ones_own_that_cannot_be_trained_is_refused_in_a_sentence(tmp_path, changes, said):
+    (tmp_path / "tiny.json").write_text(json.dumps({**TINY_VIT, **changes}))
+    (tmp_path / "mine.yaml").write_text("base: small\nmodel: tiny.json\nimage_size: 32\n")
+    with pytest.raises(ValueError, match=said):
+        TrainState.begin(get_scale(str(tmp_path / "mine.yaml")), 0, "cpu")
+
+
+def test_the_vocabulary_of_a_model_of_ones_own_is_part_of_the_recipe(tmp_path):
+    text = {"context_length": 16, "vocab_size": 4014, "width": 16, "heads": 1, "layers": 1}
+    config = {**TINY_VIT, "text_cfg": {**text, "tokenizer_kwargs": {"bpe_path": "words.txt.gz"}}}
+    (tmp_path / "siglip.json").write_text(json.dumps(config))  # of which name open_clip would make another tokenizer
+    (tmp_path / "mine.yaml").write_text("base: small\nmodel: siglip.json\nimage_size: 32\n")
+    with pytest.raises(FileNotFoundError, match="there is no vocabulary"):
+        get_scale(str(tmp_path / "mine.yaml"))
+    hashes = []
+    lines = gzip.decompress((MODELS_DIR / "bpe_3500.txt.gz").read_bytes()).split(b"\n")
+    for words in (lines, lines[:1] + lines[:0:-1]):
+        (tmp_path / "words.txt.gz").write_bytes(gzip.compress(b"\n".join(words)))
+        scale = get_scale(str(tmp_path / "mine.yaml"))
+        hashes.append(scale.hash)
+    assert len(set(hashes)) == 2
+    assert build_tokenizer(scale.model)(["a red square"]).shape == (1, 16)
 
 
 @pytest.mark.parametrize("step", [3, 6])

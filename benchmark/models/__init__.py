@@ -89,10 +89,27 @@ def build_model(name: str, seed: int = 0, image_size: int | None = None) -> nn.M
 def build_tokenizer(name: str) -> Tokenizer:
     """Build the tokenizer that belongs to a model; it maps n texts to an int64 tensor (n, context length)."""
     text = model_config(name)["text_cfg"]
-    bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
-    if bpe_path is None:
+    options = dict(text.get("tokenizer_kwargs") or {})
+    is_own = name in MODEL_FILES and "hf_tokenizer_name" not in text  # open_clip would go by the file's name
+    if "bpe_path" not in options and not is_own:
         return open_clip.get_tokenizer(name)
-    return open_clip.SimpleTokenizer(bpe_path=str(MODELS_DIR / bpe_path), context_length=text["context_length"])
+    if "bpe_path" in options:
+        folder = MODEL_FILES[name].parent if name in MODEL_FILES else MODELS_DIR
+        options["bpe_path"] = str(folder / options["bpe_path"])
+    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **options)
+
+
+def check_model(name: str, image_size: int) -> None:
+    """Raise ValueError where a model of one's own cannot be built, or does not take its pictures or its tokens."""
+    try:
+        model, tokens = build_model(name, image_size=image_size), build_tokenizer(name)(["a photo", ""])
+        with torch.inference_mode():
+            model.eval()(torch.zeros(2, 3, image_size, image_size), tokens)
+    except Exception as error:  # whatever open_clip, timm or torch make of a configuration
+        raise ValueError(
+            f"model {name!r} does not work on pictures of {image_size} px and its tokenizer's tokens: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def model_config(name: str) -> dict[str, Any]:
