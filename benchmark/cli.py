@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -112,6 +113,8 @@ def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        return "no space left on device; make room and run the same command again: it goes on from what is saved"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) or type(error).__name__

@@ -432,7 +432,7 @@ def _check_space(folder: Path, model: nn.Module, scale: Scale) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"no space for the checkpoints: {folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            f"no space for the checkpoints: {folder} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
             "make room, or choose another exp_dir"
         )
 

@@ -1,5 +1,6 @@
 """The command line as a person uses it, rightly and wrongly: exit codes, one clear sentence, nothing half-written."""
 
+import errno
 import json
 import os
 import shutil
@@ -332,6 +333,14 @@ def test_what_needs_a_gpu_says_so_where_there_is_none(folder, capsys, monkeypatc
     assert "scale 'small' computes on a GPU (device=cpu does without)" in failing(capsys, "train", "scale=small")
     assert "device=cuda, but torch sees no GPU here" in failing(capsys, "run", "device=cuda")
     assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_says_what_to_do(folder, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("benchmark.verbs.FUNCTIONS", {"filter": full})
+    assert "no space left on device; make room and run the same command again" in failing(capsys, "filter")
 
 
 def test_ranks_are_for_training_alone(folder, capsys, monkeypatch):

@@ -217,7 +217,7 @@ def test_the_accumulation_that_fits_is_found_from_two_small_measurements(gigabyt
 
 def test_checkpoints_that_would_not_fit_are_refused_before_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
-    with pytest.raises(OSError, match=r"no space for the checkpoints: .* needs 0.0 GB and 0.0 GB are free; make room"):
+    with pytest.raises(OSError, match=r"no space for the checkpoints: .* needs 11 MB and 1 MB are free; make room"):
         run(data, tmp_path)
     assert not contents(tmp_path)
 
