@@ -141,7 +141,7 @@ def train_stage(
 ) -> None:
     """Train every seed that is not trained yet; of several ranks the first alone looks, locks and writes."""
     from benchmark.ranks import ALONE, check_split
-    from benchmark.train import STATE_NAMES, WEIGHTS_NAME, TrainingData, checkpoint_if_finished, train
+    from benchmark.train import TrainingData, train
 
     ranks = ranks or ALONE
     ranks.on_first(lambda: check_split(scale.batch_size, ranks.size, accumulation))
@@ -160,21 +160,8 @@ def train_stage(
         }
         checkpoint_dir = exp_dir / f"seed-{seed}" / "checkpoint"
         with ExitStack() as held:
-
-            def is_to_be_trained(seed: int, made_from: dict[str, Json], folder: Path, held: ExitStack) -> bool:
-                checkpoint_if_finished(folder, made_from)
-                held.enter_context(locked(exp_dir / f"seed-{seed}"))
-                if (record := checkpoint_if_finished(folder, made_from)) is not None:
-                    refuse_changed(folder / WEIGHTS_NAME, record.result["weights"])
-                    for name in STATE_NAMES:  # what a kill between the record and this clean-up left
-                        (folder / name).unlink(missing_ok=True)
-                    say(f"train: as before, seed {seed} ({folder})")
-                    return False
-                refuse_changed(subset_path, subset_record.result["sha256"])
-                folder.mkdir(parents=True, exist_ok=True)
-                return True
-
-            if not ranks.on_first(partial(is_to_be_trained, seed, made_from, checkpoint_dir, held)):
+            claim = partial(_claim, exp_dir, checkpoint_dir, made_from, held)
+            if not ranks.on_first(claim):
                 continue
             if data is None:
                 data = TrainingData(pool.index, load_subset(subset_path), scale)
@@ -195,6 +182,24 @@ def train_stage(
                     f"train: seed {seed}, {scale.steps:,} steps of {scale.batch_size}, final loss "
                     f"{record.result['final_loss']:.3f} ({checkpoint_dir})"
                 )
+
+
+def _claim(exp_dir: Path, checkpoint_dir: Path, made_from: dict[str, Json], held: ExitStack) -> bool:
+    """Lock a seed's folder for as long as `held` lasts; tell whether the seed is still to be trained."""
+    from benchmark.train import STATE_NAMES, WEIGHTS_NAME, checkpoint_if_finished
+
+    checkpoint_if_finished(checkpoint_dir, made_from)  # before the folder is touched: a refusal leaves nothing behind
+    held.enter_context(locked(checkpoint_dir.parent))
+    record = checkpoint_if_finished(checkpoint_dir, made_from)
+    if record is not None:
+        refuse_changed(checkpoint_dir / WEIGHTS_NAME, record.result["weights"])
+        for name in STATE_NAMES:  # what a kill between the record and this clean-up left
+            (checkpoint_dir / name).unlink(missing_ok=True)
+        say(f"train: as before, seed {made_from['seed']} ({checkpoint_dir})")
+        return False
+    refuse_changed(exp_dir / SUBSET_NAME, made_from["subset"])
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    return True
 
 
 def evaluate_stage(

@@ -269,7 +269,7 @@ def read_scale(path: Path) -> Scale:
         given = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict) or given.get("base") not in SCALES:
+    if not isinstance(given, dict) or not isinstance(given.get("base"), str) or given["base"] not in SCALES:
         raise ValueError(f"{path} must name the scale that it departs from, base: {', '.join(SCALES)}")
     base = SCALES[given.pop("base")]
     if path.stem in SCALES:
@@ -339,7 +339,7 @@ def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:
     wrong += [
         f"{name} is {value}, not a number"
         for name, value in given.items()
-        if value in (True, False) and isinstance(value, bool) and not isinstance(getattr(base, name), bool)
+        if isinstance(value, bool) and not isinstance(getattr(base, name), bool)
     ]
     if scale.eps <= 0 or (scale.grad_clip_norm or 1) <= 0 or not all(0 <= beta < 1 for beta in scale.betas):
         wrong.append(

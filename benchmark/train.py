@@ -36,7 +36,7 @@ from benchmark.data import (
 )
 from benchmark.health import Health, WandbRun
 from benchmark.index import PoolIndex
-from benchmark.models import Tokenizer, build_model, build_tokenizer, check_model
+from benchmark.models import Tokenizer, build_model, build_own_model, build_tokenizer
 from benchmark.order import SampleOrder, present_samples
 from benchmark.ranks import ALONE, Ranks, check_split, divisors, unwrap, wrap
 from benchmark.samples import SampleReader, decoder_name
@@ -94,9 +94,8 @@ class TrainState:
     @classmethod
     def begin(cls, scale: Scale, seed: int, device: str) -> TrainState:
         """Return the state before the first step. Raises ValueError for a model that cannot be trained exactly."""
-        if not scale.is_comparable:
-            check_model(scale.model, scale.image_size)
-        model = build_model(scale.model, seed, scale.image_size)
+        build = build_model if scale.is_comparable else build_own_model
+        model = build(scale.model, seed, scale.image_size)
         _refuse_unfit(model, scale)
         if scale.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
@@ -110,6 +109,7 @@ class TrainState:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
         tensors["curves"] = self.curves.as_tensor()
+        tensors = _on_cpu(tensors)  # once, for the digest and the file
         metadata = {
             "made_from": json.dumps(made_from, sort_keys=True),
             "step": str(self.step),
@@ -267,12 +267,11 @@ def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
 
 
 def _digest_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Return the sha256 of a state's metadata, and of every tensor's name, type, shape and bytes."""
+    """Return the sha256 of a state's metadata, and of every tensor's name, type, shape and bytes; all on the CPU."""
     state = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        state.update(f"{name} {values.dtype} {list(values.shape)}".encode())
-        state.update(values.view(-1).view(torch.uint8).numpy().data)
+        state.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        state.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
@@ -283,7 +282,9 @@ def kept_name(step: int) -> str:
 
 def default_workers() -> int:
     """Return a loader process for every core of this rank."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # macOS cannot tell which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def keep_freed_memory(device: str) -> None:
@@ -481,12 +482,16 @@ def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+        save_file(_on_cpu(tensors), path, metadata)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}; the state before it is whole") from error
     path.chmod(0o644)  # safetensors writes for the owner alone
     with path.open("rb") as file:
         os.fsync(file.fileno())  # before it is renamed: a power cut must not leave an empty file in a whole one's place
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _write_weights(path: Path, model: nn.Module) -> None:

@@ -244,6 +244,7 @@ def test_a_scale_of_ones_own_is_a_file(tmp_path):
     [
         ("samples_seen: 5", "must name the scale that it departs from, base: pico, nano"),
         ("base: tiny", "must name the scale that it departs from"),
+        ("base: [small]", "must name the scale that it departs from"),
         ("- base", "must name the scale"),
         ("base: [small", "is not valid YAML"),
         ("base: nano\nbatchsize: 5", "a scale has no 'batchsize' to set. Did you mean 'batch_size'?"),

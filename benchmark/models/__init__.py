@@ -99,12 +99,13 @@ def build_tokenizer(name: str) -> Tokenizer:
     return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **options)
 
 
-def check_model(name: str, image_size: int) -> None:
-    """Raise ValueError where a model of one's own cannot be built, or does not take its pictures or its tokens."""
+def build_own_model(name: str, seed: int, image_size: int) -> nn.Module:
+    """Build a model of one's own; raises ValueError where it cannot be, or does not take its pictures or its tokens."""
     try:
-        model, tokens = build_model(name, image_size=image_size), build_tokenizer(name)(["a photo", ""])
+        model, tokens = build_model(name, seed, image_size), build_tokenizer(name)(["a photo", ""])
         with torch.inference_mode():
             model.eval()(torch.zeros(2, 3, image_size, image_size), tokens)
+        return model.train()
     except Exception as error:  # whatever open_clip, timm or torch make of a configuration
         raise ValueError(
             f"model {name!r} does not work on pictures of {image_size} px and its tokenizer's tokens: "

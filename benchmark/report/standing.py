@@ -70,7 +70,7 @@ def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
 
     Raises ValueError where the entry is about another subset than the experiment's.
     """
-    from leaderboard.entries import BOARDS_DIR, RULES_NAME, read_board, read_entries, read_entry, read_other_pools
+    from leaderboard.entries import BOARDS_DIR, has_board, read_board, read_entries, read_entry, read_other_pools
     from leaderboard.table import make_table, render_html
 
     entry_path = exp_dir / ENTRY_NAME
@@ -79,8 +79,8 @@ def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
         raise ValueError(
             f"{entry_path} is about another subset than {exp_dir} has; run `winnow evaluate exp_dir={exp_dir}` again"
         )
-    board_dir = BOARDS_DIR / (scale.name if entry is None else entry.scale)
-    board: Board | None = read_board(board_dir) if (board_dir / RULES_NAME).is_file() else None
+    name = scale.name if entry is None else entry.scale
+    board: Board | None = read_board(BOARDS_DIR / name) if has_board(name) else None
     if board is None:
         return Standing("<p>There is no board for this scale.</p>", "", "", [])
     if entry is None:
