@@ -21,8 +21,9 @@ import numpy as np
 
 from benchmark.assets import as_list, hash_default_assets
 from benchmark.filtering import Rule, RuleReport, check_pool_has, run_filters
-from benchmark.pool import Pool
+from benchmark.pool import Pool, PoolIdentity
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
+from benchmark.reshard import read_resharded, resharded_record
 from benchmark.scales import Scale
 from benchmark.stage import (
     LOCK_NAME,
@@ -45,6 +46,7 @@ from benchmark.uids import count_of, format_uids, sort_uids, unique_uids
 if TYPE_CHECKING:
     from benchmark.ranks import Ranks
     from benchmark.tasks import Task
+    from benchmark.train import TrainingData
     from leaderboard.entries import Entry
 
 FILTER_VERSION = 1
@@ -71,7 +73,7 @@ class Choice:
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
         if pool.has_images and any(rule.strategy.images for rule in self.rules):
-            made_from["images"] = pool.index.content_hash  # the fingerprint is of the metadata alone
+            made_from["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
         return made_from
 
     @property
@@ -129,7 +131,7 @@ def describe_filters(record: Record) -> list[str]:
 
 def train_stage(
     exp_dir: Path,
-    pool: Pool,
+    pool: Pool | None,
     scale: Scale,
     seeds: Sequence[int],
     *,
@@ -139,16 +141,21 @@ def train_stage(
     ranks: Ranks | None = None,
     wandb: str = "disabled",
 ) -> None:
-    """Train every seed that is not trained yet; of several ranks the first alone looks, locks and writes."""
+    """Train every seed that is not trained yet; of several ranks the first alone looks, locks and writes.
+
+    The samples are read from the experiment's own shards where `winnow reshard` has cut them out (then no pool is
+    needed), else in place from the pool's.
+    """
     from benchmark.ranks import ALONE, check_split
-    from benchmark.train import TrainingData, train
+    from benchmark.train import train
 
     ranks = ranks or ALONE
     ranks.on_first(lambda: check_split(scale.batch_size, ranks.size, accumulation))
     subset_path, subset_record = ranks.on_first(lambda: open_experiment(exp_dir, pool))
-    identity = ranks.on_first(lambda: pool.identity)
+    shards = ranks.on_first(lambda: _own_shards(exp_dir, subset_record))
+    identity = ranks.on_first(lambda: _identity(pool, shards))
     if scale.is_comparable and identity.rows < scale.pool_size and ranks.is_first:
-        warn(f"{pool.dir} has {identity.rows:,} rows; scale {scale.name!r} is for pools of {scale.pool_size:,} or more")
+        warn(f"the pool has {identity.rows:,} rows; scale {scale.name!r} is for pools of {scale.pool_size:,} or more")
     data: TrainingData | None = None
     for seed in seeds:
         made_from = {
@@ -164,8 +171,7 @@ def train_stage(
             if not ranks.on_first(claim):
                 continue
             if data is None:
-                data = TrainingData(pool.index, load_subset(subset_path), scale)
-                _say_coverage(data.num_absent, len(data.samples))
+                data = _training_data(exp_dir, pool, shards, subset_path, scale)
             record = train(
                 data,
                 seed,
@@ -182,6 +188,49 @@ def train_stage(
                     f"train: seed {seed}, {scale.steps:,} steps of {scale.batch_size}, final loss "
                     f"{record.result['final_loss']:.3f} ({checkpoint_dir})"
                 )
+
+
+def _own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
+    """Return the record of the experiment's own shards; raises ValueError where they are another subset's."""
+    shards = resharded_record(exp_dir)
+    if shards is not None and (
+        shards.made_from["subset"] != subset_record.result["sha256"]
+        or shards.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]
+    ):
+        raise ValueError(
+            f"{exp_dir / 'shards'} was cut out by another subset or of another pool than the experiment's; delete it "
+            "or choose another folder"
+        )
+    return shards
+
+
+def _identity(pool: Pool | None, shards: Record | None) -> PoolIdentity:
+    """Return the identity of the pool that is trained on: of shards cut out of it, as it was then."""
+    if shards is not None:
+        return PoolIdentity(**shards.made_from["pool"])
+    assert pool is not None
+    return pool.identity
+
+
+def _training_data(
+    exp_dir: Path, pool: Pool | None, shards: Record | None, subset_path: Path, scale: Scale
+) -> TrainingData:
+    """Return the samples to train on, of the experiment's own shards or in place; say how many are not there."""
+    from benchmark.train import TrainingData
+
+    if shards is not None:
+        say(f"train: reads {exp_dir / 'shards'}")
+        resharded = read_resharded(exp_dir, shards)
+        data = TrainingData(resharded.index, resharded.samples, scale, shards.result["absent"])
+    else:
+        assert pool is not None
+        subset = load_subset(subset_path)
+        data = TrainingData.of(pool.index_within(subset), subset, scale)
+    if data.num_absent:
+        say(
+            f"train: {data.num_absent:,} chosen uids have no image in the pool; {len(data.samples):,} samples are there"
+        )
+    return data
 
 
 def _claim(exp_dir: Path, checkpoint_dir: Path, made_from: dict[str, Json], held: ExitStack) -> bool:
@@ -283,12 +332,12 @@ def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
     return tasks_named(names or [scale.suite], scale.suite)
 
 
-def open_experiment(exp_dir: Path, pool: Pool) -> tuple[Path, Record]:
+def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
     """Return the experiment's subset file and record; raises where there is none or it was made from another pool."""
     record = read_record(exp_dir / SUBSET_RECORD_NAME)
     if record is None:
         raise FileNotFoundError(f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first")
-    if record.made_from["pool"] != pool.fingerprint:
+    if pool is not None and record.made_from["pool"] != pool.fingerprint:
         raise ValueError(
             f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, "
             f"but {pool.dir} is pool {pool.fingerprint[:12]}"
@@ -465,11 +514,6 @@ def _refuse_foreign_checkpoint(seed_dir: Path, trained: Record, subset_record: R
         )
     if trained.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]:
         raise ValueError(f"{seed_dir} was trained on another pool than the experiment's; choose another folder")
-
-
-def _say_coverage(num_absent: int, num_present: int) -> None:
-    if num_absent:
-        say(f"train: {num_absent:,} chosen uids have no image in the pool; {num_present:,} samples are there")
 
 
 def entry_name(record: Record, pool_dir: Path) -> str:

@@ -53,7 +53,7 @@ def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]
         rows, samples = rows[in_order], samples[in_order]
         found.append(
             ImagePlaces(
-                index.tar_paths,
+                [tar.path for tar in index.summary.tars],
                 rows,
                 index.tar_number[samples],
                 index.image_offset[samples],

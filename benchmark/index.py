@@ -1,8 +1,9 @@
 """The index: where in which tar every sample's members lie, one parquet per tar, made in one pass over headers.
 
 Columns: `uid` (16 bytes, big endian), `key`, and for image, text and json the offset and length in bytes of the
-member's data in the tar (-1 where the sample has none); `image_extension`; `image_sha256` (32 bytes, from the JSON's
-`sha256` where there is one, else null). Rows stand in tar order. Names of tars and rows together are the pool's order.
+member's data in the tar (-1 where the sample has none); `image_extension`; `image_sha256` (32 bytes: the JSON's
+`sha256`, else the hash of the bytes where they were read, else null); `others`, the members beside these. Rows stand
+in tar order. Names of tars and rows together are the pool's order. The footer holds the tar's counts and its damage.
 """
 
 from __future__ import annotations
@@ -10,23 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
+from pydantic_core import from_json
 
-from benchmark.stage import atomic_path, locked
+from benchmark.executor import map_items
+from benchmark.stage import atomic_path, locked, read_json, warn
+from benchmark.storage import as_location, index_dir_of, list_files, open_sequential
+from benchmark.subset import Subset, load_subset
 from benchmark.tables import read_parquet
-from benchmark.tars import IMAGE_FORMATS, iter_members
-from benchmark.uids import UID_DTYPE, parse_uids
+from benchmark.tars import IMAGE_FORMATS, Damage, Member, ReadAt, reading_ahead, scan_tar
+from benchmark.uids import UID_DTYPE, count_of, fingerprint_of, parse_uids
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 MAX_JSON_BYTES = 1 << 20
+MAX_MEMBER_BYTES = (1 << 31) - 1  # lengths are 32-bit numbers
+MANY_TARS = 4  # from here on they are indexed by several processes
+SHARDS_NOTE = "shards.json"  # in a pool whose tars lie elsewhere
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -40,141 +49,241 @@ INDEX_SCHEMA = pa.schema(
         ("json_offset", pa.int64()),
         ("json_length", pa.int32()),
         ("image_sha256", pa.binary(32)),
+        (
+            "others",
+            pa.list_(pa.struct([("extension", pa.string()), ("offset", pa.int64()), ("length", pa.int32())])),
+        ),
     ]
 )
+PLACE_COLUMNS = ("image_offset", "image_length", "text_offset", "text_length")
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar of a pool, as it is now."""
+
+    path: Path
+    size: int  # bytes
+    state: str  # changes when the file does
+
+
+@dataclass(frozen=True)
+class ShardsNote:
+    """Where a pool's tars lie when they are not its own, and how their samples are taken."""
+
+    shards_dir: str  # a folder or a URL; relative ones from the pool's folder
+    only: str | None = None  # a subset file in the pool's folder: other samples are none of this pool's
+    assign_uids: bool = False  # from the hashes of image and caption, whatever the JSON says
+
+
+@dataclass(frozen=True)
+class TarCounts:
+    """What a tar's index says of it, without its rows."""
+
+    rows: int  # samples that have a uid
+    present: int  # and of these, with image and caption
+    without_image: int
+    without_text: int
+    without_json: int  # samples that no uid is known of; they are no rows
+    content_sum: str  # of the image hashes of the present samples, modulo 2^256: 64 hex characters
+    uid_sum: str  # the fingerprint of the rows' uids
+    damage: int  # places that could not be read
+    damage_places: tuple[str, ...]  # the first of them
+
+    @property
+    def num_incomplete(self) -> int:
+        return self.rows - self.present
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What the footers of a whole index say."""
+
+    tars: list[Tar]
+    counts: list[TarCounts]  # of each tar
+
+    @property
+    def content_hash(self) -> str:
+        """Return the sum modulo 2^256 of the image hashes, as 64 hex characters."""
+        return f"{sum(int(each.content_sum, 16) for each in self.counts) % 2**256:064x}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the index's uids: of a pool that has no metadata."""
+        return f"{sum(int(each.uid_sum, 16) for each in self.counts) % 2**256:064x}"
+
+    @property
+    def num_rows(self) -> int:
+        return sum(each.rows for each in self.counts)
+
+    @property
+    def num_present(self) -> int:
+        return sum(each.present for each in self.counts)
+
+    @property
+    def damaged(self) -> list[tuple[Tar, TarCounts]]:
+        return [(tar, each) for tar, each in zip(self.tars, self.counts, strict=True) if each.damage]
+
+    @property
+    def gaps(self) -> list[str]:
+        """Return the numbers that the tars' names leave out, as "3" or "5-8"."""
+        found = [re.fullmatch(r"(.*?)(\d+)", tar.path.stem) for tar in self.tars]
+        if not all(found):
+            return []
+        numbers = sorted({int(match[2]) for match in found if match})
+        missing = [(a + 1, b - 1) for a, b in pairwise(numbers) if b > a + 1]
+        return [str(first) if first == last else f"{first}-{last}" for first, last in missing]
+
+    def refuse_damage(self, strict: bool) -> None:
+        """Raise ValueError where a tar is damaged, or warn where `strict` is False."""
+        if not self.damaged:
+            return
+        tar, counts = self.damaged[0]
+        what = (
+            f"{len(self.damaged):,} of {len(self.tars):,} tars are damaged ({sum(c.damage for _, c in self.damaged):,} "
+            f"places), such as {tar.path}: {counts.damage_places[0]}"
+        )
+        if strict:
+            raise ValueError(
+                f"{what}. `winnow pool index` lists them; fetch them again, or go on with what can be read of them by "
+                "strict=false"
+            )
+        warn(f"{what}; going on with what can be read (strict=false)")
 
 
 @dataclass(frozen=True)
 class PoolIndex:
-    """The present samples of a pool (image and caption are there), in pool order; all arrays have shape (n,)."""
+    """The present samples of a pool (image and caption are there), or some of them, in pool order.
 
-    tar_paths: list[Path]
+    All arrays have shape (n,).
+    """
+
+    summary: IndexSummary
     uids: np.ndarray  # UID_DTYPE
-    tar_number: np.ndarray  # into tar_paths
+    tar_number: np.ndarray  # into summary.tars
     image_offset: np.ndarray
     image_length: np.ndarray
     text_offset: np.ndarray
     text_length: np.ndarray
-    content_hash: str  # sum modulo 2^256 of the image hashes, as 64 hex characters
-    num_incomplete: int  # samples in the tars without image or caption
-    num_without_json: int  # samples in the tars that no uid is known of
 
     def __len__(self) -> int:
         return len(self.uids)
 
 
-def build_index(pool_dir: Path) -> None:
-    """Index every tar that has no index or has changed since; each index is written atomically."""
-    if all(_is_indexed(pool_dir, path) for path in _tar_paths(pool_dir)):
-        return
-    with locked(pool_dir / "index"):
-        for tar_path in tqdm(_tar_paths(pool_dir), desc="index", unit="tar", disable=None, leave=False):
-            if not _is_indexed(pool_dir, tar_path):
-                time_of_tar = tar_path.stat().st_mtime_ns
-                with atomic_path(_index_path(pool_dir, tar_path)) as temporary:
-                    pq.write_table(index_tar(tar_path), temporary, compression="zstd")
-                    # The index has its tar's time: sizes alone do not tell a change, as tars are padded to 10 kB.
-                    os.utime(temporary, ns=(time_of_tar, time_of_tar))
+def list_tars(pool_dir: Path) -> list[Tar]:
+    """Return the pool's tars in its order; raises FileNotFoundError where it has none."""
+    shards_dir = shards_dir_of(pool_dir)
+    tars = [Tar(file.path, file.size, file.state) for file in list_files(shards_dir) if file.path.name.endswith(".tar")]
+    if not tars:
+        raise FileNotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
+    return sorted(tars, key=lambda tar: tar.path.name)
 
 
-def index_tar(path: Path) -> pa.Table:
-    """Return the index of one tar; raises ValueError that names the tar and the byte where it is damaged."""
-    rows: list[dict[str, object]] = []
-    num_without_json = 0
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for key, members in _samples(path):
-            if "json" not in members:
-                num_without_json += 1
-                continue
-            offset, length = members["json"]
-            if length > MAX_JSON_BYTES:
-                raise ValueError(f"{path}: the json of sample {key!r} has {length} bytes, more than {MAX_JSON_BYTES}")
-            file.seek(offset)
-            try:
-                fields = json.loads(file.read(length))
-                uid, sha256 = fields["uid"], fields.get("sha256")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}: the json of sample {key!r} names no uid ({error})") from error
-            image = next((extension for extension in members if extension in IMAGE_FORMATS), None)
-            row: dict[str, object] = {"uid": uid, "key": key, "image_extension": image}
-            for name, member in (("image", image), ("text", "txt"), ("json", "json")):
-                row[f"{name}_offset"], row[f"{name}_length"] = members.get(member or "", (-1, -1))
-            row["image_sha256"] = bytes.fromhex(sha256) if isinstance(sha256, str) and len(sha256) == 64 else None
-            rows.append(row)
-    uids = parse_uids([row["uid"] if isinstance(row["uid"], str) else None for row in rows], str(path))
-    packed = np.stack([uids["f0"], uids["f1"]], axis=1).astype(">u8").tobytes()
-    for number, row in enumerate(rows):
-        row["uid"] = packed[16 * number : 16 * number + 16]
-    # The sum over the samples that are there, so that content hashes need no second pass.
-    total = sum(int.from_bytes(_image_digest(row)) for row in rows if _is_present(row)) % 2**256
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(
-        {
-            "winnow_index_version": str(INDEX_VERSION),
-            "tar_size": str(size),
-            "num_without_json": str(num_without_json),
-            "content_sum": f"{total:064x}",
-        }
-    )
+def has_tars(pool_dir: Path) -> bool:
+    """Tell whether a pool has any tar; it may be metadata alone."""
+    return any(shards_dir_of(pool_dir).glob("*.tar"))
 
 
-def read_index(pool_dir: Path) -> PoolIndex:
-    """Read the pool's index, making what is missing of it first.
+def shards_dir_of(pool_dir: Path) -> Path:
+    """Return the folder of the pool's tars: `shards/`, or the one that its shards.json names."""
+    note = read_note(pool_dir)
+    return pool_dir / "shards" if note is None else _beside(pool_dir, note.shards_dir)
 
-    Raises FileNotFoundError where the pool has no tars.
+
+def read_note(pool_dir: Path) -> ShardsNote | None:
+    """Read what a pool says of tars that lie elsewhere, or None where they are its own."""
+    path = pool_dir / SHARDS_NOTE
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        return ShardsNote(**value)
+    except TypeError as error:
+        raise ValueError(f"{path} is no note on shards: {error}") from error
+
+
+def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool = False) -> IndexSummary:
+    """Index every tar that has no index or has changed since; return what all their footers say.
+
+    Each tar's index is written atomically, so a killed pass goes on. `workers` None: one process per core where there
+    is much to do. With `hash_images` the images whose JSON names no sha256 are read and hashed.
     """
-    tar_paths = _tar_paths(pool_dir)
-    if not tar_paths:
-        raise FileNotFoundError(f"{pool_dir} has no images: there is no tar in {pool_dir / 'shards'}")
-    build_index(pool_dir)
-    columns = ["uid", "image_offset", "image_length", "text_offset", "text_length"]
-    tables, tar_numbers = [], []
-    total = num_incomplete = num_without_json = 0
-    for number, tar_path in enumerate(tar_paths):
-        path = _index_path(pool_dir, tar_path)
-        table = read_parquet(path, columns, remedy="delete it to have it made again")
-        total += int(table.schema.metadata[b"content_sum"], 16)
-        num_without_json += int(table.schema.metadata[b"num_without_json"])
-        is_present = (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)
-        num_incomplete += int((~is_present).sum())
-        tables.append(table.filter(pa.array(is_present)))
-        tar_numbers.append(np.full(int(is_present.sum()), number, dtype=np.int32))
-    table = pa.concat_tables(tables).combine_chunks()
-    return PoolIndex(
-        tar_paths=tar_paths,
-        uids=_unpack_uids(table["uid"]),
-        tar_number=np.concatenate(tar_numbers),
-        **{name: table[name].to_numpy() for name in columns[1:]},
-        content_hash=f"{total % 2**256:064x}",
-        num_incomplete=num_incomplete,
-        num_without_json=num_without_json,
-    )
+    tars, index_dir = list_tars(pool_dir), index_dir_of(pool_dir)
+    found = [_read_counts(index_dir, tar, hash_images) for tar in tars]
+    if any(counts is None for counts in found):
+        with locked(index_dir):
+            found = [counts or _read_counts(index_dir, t, hash_images) for counts, t in zip(found, tars, strict=True)]
+            todo = [tar for tar, counts in zip(tars, found, strict=True) if counts is None]
+            if workers is None:
+                workers = 0 if len(todo) < MANY_TARS else min(os.cpu_count() or 1, len(todo))
+            note = read_note(pool_dir)
+            only = None if note is None or note.only is None else _beside(pool_dir, note.only)
+            work = partial(
+                _index_one,
+                index_dir=index_dir,
+                hash_images=hash_images,
+                only=only,
+                assign_uids=note is not None and note.assign_uids,
+            )
+            made = dict(zip(todo, map_items(work, todo, workers=workers, name="index"), strict=True))
+            found = [counts or made[tar] for counts, tar in zip(found, tars, strict=True)]
+    return IndexSummary(tars, [counts for counts in found if counts is not None])
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Group a tar's members into samples, neighbours with one key: (key, extension -> offset and length)."""
-    for key, members in groupby(iter_members(path), key=lambda member: member.key):
-        places: dict[str, tuple[int, int]] = {}
-        for member in members:
-            places.setdefault(member.extension, (member.offset, member.size))
-        yield key, places
+def index_tar(
+    path: Path, size: int, *, hash_images: bool = False, only: np.ndarray | None = None, assign_uids: bool = False
+) -> tuple[pa.Table, TarCounts]:
+    """Return the index of one tar and its counts; what cannot be read is listed there, and no more than it is lost.
+
+    `only`: sorted uids, outside of which a sample is left out as if it were not there.
+    """
+    rows = _Rows(hash_images, assign_uids)
+    with open_sequential(path) as file:
+        read = reading_ahead(file.read_up_to)
+        members: dict[str, Member] = {}
+        key = ""
+        for member in scan_tar(read, size, rows.damage):
+            # Neighbours with one key are a sample; a member that it has already begins the next, as in open_clip.
+            if member.key != key or member.extension in members:
+                rows.add(key, members, read)
+                key, members = member.key, {}
+            members[member.extension] = member
+        rows.add(key, members, read)
+    return rows.table(str(path), only)
 
 
-def _is_present(row: dict[str, object]) -> bool:
-    return row["image_offset"] != -1 and row["text_offset"] != -1
+def index_tables(index_dir: Path, tars: Sequence[Tar], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield columns of each tar's index, in the pool's order."""
+    for tar in tars:
+        yield read_parquet(_index_path(index_dir, tar.path), columns, remedy="delete it to have it made again")
 
 
-def _image_digest(row: dict[str, object]) -> bytes:
-    digest = row["image_sha256"]
-    # Without an image hash, uid and length stand in: enough to see that another set of samples is there.
-    return (
-        digest
-        if isinstance(digest, bytes)
-        else hashlib.sha256(f"{row['uid']!r}{row['image_length']}".encode()).digest()
-    )
+def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subset | None = None) -> PoolIndex:
+    """Read the pool's index (making it first where no summary of it is given); with `subset`, only its samples.
+
+    Raises FileNotFoundError where the pool has no tars, ValueError where one is damaged and no summary is given.
+    """
+    if summary is None:
+        summary = build_index(pool_dir)
+        summary.refuse_damage(strict=True)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("uids", "tar_number", *PLACE_COLUMNS)}
+    columns = ["uid", *PLACE_COLUMNS]
+    for number, table in enumerate(index_tables(index_dir_of(pool_dir), summary.tars, columns)):
+        uids = unpack_uids(table["uid"])
+        arrays = {name: table[name].to_numpy() for name in PLACE_COLUMNS}
+        wanted = (arrays["image_offset"] >= 0) & (arrays["text_offset"] >= 0)
+        if subset is not None:
+            wanted &= count_of(uids, subset.uids) > 0
+        parts["uids"].append(uids[wanted])
+        parts["tar_number"].append(np.full(int(wanted.sum()), number, dtype=np.int32))
+        for name in PLACE_COLUMNS:
+            parts[name].append(arrays[name][wanted])
+    whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
+    return PoolIndex(summary, **whole)
 
 
-def _unpack_uids(column: pa.ChunkedArray) -> np.ndarray:
+def unpack_uids(column: pa.ChunkedArray) -> np.ndarray:
+    """Return an index's column of uids as an array of `UID_DTYPE`."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], pa.binary(16))
@@ -182,21 +291,181 @@ def _unpack_uids(column: pa.ChunkedArray) -> np.ndarray:
     return pairs.astype("<u8").view(UID_DTYPE)
 
 
-def _tar_paths(pool_dir: Path) -> list[Path]:
-    return sorted((pool_dir / "shards").glob("*.tar"))
+@dataclass
+class _Rows:
+    """The rows of a tar's index while they are collected, column by column."""
+
+    hash_images: bool
+    assign_uids: bool
+    damage: Damage = field(default_factory=Damage)
+    without_json: int = 0
+    uids: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    extensions: list[str | None] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # six to a row: offset and length of image, text, json
+    hashes: list[bytes | None] = field(default_factory=list)
+    others: list[list[dict[str, object]] | None] = field(default_factory=list)
+
+    def add(self, key: str, members: dict[str, Member], read: ReadAt) -> None:
+        """Take a sample up; nothing where it has no members."""
+        if not members:
+            return
+        record = members.get("json")
+        if record is None and not self.assign_uids:
+            self.without_json += 1
+            return
+        image = next((member for extension, member in members.items() if extension in IMAGE_FORMATS), None)
+        text = members.get("txt")
+        uid, digest = "", None
+        if record is not None:
+            try:
+                uid, digest = self._identity(record, read)
+            except ValueError as error:
+                self.damage.add(record.offset, f"the json of sample {key!r} {error}")
+                return
+        for member in members.values():
+            if member.size > MAX_MEMBER_BYTES:
+                self.damage.add(member.offset, f"the member {member.name!r} has {member.size:,} bytes, 2 GiB or more")
+                return
+        if image is not None and digest is None and (self.hash_images or self.assign_uids):
+            digest = hashlib.sha256(read(image.offset, image.size)).digest()
+        if self.assign_uids:
+            caption = b"" if text is None else read(text.offset, text.size)
+            uid = assigned_uid(digest or b"", caption)
+        self.uids.append(uid)
+        self.keys.append(key)
+        self.extensions.append(None if image is None else image.extension)
+        for each in (image, text, record):
+            self.places += (-1, -1) if each is None else (each.offset, each.size)
+        self.hashes.append(digest)
+        known = (image is not None) + (text is not None) + (record is not None)
+        self.others.append(
+            None
+            if len(members) == known
+            else [
+                {"extension": extension, "offset": member.offset, "length": member.size}
+                for extension, member in members.items()
+                if member is not image and member is not text and member is not record
+            ]
+        )
+
+    def _identity(self, record: Member, read: ReadAt) -> tuple[str, bytes | None]:
+        """Read uid and image hash from a sample's JSON; raises ValueError that says what is wrong with it."""
+        if record.size > MAX_JSON_BYTES:
+            raise ValueError(f"has {record.size:,} bytes, more than {MAX_JSON_BYTES:,}")
+        try:
+            fields = from_json(read(record.offset, record.size))
+        except ValueError as error:
+            raise ValueError(f"cannot be read ({error})") from error
+        if not isinstance(fields, dict):
+            raise ValueError("is no object with a uid")
+        uid, sha256 = fields.get("uid"), fields.get("sha256")
+        digest = None
+        if isinstance(sha256, str) and len(sha256) == 64:
+            try:
+                digest = bytes.fromhex(sha256)
+            except ValueError:
+                digest = None
+        if self.assign_uids:
+            return "", digest
+        if not isinstance(uid, str):
+            raise ValueError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
+        if not _is_uid(uid):
+            raise ValueError(f"names the uid {uid!r}; a uid is 32 hex characters")
+        return uid, digest
+
+    def table(self, where: str, only: np.ndarray | None) -> tuple[pa.Table, TarCounts]:
+        """Return the table, with its counts in the footer."""
+        uids = parse_uids(self.uids, where)
+        packed = np.stack([uids["f0"], uids["f1"]], axis=1).astype(">u8")
+        places = np.array(self.places, dtype=np.int64).reshape(-1, 6)
+        columns: dict[str, pa.Array] = {
+            "uid": pa.Array.from_buffers(pa.binary(16), len(uids), [None, pa.py_buffer(packed.tobytes())]),
+            "key": pa.array(self.keys, pa.string()),
+            "image_extension": pa.array(self.extensions, pa.string()).dictionary_encode(),
+            "image_sha256": pa.array(self.hashes, pa.binary(32)),
+            "others": pa.array(self.others, INDEX_SCHEMA.field("others").type),
+        }
+        for number, name in enumerate(("image", "text", "json")):
+            columns[f"{name}_offset"] = pa.array(places[:, 2 * number])
+            columns[f"{name}_length"] = pa.array(places[:, 2 * number + 1].astype(np.int32))
+        table = pa.table({f.name: columns[f.name].cast(f.type) for f in INDEX_SCHEMA}, schema=INDEX_SCHEMA)
+        if only is not None:
+            table = table.filter(pa.array(count_of(uids, only) > 0))
+            uids = unpack_uids(table["uid"])
+        return table, counts_of(table, uids, self.without_json if only is None else 0, self.damage)
 
 
-def _index_path(pool_dir: Path, tar_path: Path) -> Path:
-    return pool_dir / "index" / f"{tar_path.stem}.parquet"
+def counts_of(table: pa.Table, uids: np.ndarray, without_json: int, damage: Damage) -> TarCounts:
+    """Count what a tar's index holds."""
+    has_image, has_text = (table[f"{name}_offset"].to_numpy() >= 0 for name in ("image", "text"))
+    is_present = has_image & has_text
+    # The sums over the samples that are there, so that content hashes need no second pass.
+    total = 0
+    hashes, lengths = table["image_sha256"].to_pylist(), table["image_length"].to_numpy()
+    packed = table["uid"].to_pylist()
+    for row in np.flatnonzero(is_present).tolist():
+        # Without an image hash, uid and length stand in: enough to see that another set of samples is there.
+        digest = hashes[row] or hashlib.sha256(f"{packed[row]!r}{lengths[row]}".encode()).digest()
+        total += int.from_bytes(digest)
+    return TarCounts(
+        rows=table.num_rows,
+        present=int(is_present.sum()),
+        without_image=int((~has_image).sum()),
+        without_text=int((~has_text).sum()),
+        without_json=without_json,
+        content_sum=f"{total % 2**256:064x}",
+        uid_sum=f"{fingerprint_of(uids):064x}",
+        damage=damage.count,
+        damage_places=tuple(damage.places),
+    )
 
 
-def _is_indexed(pool_dir: Path, tar_path: Path) -> bool:
-    path = _index_path(pool_dir, tar_path)
-    if not path.exists() or path.stat().st_mtime_ns != tar_path.stat().st_mtime_ns:
-        return False
+def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *, hash_images: bool = False) -> None:
+    """Write a tar's index, its counts in the footer, atomically."""
+    about = {"version": INDEX_VERSION, "state": tar.state, "hash_images": hash_images, **asdict(counts)}
+    table = table.replace_schema_metadata({"winnow_index": json.dumps(about)})
+    with atomic_path(_index_path(index_dir, tar.path)) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
+    """Return the uid of a sample that has none: 32 hex characters of the sha256 of image hash and caption."""
+    return hashlib.sha256(image_sha256 + caption).hexdigest()[:32]
+
+
+def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | None, assign_uids: bool) -> TarCounts:
+    kept = None if only is None else load_subset(only).uids
+    table, counts = index_tar(tar.path, tar.size, hash_images=hash_images, only=kept, assign_uids=assign_uids)
+    write_index(index_dir, tar, table, counts, hash_images=hash_images)
+    return counts
+
+
+def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | None:
+    """Return the counts of a tar's index, or None where there is none that fits the tar as it is now."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError):
-        return False  # damaged, and made anew
-    is_current = metadata.get(b"winnow_index_version") == str(INDEX_VERSION).encode()
-    return is_current and metadata.get(b"tar_size") == str(tar_path.stat().st_size).encode()
+        about = json.loads((pq.read_schema(_index_path(index_dir, tar.path)).metadata or {})[b"winnow_index"])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None  # absent, of an older version, or damaged, and made anew
+    fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == tar.state
+    if not fits or (hash_images and not about["hash_images"]):
+        return None
+    del about["hash_images"]
+    return TarCounts(**{**about, "damage_places": tuple(about["damage_places"])})
+
+
+def _index_path(index_dir: Path, tar_path: Path) -> Path:
+    return index_dir / f"{tar_path.stem}.parquet"
+
+
+def _beside(pool_dir: Path, text: str) -> Path:
+    """Return a path or URL that stands in a pool's note."""
+    location = as_location(text)
+    return location if location.is_absolute() else pool_dir / text
+
+
+_UID = re.compile(r"[0-9a-fA-F]{32}")
+
+
+def _is_uid(text: str) -> bool:
+    return _UID.fullmatch(text) is not None

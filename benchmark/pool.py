@@ -18,9 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.index import PoolIndex, read_index
+from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, read_index
 from benchmark.names import nearest_name
 from benchmark.stage import Json, locked, write_json
+from benchmark.subset import Subset
 from benchmark.tables import one_line, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
@@ -51,17 +52,18 @@ class PoolIdentity:
 class Pool:
     """A pool on disk, opened for reading; nothing but its footers is read at first."""
 
-    def __init__(self, pool_dir: str | Path) -> None:
-        """Open the pool; raises FileNotFoundError where there is none."""
+    def __init__(self, pool_dir: str | Path, *, strict: bool = True) -> None:
+        """Open the pool; raises FileNotFoundError where there is none. `strict`: a damaged tar is an error."""
         self.dir = Path(pool_dir)
+        self.strict = strict
         self.metadata_paths = sorted((self.dir / "metadata").glob("*.parquet"))
         if not self.dir.is_dir():
             raise FileNotFoundError(
                 f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
                 "`winnow pool build` draws"
             )
-        if not self.metadata_paths:
-            raise FileNotFoundError(f"{self.dir} is no pool: it has no metadata/*.parquet")
+        if not self.metadata_paths and not self.has_images:
+            raise FileNotFoundError(f"{self.dir} is no pool: it has neither metadata/*.parquet nor shards/*.tar")
         for path in self.metadata_paths:
             if "uid" not in self._schema(path).names:
                 raise ValueError(f"{path} has no column 'uid'; it has {self._schema(path).names}")
@@ -69,29 +71,45 @@ class Pool:
     @cached_property
     def has_images(self) -> bool:
         """Tell whether any shard is there; a pool may be metadata alone."""
-        return any((self.dir / "shards").glob("*.tar"))
+        return has_tars(self.dir)
+
+    @cached_property
+    def summary(self) -> IndexSummary:
+        """Return what the index counts, tar by tar; raises ValueError where a tar is damaged and the pool is strict."""
+        summary = build_index(self.dir)
+        summary.refuse_damage(self.strict)
+        return summary
 
     @cached_property
     def index(self) -> PoolIndex:
         """Return the index of the samples that are there, in pool order."""
-        return read_index(self.dir)
+        return read_index(self.dir, self.summary)
+
+    def index_within(self, subset: Subset) -> PoolIndex:
+        """Return the index of those of the subset's samples that are there, in pool order."""
+        return read_index(self.dir, self.summary, subset)
 
     @cached_property
     def identity(self) -> PoolIdentity:
         """Return fingerprint, content hash and coverage."""
-        return PoolIdentity(self.fingerprint, self.index.content_hash, self.num_rows, len(self.index))
+        return PoolIdentity(self.fingerprint, self.summary.content_hash, self.num_rows, self.summary.num_present)
 
     @cached_property
     def num_rows(self) -> int:
-        """Return the number of metadata rows."""
+        """Return the number of metadata rows; of samples with a uid where the pool has shards alone."""
+        if not self.metadata_paths:
+            return self.summary.num_rows
         return sum(pq.read_metadata(path).num_rows for path in self.metadata_paths)
 
     @cached_property
     def fingerprint(self) -> str:
         """Return the sum modulo 2^256 of the sha256 of every uid, as 64 hex characters.
 
-        Kept per metadata shard in the user's cache; a shard is read again when its size or time changed.
+        Kept per metadata shard in the user's cache; a shard is read again when its size or time changed. The uids of
+        a pool that has shards alone are those of its index.
         """
+        if not self.metadata_paths:
+            return self.summary.fingerprint
         cache_path = (
             cache_dir() / "fingerprints" / f"{hashlib.sha256(str(self.dir.resolve()).encode()).hexdigest()}.json"
         )

@@ -46,7 +46,7 @@ class SampleReader:
             return self._open[number]
         if len(self._open) == MAX_OPEN_TARS:
             os.close(self._open.popitem(last=False)[1])
-        self._open[number] = os.open(self.index.tar_paths[number], os.O_RDONLY)
+        self._open[number] = os.open(self.index.summary.tars[number].path, os.O_RDONLY)
         return self._open[number]
 
     def __reduce__(self) -> tuple[type[SampleReader], tuple[PoolIndex, np.ndarray]]:

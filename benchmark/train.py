@@ -60,7 +60,7 @@ from benchmark.stage import (
 )
 from benchmark.step import Curves, LossScaler, StepStats, autocast, contrastive_loss, make_optimizer, train_step
 from benchmark.subset import Subset
-from benchmark.uids import count_of, sort_uids, unique_uids
+from benchmark.uids import UidMarks
 
 TRAIN_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -151,14 +151,21 @@ class TrainState:
 class TrainingData:
     """What the seeds of one experiment share: P, the reader, the tokenizer, and the samples if they fit in memory."""
 
-    def __init__(self, index: PoolIndex, subset: Subset, scale: Scale) -> None:
+    def __init__(self, index: PoolIndex, samples: np.ndarray, scale: Scale, num_absent: int = 0) -> None:
+        """Take P as places in the index, copies side by side and alike; `num_absent` uids have no sample there."""
         self.scale = scale
-        self.samples = present_samples(index.uids, subset)
-        self.reader = SampleReader(index, self.samples)
-        distinct, _ = unique_uids(subset.uids)
-        self.num_absent = int((count_of(distinct, sort_uids(index.uids)) == 0).sum())  # uids without an image
+        self.num_absent = num_absent
+        self.samples = samples
+        self.reader = SampleReader(index, samples)
         self._tokenizer: Tokenizer | None = None
         self._held: HeldSamples | None = None
+
+    @classmethod
+    def of(cls, index: PoolIndex, subset: Subset, scale: Scale) -> TrainingData:
+        """Take the subset's samples where they lie in the pool; the index need hold no others."""
+        found = UidMarks(subset.uids)
+        found.mark(index.uids)
+        return cls(index, present_samples(index.uids, subset), scale, found.num_distinct - found.num_marked)
 
     def batches(self, seed: int, ranks: Ranks = ALONE) -> StepBatches:
         """Return the run's batches; the first call decodes the samples."""

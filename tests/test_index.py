@@ -1,15 +1,20 @@
 """The index: offsets that lead to the bytes, order, counts, damage."""
 
 import hashlib
+import io
 import os
 import tarfile
 
 import pytest
 
 from benchmark.index import build_index, index_tar, read_index
-from benchmark.tars import write_tar
+from benchmark.tars import iter_members, write_tar
 from benchmark.uids import format_uids
 from tests.conftest import jpeg, members, uid
+
+
+def index_of(path):
+    return index_tar(path, path.stat().st_size)
 
 
 def test_offsets_lead_to_the_bytes_of_each_member(tmp_path):
@@ -39,7 +44,7 @@ def test_samples_without_image_caption_or_json_are_counted(tmp_path):
     write_tar(tmp_path / "shards" / "a.tar", whole + no_image[1:] + no_text[:2] + [no_json[0], no_json[2]])
     index = read_index(tmp_path)
     assert format_uids(index.uids) == [uid(0)]
-    assert (index.num_incomplete, index.num_without_json) == (2, 1)
+    assert [(each.num_incomplete, each.without_json) for each in index.summary.counts] == [(2, 1)]
 
 
 def test_extensions_may_be_upper_case_and_keys_end_at_the_first_dot(tmp_path):
@@ -48,7 +53,7 @@ def test_extensions_may_be_upper_case_and_keys_end_at_the_first_dot(tmp_path):
         tmp_path / "shards" / "a.tar",
         [("folder/k.JPG", image[1]), ("folder/k.json", record[1]), ("folder/k.txt", text[1])],
     )
-    table = index_tar(tmp_path / "shards" / "a.tar")
+    table = index_of(tmp_path / "shards" / "a.tar")[0]
     assert table["key"].to_pylist() == ["folder/k"]
     assert table["image_extension"].to_pylist() == ["jpg"]
 
@@ -60,42 +65,138 @@ def test_content_hash_is_the_sum_of_image_hashes_and_needs_no_order(tmp_path):
     write_tar(tmp_path / "two" / "shards" / "a.tar", samples[2])
     write_tar(tmp_path / "two" / "shards" / "b.tar", samples[1] + samples[0])
     expected = f"{sum(int(value, 16) for value in hashes) % 2**256:064x}"
-    assert read_index(tmp_path / "one").content_hash == read_index(tmp_path / "two").content_hash == expected
+    assert [read_index(tmp_path / name).summary.content_hash for name in ("one", "two")] == [expected] * 2
 
 
 @pytest.mark.parametrize("cut", ["in a member", "in a header", "between members"])
-def test_a_truncated_tar_is_an_error_that_names_it(tmp_path, cut):
+def test_a_truncated_tar_is_an_error_that_names_it_and_loses_what_is_cut_off(tmp_path, cut):
     path = tmp_path / "shards" / "a.tar"
     write_tar(path, members("k0", 0) + members("k1", 1))
     with tarfile.open(path) as tar:
         last = tar.getmembers()[-1]
     size = {"in a member": last.offset_data + 2, "in a header": last.offset + 100, "between members": last.offset}[cut]
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"a\.tar is damaged"):
-        build_index(tmp_path)
-    assert not list((tmp_path / "index").glob("*.parquet*"))
+    with pytest.raises(ValueError, match=r"1 of 1 tars are damaged.*a\.tar.*cut off"):
+        read_index(tmp_path)
+    (counts,) = build_index(tmp_path).counts
+    assert (counts.rows, counts.present, counts.without_text, counts.damage) == (2, 1, 1, 1)
+    assert f"at byte {last.offset} " in counts.damage_places[0]
 
 
-def test_a_corrupt_header_is_an_error_not_the_end(tmp_path):
+def test_a_corrupt_header_is_an_error_and_loses_one_member(tmp_path):
     path = tmp_path / "shards" / "a.tar"
-    write_tar(path, members("k0", 0) + members("k1", 1))
+    write_tar(path, [m for n in range(4) for m in members(f"k{n}", n)])
     with tarfile.open(path) as tar:
-        header = tar.getmembers()[3].offset
+        broken, after = tar.getmembers()[4:6]  # k1.json, k1.txt
     data = bytearray(path.read_bytes())
-    data[header + 150] ^= 0xFF
+    data[broken.offset + 130] ^= 0xFF  # in the size
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"a\.tar is damaged: at byte {header}"):
-        build_index(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"a\.tar: at byte {broken.offset} stands no header.*{after.offset - broken.offset:,}"
+    ):
+        read_index(tmp_path)
+    (counts,) = build_index(tmp_path).counts
+    assert (counts.rows, counts.present, counts.without_json, counts.damage) == (3, 3, 1, 1)
 
 
-def test_a_json_without_uid_and_a_malformed_uid_are_named(tmp_path):
+def test_a_second_tar_behind_the_end_of_the_first_is_damage(tmp_path):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, members("k", 0))
+    path.write_bytes(path.read_bytes() * 2)
+    (counts,) = build_index(tmp_path).counts
+    assert counts.rows == 1 and "something follows" in counts.damage_places[0]
+
+
+def test_links_are_damage_and_no_samples(tmp_path):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, members("k", 0))
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("l.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    (counts,) = build_index(tmp_path).counts
+    assert counts.rows == 1 and "'l.jpg' is not a plain file" in counts.damage_places[0]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_of_tars_gives_what_tarfile_reads(tmp_path, tar_format):
+    """Long names, long folders, non-ASCII names, empty members, folders, times with fractions (webdataset's)."""
+    names = ["a.jpg", "ä" * 30 + ".txt", "f" * 60 + "/" + "g" * 60 + ".json", "dir/x.tar.gz", "empty.txt"]
+    if tar_format != tarfile.USTAR_FORMAT:
+        names.append("h" * 180 + ".jpg")
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        folder = tarfile.TarInfo("dir")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = 0 if "empty" in name else 700 * number + 1, 1234.5
+            tar.addfile(info, io.BytesIO(bytes([number + 1]) * info.size))
+    with tarfile.open(path) as tar:
+        expected = [(each.name, each.offset_data, each.size) for each in tar if each.isfile()]
+    assert [(each.name, each.offset, each.size) for each in iter_members(path)] == expected
+    assert len(expected) == len(names)
+
+
+def test_a_member_that_a_sample_has_already_begins_the_next_sample(tmp_path):
+    write_tar(tmp_path / "shards" / "a.tar", members("k", 1) + members("k", 2))
+    assert format_uids(read_index(tmp_path).uids) == [uid(1), uid(2)]
+
+
+def test_other_members_and_other_pictures_are_kept_in_sight(tmp_path):
+    sample = [*members("k", 1), ("k.npy", b"123"), ("k.png", b"4567")]
+    write_tar(tmp_path / "shards" / "a.tar", sample)
+    table, _ = index_of(tmp_path / "shards" / "a.tar")
+    assert [(each["extension"], each["length"]) for each in table["others"].to_pylist()[0]] == [("npy", 3), ("png", 4)]
+
+
+def test_gaps_in_the_numbering_are_found(tmp_path):
+    for name in ("00000000", "00000003", "00000005"):
+        write_tar(tmp_path / "shards" / f"{name}.tar", members("k", int(name)))
+    assert build_index(tmp_path).gaps == ["1-2", "4"]
+
+
+def test_images_are_hashed_where_the_json_names_no_hash_and_that_is_asked_for(tmp_path):
+    known = hashlib.sha256(b"of the original").hexdigest()
+    write_tar(
+        tmp_path / "shards" / "a.tar", members("k", 1, image=b"one") + members("l", 2, image=b"two", sha256=known)
+    )
+    build_index(tmp_path)
+    total = sum(int(text, 16) for text in (hashlib.sha256(b"one").hexdigest(), known)) % 2**256
+    assert build_index(tmp_path).content_hash != f"{total:064x}"
+    assert build_index(tmp_path, hash_images=True).content_hash == f"{total:064x}"
+    assert build_index(tmp_path).content_hash == f"{total:064x}", "a fuller index is good enough"
+
+
+def test_several_processes_give_the_same_index(tmp_path):
+    for number in range(4):
+        write_tar(tmp_path / "shards" / f"{number}.tar", members("k", number))
+    one = build_index(tmp_path, workers=0)
+    for path in (tmp_path / "index").glob("*.parquet"):
+        path.unlink()
+    assert build_index(tmp_path, workers=2) == one
+
+
+def test_a_json_without_uid_and_a_malformed_uid_are_named_and_lose_one_sample(tmp_path):
     image, _, text = members("k", 0)
-    write_tar(tmp_path / "a.tar", [image, ("k.json", b"{}"), text])
-    with pytest.raises(ValueError, match="json of sample 'k' names no uid"):
-        index_tar(tmp_path / "a.tar")
-    write_tar(tmp_path / "b.tar", [image, ("k.json", b'{"uid": "12"}'), text])
-    with pytest.raises(ValueError, match=r"b\.tar: the uid in row 0 is '12'"):
-        index_tar(tmp_path / "b.tar")
+    wrong = {"j": b"{}", "l": b'{"uid": "12"}', "m": b'{"uid": 12}', "n": b"[]", "o": b"no json"}
+    samples = [
+        m
+        for key, record in wrong.items()
+        for m in [(f"{key}.jpg", image[1]), (f"{key}.json", record), (f"{key}.txt", text[1])]
+    ]
+    write_tar(tmp_path / "shards" / "a.tar", samples + members("p", 7))
+    table, counts = index_of(tmp_path / "shards" / "a.tar")
+    assert table["key"].to_pylist() == ["p"] and (counts.rows, counts.damage) == (1, 5)
+    for place, part in zip(
+        counts.damage_places,
+        ["'j' names no uid", "uid '12'; a uid is 32 hex", "uid 12, which is no text", "is no object", "cannot be read"],
+        strict=True,
+    ):
+        assert part in place
+    with pytest.raises(ValueError, match=r"1 of 1 tars are damaged \(5 places\), such as .*a\.tar: at byte"):
+        read_index(tmp_path)
 
 
 def test_only_changed_tars_are_read_again(tmp_path):

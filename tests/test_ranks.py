@@ -75,7 +75,7 @@ def work(rank, size, folder, batches):
 @pytest.fixture(scope="module")
 def batches(pico_pool):
     index = read_index(pico_pool)
-    made = TrainingData(index, Subset.of(index.uids), BRIEF).batches(0)
+    made = TrainingData.of(index, Subset.of(index.uids), BRIEF).batches(0)
     return [made[step] for step in range(BRIEF.steps)]
 
 
@@ -134,7 +134,7 @@ def test_the_matrix_of_workers_ranks_and_kills_gives_the_same_batches(pico_pool,
         window_blocks=2,
     )
     index = read_index(pico_pool)
-    data = TrainingData(index, Subset.of(index.uids[:300]), scale)
+    data = TrainingData.of(index, Subset.of(index.uids[:300]), scale)
     undisturbed = None
     for size in (1, 2, 4):
         for workers in (0, 1, 2):

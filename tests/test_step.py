@@ -40,7 +40,7 @@ def _one_thread():
 def batches(pico_pool):
     """Twenty batches of real pairs."""
     index = read_index(pico_pool)
-    data = TrainingData(index, Subset.of(index.uids), BRIEF)
+    data = TrainingData.of(index, Subset.of(index.uids), BRIEF)
     batches = data.batches(0)
     return [batches[step] for step in range(STEPS)]
 

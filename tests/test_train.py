@@ -30,7 +30,7 @@ MADE_FROM = {"recipe": "short"}
 @pytest.fixture(scope="module")
 def data(pico_pool):
     index = read_index(pico_pool)
-    return TrainingData(index, Subset.of(index.uids[:200]), SHORT)
+    return TrainingData.of(index, Subset.of(index.uids[:200]), SHORT)
 
 
 def run(data, folder, seed=0, workers=0):
@@ -294,7 +294,7 @@ def like_small(tmp_path_factory):
 @pytest.fixture(scope="module")
 def streamed(like_small, pico_pool, tmp_path_factory):
     index = read_index(pico_pool)
-    data = TrainingData(index, Subset.of(index.uids[:300]), like_small)
+    data = TrainingData.of(index, Subset.of(index.uids[:300]), like_small)
     assert data.batches(0).held is None
     folder = tmp_path_factory.mktemp("streamed") / "seed-0" / "checkpoint"
     return data, folder, run(data, folder, workers=None)

@@ -89,7 +89,7 @@ def training_data(job: Job, scale: Scale, limit: int) -> Any:
     from benchmark.train import TrainingData
 
     index = read_index(Path(job.pool_dir))
-    return TrainingData(index, Subset.of(index.uids[:limit]), scale)
+    return TrainingData.of(index, Subset.of(index.uids[:limit]), scale)
 
 
 def measure_ours(job: Job) -> Outcome:
