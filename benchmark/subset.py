@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
@@ -111,7 +112,7 @@ def _count_of_npy(path: Path, file: BinaryIO) -> int:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
-    except ValueError as error:
+    except (ValueError, SyntaxError, TokenError) as error:  # numpy lets all three through
         raise ValueError(
             f"{path} begins like a .npy file, but its header is damaged ({one_line(error)}); make or fetch it again"
         ) from error

@@ -112,8 +112,9 @@ def find_uids(uids: np.ndarray, sorted_uids: np.ndarray) -> np.ndarray:
 class UidMarks:
     """Which of a sorted, perhaps memory-mapped subset's uids have been seen; one bit of memory each."""
 
-    def __init__(self, sorted_uids: np.ndarray) -> None:
+    def __init__(self, sorted_uids: np.ndarray, *, block_size: int = BLOCK) -> None:
         self._uids = sorted_uids
+        self._block_size = block_size  # uids that are looked through at a time
         self._bits = np.zeros(-(-len(sorted_uids) // 8), dtype=np.uint8)  # of each uid's first place
 
     def mark(self, uids: np.ndarray) -> None:
@@ -130,12 +131,12 @@ class UidMarks:
     @cached_property
     def num_distinct(self) -> int:
         """Return how many distinct uids the subset has."""
-        return sum(len(uids) for uids, _ in walk_together([self._uids]))
+        return sum(len(uids) for uids, _ in walk_together([self._uids], self._block_size))
 
     def unmarked(self, limit: int) -> np.ndarray:
         """Return the first `limit` distinct uids that are not marked, or all where there are fewer."""
         found, num_found, end = [np.empty(0, dtype=UID_DTYPE)], 0, 0
-        for uids, copies in walk_together([self._uids]):
+        for uids, copies in walk_together([self._uids], self._block_size):
             if num_found >= limit:
                 break
             ends = end + np.cumsum(copies[0])
