@@ -31,6 +31,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow report                     a page that shows what an experiment kept and dropped
   winnow pool build                 draw an embedded pool
   winnow subset info FILE           what is in a subset file
+  winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
   winnow list filters|tasks|scales  what there is
   winnow leaderboard table          the board
 
@@ -455,25 +456,44 @@ def _pool(arguments: list[str]) -> int:
     return 0
 
 
-def _subset(arguments: list[str]) -> int:
-    parser = _Parser(prog="winnow subset", description="Look at subset files.")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
-    info = actions.add_parser("info", help="how many uids and copies a subset file holds")
-    info.add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
-    from benchmark.stage import sha256_of
-    from benchmark.subset import load_subset
-    from benchmark.uids import format_uids
+SUBSET_HELP = """\
+Look at subset files, combine and compare them. A subset is a multiset: a uid may have several copies.
 
-    subset = load_subset(options.file)
-    say(f"{options.file}")
-    say(f"  samples        {len(subset):,} (copies counted)")
-    say(f"  distinct uids  {subset.num_distinct:,}")
-    say(f"  most copies    {subset.max_copies:,}")
-    if len(subset):
-        say(f"  first uid      {format_uids(subset.uids[:1])[0]}")
-        say(f"  last uid       {format_uids(subset.uids[-1:])[0]}")
-    say(f"  sha256         {sha256_of(options.file)}")
+  and A B ...       of each uid the least copies that any file has
+  or A B ...        of each uid the most copies that any file has
+  minus A B ...     A's copies of each uid, less those of every B, never below 0
+  restrict A B ...  A with all its copies, for uids that every B has at all
+  overlap A B ...   for every two files, copies counted: what they share (of each uid the least copies), what only one
+                    has (the rest), and the Jaccard index (sum of the least copies / sum of the most); for more than
+                    two files also what all of them share
+  info FILE         how many uids and copies there are
+
+Files are .npy as DataComp writes them or raw pairs of 8-byte integers, and are read in blocks: their size is no matter.
+"""
+
+
+def _subset(arguments: list[str]) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="winnow subset", description=SUBSET_HELP, formatter_class=raw)
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")
+    actions.add_parser("info").add_argument("file", type=Path)
+    for name in ("and", "or", "minus", "restrict", "overlap"):
+        action = actions.add_parser(name, description=SUBSET_HELP, formatter_class=raw)
+        action.add_argument("file", type=Path, metavar="A")
+        action.add_argument("others", type=Path, nargs="+", metavar="B")
+        if name == "overlap":
+            action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
+        else:
+            action.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the result goes")
+    options = parser.parse_args(arguments)
+    from benchmark.subset_algebra import combine_files, describe_file, overlap_files
+
+    if options.action == "info":
+        print("\n".join(describe_file(options.file)))
+    elif options.action == "overlap":
+        print(overlap_files([options.file, *options.others], options.format))
+    else:
+        print("\n".join(combine_files(options.action, [options.file, *options.others], options.out)))
     return 0
 
 

@@ -40,7 +40,7 @@ from benchmark.stage import (
     warn,
     write_record,
 )
-from benchmark.subset import Subset, load_subset
+from benchmark.subset import SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
 from benchmark.uids import count_of, format_uids, sort_uids, unique_uids
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 FILTER_VERSION = 1
 SUBSET_NAME = "subset.npy"
-SUBSET_RECORD_NAME = "subset.json"
 ENTRY_NAME = "entry.json"
 MAX_NAME = 80  # characters of an entry's name
 
@@ -474,15 +473,9 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
         "repeated_uids": repeated,
         "rules": [asdict(report) for report in reports],
         "reference": any(rule.strategy.reference for rule in choice.rules)
-        or any(_is_reference_subset(path) for path in (choice.within_path, choice.subset_path) if path),
+        or any(is_reference_subset(path) for path in (choice.within_path, choice.subset_path) if path),
         "sha256": sha256_of(exp_dir / SUBSET_NAME),
     }
-
-
-def _is_reference_subset(path: Path) -> bool:
-    """Tell whether a subset file lies in an experiment that is marked as a reference."""
-    record = read_record(path.with_name(SUBSET_RECORD_NAME))
-    return record is not None and record.stage == "filter" and bool(record.result["reference"])
 
 
 def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleReport]]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO
 
 import numpy as np
 
-from benchmark.stage import atomic_path, warn
-from benchmark.uids import UID_DTYPE, is_sorted, sort_uids, unique_uids
+from benchmark.stage import atomic_path, read_record, warn
+from benchmark.tables import one_line
+from benchmark.uids import BLOCK, UID_DTYPE, is_sorted, sort_uids, walk_together
 
 NPY_MAGIC = b"\x93NUMPY"
+SUBSET_RECORD_NAME = "subset.json"  # beside an experiment's subset
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,12 @@ class Subset:
     @property
     def num_distinct(self) -> int:
         """Return the number of different uids."""
-        return len(unique_uids(self.uids)[0])
+        return sum(len(uids) for uids, _ in walk_together([self.uids]))
 
     @property
     def max_copies(self) -> int:
         """Return how many copies the most repeated uid has."""
-        return int(unique_uids(self.uids)[1].max(initial=0))
+        return max((int(copies.max()) for _, copies in walk_together([self.uids])), default=0)
 
     @classmethod
     def of(cls, uids: np.ndarray) -> Subset:
@@ -43,8 +49,26 @@ class Subset:
 
     def save(self, path: Path) -> None:
         """Write `subset.npy` as DataComp's code does, atomically."""
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, self.uids)
+        write_subset(path, (self.uids[start : start + BLOCK] for start in range(0, len(self), BLOCK)))
+
+
+def write_subset(path: Path, blocks: Iterable[np.ndarray]) -> int:
+    """Write sorted blocks of uids as one subset file, atomically; return how many uids it has.
+
+    The bytes are those of `np.save` of all blocks together. Raises ValueError where uids go backwards.
+    """
+    count, last = 0, np.empty(0, dtype=UID_DTYPE)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        _write_header(file, 0)
+        for block in blocks:
+            if not is_sorted(np.concatenate([last, block[:1]])) or not is_sorted(block):
+                raise ValueError(f"the uids for {path} go backwards after {count:,}; a subset file is sorted")
+            file.write(np.ascontiguousarray(block).data)
+            count += len(block)
+            last = np.array(block[-1:] if len(block) else last)
+        file.seek(0)
+        _write_header(file, count)
+    return count
 
 
 def load_subset(path: str | Path) -> Subset:
@@ -57,16 +81,65 @@ def load_subset(path: str | Path) -> Subset:
         raise FileNotFoundError(f"there is no subset file {path}")
     with path.open("rb") as file:
         has_header = file.read(len(NPY_MAGIC)) == NPY_MAGIC
-    try:
-        if has_header:
-            uids = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            uids = np.memmap(path, dtype=UID_DTYPE, mode="r")
-    except ValueError as error:
-        raise ValueError(f"{path} is not a subset file (.npy or raw pairs of 8-byte integers): {error}") from error
-    if uids.dtype != UID_DTYPE or uids.ndim != 1:
-        raise ValueError(f"{path} holds {uids.dtype} of shape {uids.shape}; a subset file holds (n,) pairs {UID_DTYPE}")
+        count = _count_of_npy(path, file) if has_header else _count_of_raw(path)
+        start = file.tell() if has_header else 0
+    if count == 0:
+        return Subset(np.empty(0, dtype=UID_DTYPE))
+    uids = np.memmap(path, dtype=UID_DTYPE, mode="r", offset=start, shape=(count,))
     if not is_sorted(uids):
         warn(f"{path} is not sorted, as DataComp's resharder needs it; it is read in sorted order here")
         return Subset.of(np.asarray(uids))
     return Subset(uids)
+
+
+def is_reference_subset(path: Path) -> bool:
+    """Tell whether a subset file lies in an experiment that is marked as a reference."""
+    record = read_record(path.with_name(SUBSET_RECORD_NAME))
+    return record is not None and record.stage == "filter" and bool(record.result["reference"])
+
+
+def _write_header(file: BinaryIO, count: int) -> None:
+    """Write the header of a .npy file, of 128 bytes whatever the count."""
+    descr = np.lib.format.dtype_to_descr(UID_DTYPE)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
+    assert file.tell() == 128
+
+
+def _count_of_npy(path: Path, file: BinaryIO) -> int:
+    """Check a .npy file and return how many uids it has; `file` is left where they begin."""
+    file.seek(0)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    except (ValueError, SyntaxError, TokenError) as error:  # numpy lets all three through
+        raise ValueError(
+            f"{path} begins like a .npy file, but its header is damaged ({one_line(error)}); make or fetch it again"
+        ) from error
+    if dtype.hasobject:
+        raise ValueError(f"{path} holds pickled objects, which are never read; save pairs of dtype 'u8,u8'")
+    if dtype != UID_DTYPE or len(shape) != 1:
+        other_order = dtype.newbyteorder() == UID_DTYPE
+        raise ValueError(
+            f"{path} holds {dtype} of shape {shape}{', in the other byte order' if other_order else ''}; "
+            f"a subset file holds (n,) pairs {UID_DTYPE}"
+        )
+    size, expected = path.stat().st_size - file.tell(), math.prod(shape) * UID_DTYPE.itemsize
+    if size != expected:
+        raise ValueError(
+            f"{path} {'is cut short' if size < expected else 'has bytes after its end'}: its header says {shape[0]:,} "
+            f"uids, that is {expected:,} bytes, and {size:,} bytes follow; make or fetch it again"
+        )
+    return int(shape[0])
+
+
+def _count_of_raw(path: Path) -> int:
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path} is an empty file; even a subset without uids has the header of a .npy file")
+    if size % UID_DTYPE.itemsize:
+        raise ValueError(
+            f"{path} is not a subset file: neither .npy nor raw pairs of 8-byte integers, "
+            f"as its {size:,} bytes are no multiple of {UID_DTYPE.itemsize}"
+        )
+    return size // UID_DTYPE.itemsize

@@ -1,0 +1,306 @@
+"""Subset files: reading, writing, algebra and overlaps, against counters."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark.cli import main
+from benchmark.stage import Record, sha256_of, write_record
+from benchmark.subset import Subset, load_subset, write_subset
+from benchmark.subset_algebra import combined, overlaps_of
+from benchmark.uids import UID_DTYPE
+
+
+def subset_of(*numbers: int) -> np.ndarray:
+    """Make sorted uids of small numbers: tens are the upper half, ones the lower."""
+    return np.array(sorted(divmod(number, 10) for number in numbers), dtype=UID_DTYPE)
+
+
+def counter_of(uids: np.ndarray) -> Counter:
+    return Counter(uids.tolist())
+
+
+def drawn(seed: int, count: int, upper: int = 4, lower: int = 4) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    halves = zip(
+        generator.integers(0, upper, count).tolist(), generator.integers(0, lower, count).tolist(), strict=True
+    )
+    return np.array(sorted(halves), dtype=UID_DTYPE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- Files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 12345])
+def test_blocks_are_written_as_numpy_would_write_the_whole(tmp_path, count):
+    uids = drawn(0, count, 1000, 1000)
+    np.save(tmp_path / "whole.npy", uids)
+    assert write_subset(tmp_path / "blocks.npy", (uids[start : start + 100] for start in range(0, count, 100))) == count
+    Subset(uids).save(tmp_path / "saved.npy")
+    expected = (tmp_path / "whole.npy").read_bytes()
+    assert (tmp_path / "blocks.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes() == expected
+    assert load_subset(tmp_path / "saved.npy").uids.tolist() == uids.tolist()
+
+
+@pytest.mark.parametrize("blocks", [[(3, 1)], [(1, 2), (), (1,)], [(12, 13), (2, 22)]])
+def test_blocks_that_go_backwards_are_refused_and_nothing_is_left(tmp_path, blocks):
+    arrays = [np.array([divmod(number, 10) for number in block], dtype=UID_DTYPE) for block in blocks]
+    with pytest.raises(ValueError, match=r"subset\.npy go backwards"):
+        write_subset(tmp_path / "subset.npy", arrays)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_raw_file_is_read_as_it_is(tmp_path):
+    drawn(0, 50).tofile(tmp_path / "raw")
+    assert load_subset(tmp_path / "raw").uids.tolist() == drawn(0, 50).tolist()
+    assert isinstance(load_subset(tmp_path / "raw").uids, np.memmap)
+
+
+def test_an_unsorted_file_is_sorted_with_a_warning(tmp_path, capsys):
+    np.save(tmp_path / "backwards.npy", drawn(0, 50)[::-1])
+    assert load_subset(tmp_path / "backwards.npy").uids.tolist() == drawn(0, 50).tolist()
+    assert "backwards.npy is not sorted" in capsys.readouterr().err
+
+
+def damaged(name: str) -> bytes:
+    """Return the bytes of a file that is no subset."""
+    np.save("good.npy", subset_of(1, 2, 3))
+    good = Path("good.npy").read_bytes()
+    if name == "swapped":
+        np.save("x.npy", subset_of(1).astype(">u8,>u8"))
+    elif name == "flat":
+        np.save("x.npy", np.arange(4))
+    elif name == "square":
+        np.save("x.npy", subset_of(1, 2, 3, 4).reshape(2, 2))
+    elif name == "pickled":
+        np.save("x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    else:
+        return {
+            "empty": b"",
+            "odd": b"x" * 33,
+            "short": good[:-16],
+            "long": good + b"x",
+            "header": good[:60],
+            "broken": good[:20] + b"\n" + good[21:],
+            "garbled": good.replace(b"'<u8'", b"'<08)", 1),
+        }[name]
+    return Path("x.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty", "bad.npy is an empty file"),
+        ("odd", "neither .npy nor raw pairs of 8-byte integers, as its 33 bytes are no multiple of 16"),
+        ("short", "is cut short: its header says 3 uids, that is 48 bytes, and 32 bytes follow"),
+        ("long", "has bytes after its end: its header says 3 uids, that is 48 bytes, and 49 bytes follow"),
+        ("header", "its header is damaged"),
+        ("broken", "its header is damaged"),
+        ("garbled", "its header is damaged"),
+        ("swapped", "in the other byte order; a subset file holds"),
+        ("flat", "holds int64 of shape (4,); a subset file holds"),
+        ("square", "of shape (2, 2); a subset file holds"),
+        ("pickled", "holds pickled objects, which are never read"),
+    ],
+)
+def test_a_file_that_is_no_subset_is_named_in_one_sentence(folder, capsys, name, message):
+    Path("bad.npy").write_bytes(damaged(name))
+    assert main(["subset", "info", "bad.npy"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("winnow: bad.npy ") and message in error and error.count("\n") == 1
+
+
+# --- Algebra -------------------------------------------------------------------------------------------------------
+
+BY_COUNTER = {
+    "and": lambda first, *others: Counter({uid: min(n, *(other[uid] for other in others)) for uid, n in first.items()}),
+    "or": lambda first, *others: first | others[0] | others[-1],
+    "minus": lambda first, *others: first - sum(others, Counter()),
+    "restrict": lambda first, *others: Counter({u: n for u, n in first.items() if all(u in other for other in others)}),
+}
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 7, 50, 1000])
+@pytest.mark.parametrize("operation", BY_COUNTER)
+def test_operations_agree_with_counters_wherever_blocks_end(operation, block_size):
+    for seed, sizes in enumerate(product([0, 5, 60], [0, 40], [5, 200])):
+        for subsets in (
+            [drawn(seed + 9 * each, size) for each, size in enumerate(sizes[:number])] for number in (2, 3)
+        ):
+            blocks = list(combined(operation, subsets, block_size))
+            assert all(0 < len(block) <= block_size for block in blocks)
+            result = [uid for block in blocks for uid in block.tolist()]
+            expected = BY_COUNTER[operation](*map(counter_of, subsets))
+            assert result == sorted(expected.elements())
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("and", [1, 1, 12]),
+        ("or", [1, 1, 1, 2, 12, 12, 13]),
+        ("minus", [1, 2, 12]),
+        ("restrict", [1, 1, 1, 12, 12]),
+    ],
+)
+def test_operations_on_copies(folder, capsys, operation, expected):
+    np.save("a.npy", subset_of(1, 1, 1, 2, 12, 12))
+    subset_of(1, 1, 12, 13).tofile("b.raw")
+    assert main(["subset", operation, "a.npy", "b.raw", "--out", "new/c.npy"]) == 0
+    np.save("expected.npy", subset_of(*expected))
+    assert Path("new/c.npy").read_bytes() == Path("expected.npy").read_bytes()
+    assert [path.name for path in Path("new").iterdir()] == ["c.npy"]
+    said = capsys.readouterr().out
+    assert f"samples        {len(expected)} " in said and f"distinct uids  {len(set(expected))}\n" in said
+    assert sha256_of(Path("expected.npy")) in said
+
+
+def test_info_counts_copies(folder, capsys):
+    np.save("a.npy", subset_of(1, 1, 1, 2, 12, 12))
+    assert main(["subset", "info", "a.npy"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a.npy",
+        "  samples        6 (copies counted)",
+        "  distinct uids  3",
+        "  most copies    3",
+        f"  sha256         {sha256_of(Path('a.npy'))}",
+        f"  first uid      {1:032x}",
+        f"  last uid       {(1 << 64) + 2:032x}",
+    ]
+
+
+def test_an_empty_result_is_written_with_a_warning(folder, capsys):
+    np.save("a.npy", subset_of(1))
+    np.save("none.npy", subset_of())
+    assert main(["subset", "and", "a.npy", "none.npy", "--out", "c.npy"]) == 0
+    assert Path("c.npy").read_bytes() == Path("none.npy").read_bytes()
+    assert "warning: c.npy is empty" in capsys.readouterr().err
+    assert main(["subset", "info", "c.npy"]) == 0 and main(["subset", "overlap", "none.npy", "c.npy"]) == 0
+
+
+def test_an_output_that_is_there_is_kept_if_it_is_the_same_and_never_replaced(folder, capsys):
+    np.save("a.npy", subset_of(1, 2))
+    np.save("b.npy", subset_of(2, 3))
+    command = ["subset", "and", "a.npy", "b.npy", "--out", "c.npy"]
+    assert main(command) == 0 and main(command) == 0
+    assert "c.npy (was there already, with the same bytes)" in capsys.readouterr().out
+    assert main(["subset", "or", "a.npy", "b.npy", "--out", "c.npy"]) == 2
+    assert "winnow: c.npy is there and has other bytes" in capsys.readouterr().err
+    assert load_subset("c.npy").uids.tolist() == [(0, 2)]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.npy", "b.npy", "c.npy"]
+
+
+def test_what_comes_from_a_reference_is_warned_of(folder, capsys):
+    for name, reference in (("clean", True), ("honest", False)):
+        Path(name).mkdir()
+        np.save(f"{name}/subset.npy", subset_of(1, 2))
+        write_record(Path(name, "subset.json"), Record("filter", 1, {}, {"reference": reference}))
+    command = ["subset", "and", "honest/subset.npy"]
+    assert main([*command, "honest/subset.npy", "--out", "c.npy"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*command, "clean/subset.npy", "--out", "d.npy"]) == 0
+    warning = capsys.readouterr().err
+    assert "clean/subset.npy is the choice of a reference" in warning and "cannot be submitted" in warning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere.npy"], "there is no subset file nowhere.npy"),
+        (["and", "a.npy", "nowhere.npy", "--out", "c.npy"], "there is no subset file nowhere.npy"),
+        (["and", "a.npy", "--out", "c.npy"], "the following arguments are required: B"),
+        (["overlap", "a.npy"], "the following arguments are required: B"),
+        (["and", "a.npy", "a.npy"], "the following arguments are required: --out"),
+        (["and", "a.npy", "a.npy", "--out", "."], "--out . is a folder"),
+        (["and", "a.npy", "text", "--out", "c.npy"], "text is not a subset file"),
+        (["overlap", "a.npy", "a.npy", "--format", "html"], "invalid choice: 'html'"),
+        (["xor", "a.npy", "a.npy"], "invalid choice: 'xor'"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, capsys, arguments, message):
+    np.save("a.npy", subset_of(1))
+    Path("text").write_text("no uids")
+    assert main(["subset", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("winnow: ")
+    assert not Path("c.npy").exists()
+
+
+def test_help_defines_the_operations(capsys):
+    for arguments in (["subset", "--help"], ["subset", "and", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "never below 0" in capsys.readouterr().out
+
+
+# --- Overlaps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 50, 1000])
+def test_overlaps_agree_with_counters_wherever_blocks_end(block_size):
+    subsets = [drawn(seed, count) for seed, count in ((0, 60), (1, 7), (2, 0), (3, 200))]
+    overlaps = overlaps_of(list("abcd"), subsets, block_size)
+    counters = dict(zip("abcd", map(counter_of, subsets), strict=True))
+    assert ["".join(each.names) for each in overlaps] == ["ab", "ac", "ad", "bc", "bd", "cd", "abcd"]
+    for each in overlaps:
+        least = most = counters[each.names[0]]
+        for name in each.names[1:]:
+            least, most = least & counters[name], most | counters[name]
+        assert (each.shared, each.largest) == (least.total(), most.total())
+        assert each.sizes == tuple(counters[name].total() for name in each.names)
+
+
+def test_overlap_tables(folder, capsys):
+    np.save("a.npy", subset_of(1, 1, 1, 2))
+    np.save("b.npy", subset_of(1, 1, 3))
+    np.save("c|c.npy", subset_of(1))
+    assert main(["subset", "overlap", "a.npy", "b.npy"]) == 0
+    header, rule, row, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["a", "b", "shared", "only", "a", "only", "b", "Jaccard"] and set(rule) == {"-"}
+    assert row.split() == ["a.npy", "b.npy", "2", "2", "1", "0.4000"]
+    assert main(["subset", "overlap", "a.npy", "b.npy", "c|c.npy", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a,b,shared,only a,only b,Jaccard",
+        "a.npy,b.npy,2,2,1,0.4",
+        "a.npy,c|c.npy,1,3,0,0.25",
+        "b.npy,c|c.npy,1,2,0,0.3333333333333333",
+        "all 3 files,,1,,,0.2",
+    ]
+    assert main(["subset", "overlap", "a.npy", "c|c.npy", "--format", "markdown"]) == 0
+    assert "| a.npy | c\\|c.npy | 1 | 3 | 0 | 0.2500 |" in capsys.readouterr().out
+
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from benchmark.subset_algebra import combine_files, overlap_files
+paths = [Path(name) for name in sys.argv[1:3]]
+combine_files("or", paths, Path(sys.argv[3]))
+overlap_files(paths, "csv")
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def test_memory_does_not_grow_with_the_files(folder):
+    peaks = []
+    for count in (1_500_000, 4_500_000):
+        for name, low in (("a", 0), ("b", 1)):
+            uids = np.zeros(count, dtype=UID_DTYPE)
+            uids["f0"] = np.arange(low, count + low, dtype=np.uint64) * np.uint64(4_000_000_000_000)
+            uids.tofile(f"{name}{count}")
+        command = [sys.executable, "-c", MEASURED, f"a{count}", f"b{count}", f"out{count}"]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(json.loads(result.stdout) / 1024)  # MiB
+    assert peaks[1] - peaks[0] < 24, peaks  # the three files alone are 137 MiB larger
