@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmark.pool import cache_dir
 from benchmark.registry import Strategy
 from benchmark.stage import Json, sha256_of
+from benchmark.storage import as_location, cache_dir, local_copy
 
 ASSETS_NAME = "assets"
 
@@ -23,7 +23,7 @@ def user_assets_dir() -> Path:
 
 
 def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> dict[str, Json]:
-    """Return the options with the path, or list of paths, of every asset.
+    """Return the options with the path, or list of paths, of every asset; what is remote is copied to the cache.
 
     Raises FileNotFoundError where one is nowhere.
     """
@@ -31,7 +31,7 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
     missing = []
     for option, name in strategy.needed_assets(options).items():
         where = f"filters.{strategy.name}.{option}"
-        paths = [Path(path).expanduser() for path in as_list(options.get(option))]
+        paths = [local_copy(as_location(path)) for path in as_list(options.get(option))]
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{where}: there is no file {path}")
@@ -72,7 +72,8 @@ def as_list(value: Any) -> list[str]:
 
 def _look_up(name: str, pool_dir: Path) -> list[Path]:
     """Return the first file of that name in the folders, or nothing."""
-    return [folder / name for folder in _folders(pool_dir) if (folder / name).is_file()][:1]
+    # A filter opens its assets itself, so they are local.
+    return [local_copy(folder / name) for folder in _folders(pool_dir) if (folder / name).is_file()][:1]
 
 
 def _folders(pool_dir: Path) -> list[Path]:

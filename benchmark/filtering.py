@@ -225,7 +225,7 @@ def _filter_values(
     seeing = [rule.name for rule in rules if rule.strategy.images]
     places = locate_images(pool, within) if seeing else [None] * len(pool.metadata_paths)
     items = list(zip(pool.metadata_paths, places, strict=True))
-    evaluate = partial(_evaluate_shard, pool.dir, list(rules))
+    evaluate = partial(_evaluate_shard, pool, list(rules))
     parts = list(map_items(evaluate, items, workers=workers, plugins=plugins, name="filter"))
     if seeing:
         _report_images(seeing, [each for each in places if each is not None], sum(p.num_undecodable for p in parts))
@@ -264,10 +264,9 @@ def _report_images(names: list[str], places: Sequence[ImagePlaces], num_undecoda
         warn(f"filter {told}: {counts}; they get no verdict")
 
 
-def _evaluate_shard(pool_dir: Path, rules: list[Rule], item: tuple[Path, ImagePlaces | None]) -> _ShardResult:
+def _evaluate_shard(pool: Pool, rules: list[Rule], item: tuple[Path, ImagePlaces | None]) -> _ShardResult:
     """Run the filters on one metadata shard; runs in worker processes."""
     path, places = item
-    pool = Pool(pool_dir)
     uids = pool.read_uids(path)
     columns = dict.fromkeys(column for rule in rules for column in rule.strategy.needed_columns(rule.options))
     rows = pool.read_columns(path, list(columns))

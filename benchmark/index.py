@@ -173,7 +173,11 @@ class PoolIndex:
 def list_tars(pool_dir: Path) -> list[Tar]:
     """Return the pool's tars in its order; raises FileNotFoundError where it has none."""
     shards_dir = shards_dir_of(pool_dir)
-    tars = [Tar(file.path, file.size, file.state) for file in list_files(shards_dir) if file.path.name.endswith(".tar")]
+    try:
+        files = list_files(shards_dir)
+    except FileNotFoundError:
+        files = []
+    tars = [Tar(file.path, file.size, file.state) for file in files if file.path.name.endswith(".tar")]
     if not tars:
         raise FileNotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
     return sorted(tars, key=lambda tar: tar.path.name)
@@ -181,7 +185,10 @@ def list_tars(pool_dir: Path) -> list[Tar]:
 
 def has_tars(pool_dir: Path) -> bool:
     """Tell whether a pool has any tar; it may be metadata alone."""
-    return any(shards_dir_of(pool_dir).glob("*.tar"))
+    try:
+        return bool(list_tars(pool_dir))
+    except FileNotFoundError:
+        return False
 
 
 def shards_dir_of(pool_dir: Path) -> Path:

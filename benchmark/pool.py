@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, read_index
 from benchmark.names import nearest_name
 from benchmark.stage import Json, locked, write_json
+from benchmark.storage import (
+    as_location,
+    cache_dir,
+    index_dir_of,
+    is_remote,
+    list_files,
+    location_key,
+    one_line,
+    open_file,
+    signals_dir_of,
+    storage_errors,
+)
 from benchmark.subset import Subset
-from benchmark.tables import one_line, read_parquet
+from benchmark.tables import read_footer, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
+NPZ_READ_AHEAD = 8 << 20  # bytes; numpy asks for small pieces of an array
+FOOTER_READ_AHEAD = 1 << 16
 
 # What reading a damaged .npz raises: numpy parses the header of an array as Python.
 DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, SyntaxError, EOFError, KeyError, OSError)
@@ -50,23 +62,56 @@ class PoolIdentity:
 
 
 class Pool:
-    """A pool on disk, opened for reading; nothing but its footers is read at first."""
+    """A pool on disk or at a URL, opened for reading; nothing but its footers is read at first.
+
+    Nothing is written into a pool that is remote or read-only: its index and signals go to the user's cache.
+    """
 
     def __init__(self, pool_dir: str | Path, *, strict: bool = True) -> None:
         """Open the pool; raises FileNotFoundError where there is none. `strict`: a damaged tar is an error."""
-        self.dir = Path(pool_dir)
+        self.dir = as_location(pool_dir) if isinstance(pool_dir, str) else pool_dir
         self.strict = strict
-        self.metadata_paths = sorted((self.dir / "metadata").glob("*.parquet"))
-        if not self.dir.is_dir():
+        if not is_remote(self.dir) and not self.dir.is_dir():
             raise FileNotFoundError(
                 f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
                 "`winnow pool build` draws"
             )
         if not self.metadata_paths and not self.has_images:
             raise FileNotFoundError(f"{self.dir} is no pool: it has neither metadata/*.parquet nor shards/*.tar")
+        # A request or two each where the pool is remote, so some at once.
+        with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
+            self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
         for path in self.metadata_paths:
-            if "uid" not in self._schema(path).names:
-                raise ValueError(f"{path} has no column 'uid'; it has {self._schema(path).names}")
+            names = self._columns(path)
+            if "uid" not in names:
+                raise ValueError(f"{path} has no column 'uid'; it has {names}")
+
+    def __getstate__(self) -> dict[str, object]:
+        # A process that is handed a pool does without what was looked up.
+        return {"dir": self.dir, "strict": self.strict, "_footers": {}}
+
+    @cached_property
+    def metadata_states(self) -> dict[Path, str]:
+        """Return every file of the metadata (parquet and npz) with its state, in order."""
+        try:
+            return {file.path: file.state for file in list_files(self.dir / "metadata")}
+        except FileNotFoundError:
+            return {}  # a pool of shards alone
+
+    @cached_property
+    def metadata_paths(self) -> list[Path]:
+        """Return the metadata shards, by name."""
+        return [path for path in self.metadata_states if path.suffix == ".parquet"]
+
+    @property
+    def index_dir(self) -> Path:
+        """Return where the index is written: `<pool_dir>/index`, or a cache where the pool is remote or read-only."""
+        return index_dir_of(self.dir)
+
+    @property
+    def signals_dir(self) -> Path:
+        """Return where signals are kept: `<pool_dir>/signals`, or a cache where the pool is remote or read-only."""
+        return signals_dir_of(self.dir)
 
     @cached_property
     def has_images(self) -> bool:
@@ -99,7 +144,7 @@ class Pool:
         """Return the number of metadata rows; of samples with a uid where the pool has shards alone."""
         if not self.metadata_paths:
             return self.summary.num_rows
-        return sum(pq.read_metadata(path).num_rows for path in self.metadata_paths)
+        return sum(self._footer(path).num_rows for path in self.metadata_paths)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -110,22 +155,19 @@ class Pool:
         """
         if not self.metadata_paths:
             return self.summary.fingerprint
-        cache_path = (
-            cache_dir() / "fingerprints" / f"{hashlib.sha256(str(self.dir.resolve()).encode()).hexdigest()}.json"
-        )
+        cache_path = cache_dir() / "fingerprints" / f"{location_key(self.dir)}.json"
         known: dict[str, list[Json]] = _read_cache(cache_path)
         sums: dict[str, list[Json]] = {}
         for path in self.metadata_paths:
-            stat = path.stat()
-            state = [FINGERPRINT_VERSION, stat.st_size, stat.st_mtime_ns]
-            if path.name in known and known[path.name][:3] == state:
+            state = [FINGERPRINT_VERSION, self.metadata_states[path]]
+            if path.name in known and known[path.name][:2] == state:
                 sums[path.name] = known[path.name]
             else:
                 sums[path.name] = [*state, f"{fingerprint_of(self.read_uids(path)):064x}"]
         if sums != known:
             with locked(cache_path.parent):
                 write_json(cache_path, sums)
-        return f"{sum(int(entry[3], 16) for entry in sums.values()) % 2**256:064x}"
+        return f"{sum(int(entry[2], 16) for entry in sums.values()) % 2**256:064x}"
 
     def read_uids(self, path: Path) -> np.ndarray:
         """Read the uids of one metadata shard, shape (rows,)."""
@@ -135,7 +177,7 @@ class Pool:
         """Read columns of one metadata shard with pandas' default types."""
         table = read_parquet(path, columns)
         # A plain RangeIndex even where no column is asked for.
-        return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(pq.read_metadata(path).num_rows))
+        return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(self._footer(path).num_rows))
 
     def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Read arrays of the .npz beside a metadata shard, each (rows, dimension)."""
@@ -143,8 +185,14 @@ class Pool:
         if names:
             npz_path = path.with_suffix(".npz")
             try:
-                with np.load(npz_path, allow_pickle=False) as arrays:
+                with (
+                    storage_errors(npz_path),
+                    open_file(npz_path, read_ahead=NPZ_READ_AHEAD) as file,
+                    np.load(file, allow_pickle=False) as arrays,
+                ):
                     features = {name: arrays[name] for name in names}
+            except (FileNotFoundError, PermissionError):
+                raise
             except DAMAGE as error:
                 raise ValueError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
         return features
@@ -152,7 +200,7 @@ class Pool:
     def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
         """Raise ValueError where a metadata shard lacks one of the columns."""
         for path in self.metadata_paths:
-            names = self._schema(path).names
+            names = self._columns(path)
             for column in columns:
                 if column not in names:
                     raise ValueError(
@@ -167,7 +215,7 @@ class Pool:
             if not npz_path.exists():
                 raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
             shapes = _npz_shapes(npz_path)
-            rows = pq.read_metadata(path).num_rows
+            rows = self._footer(path).num_rows
             for feature in features:
                 if feature not in shapes:
                     raise ValueError(
@@ -178,23 +226,11 @@ class Pool:
                         f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows"
                     )
 
-    def _schema(self, path: Path) -> pa.Schema:
-        if path not in self._schemas:
-            try:
-                self._schemas[path] = pq.read_schema(path)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{path} is not a parquet file ({one_line(error)})") from error
-        return self._schemas[path]
+    def _columns(self, path: Path) -> list[str]:
+        return self._footer(path).schema.to_arrow_schema().names
 
-    @cached_property
-    def _schemas(self) -> dict[Path, pa.Schema]:
-        return {}
-
-
-def cache_dir() -> Path:
-    """Return the user's cache folder: $WINNOW_CACHE_DIR, else the platform's (`~/.cache/winnow`)."""
-    base = os.environ.get("WINNOW_CACHE_DIR")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "winnow"
+    def _footer(self, path: Path) -> pq.FileMetaData:
+        return self._footers[path] if path in self._footers else read_footer(path)
 
 
 def _read_cache(path: Path) -> dict[str, list[Json]]:
@@ -209,7 +245,11 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the shapes of an .npz's arrays from their headers."""
     shapes = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with (
+            storage_errors(path),
+            open_file(path, read_ahead=FOOTER_READ_AHEAD) as file,
+            zipfile.ZipFile(file) as archive,
+        ):
             for name in archive.namelist():
                 with archive.open(name) as member:
                     version = np.lib.format.read_magic(member)
@@ -219,6 +259,8 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                         else np.lib.format.read_array_header_2_0
                     )
                     shapes[name.removesuffix(".npy")] = read(member)[0]
+    except (FileNotFoundError, PermissionError):
+        raise
     except DAMAGE as error:
         raise ValueError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
     return shapes

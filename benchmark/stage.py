@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +78,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     rename(temporary, path)
 
 
+_followers: list[Callable[[Path, Path], None]] = []
+
+
 def rename(source: Path, target: Path) -> None:
     """Put a finished file in place; every output of a stage goes through here."""
     source.replace(target)
+    for follow in tuple(_followers):
+        follow(source, target)
+
+
+@contextmanager
+def followed_renames(follow: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Have a function called after each rename of this process with its source and target, for a block."""
+    _followers.append(follow)
+    try:
+        yield
+    finally:
+        _followers.remove(follow)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

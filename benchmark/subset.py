@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from benchmark.stage import atomic_path, read_record, warn
-from benchmark.tables import one_line
+from benchmark.storage import one_line
 from benchmark.uids import BLOCK, UID_DTYPE, is_sorted, sort_uids, walk_together
 
 NPY_MAGIC = b"\x93NUMPY"

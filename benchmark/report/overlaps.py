@@ -17,10 +17,11 @@ from benchmark.assets import find_assets
 from benchmark.experiment import FILTER_VERSION, SUBSET_NAME, Choice
 from benchmark.filtering import Rule, run_filters
 from benchmark.options import filter_defaults, make_rule
-from benchmark.pool import Pool, cache_dir
+from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
 from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
+from benchmark.storage import cache_dir
 from benchmark.subset import SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.uids import count_of, unique_uids
 
@@ -158,9 +159,8 @@ def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
 
 
 def metadata_state(pool: Pool) -> str:
-    """Return a hash of the size and time of every metadata file and the .npz beside it."""
-    paths = [each for path in pool.metadata_paths for each in (path, path.with_suffix(".npz")) if each.exists()]
-    return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
+    """Return a hash of the state of every metadata file and the .npz beside it."""
+    return digest([[path.name, state] for path, state in pool.metadata_states.items()])
 
 
 def _cached_path(pool: Pool, rule: Rule) -> Path:
