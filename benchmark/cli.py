@@ -28,6 +28,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
 
   winnow run                        everything: pool, filter, training, evaluation, a table (embedded pool by default)
   winnow filter | train | evaluate  one stage of it
+  winnow reshard                    cut a subset out of a pool's tars, in DataComp's layout
   winnow report                     a page that shows what an experiment kept and dropped
   winnow pool build                 draw an embedded pool
   winnow subset info FILE           what is in a subset file
@@ -35,7 +36,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow list filters|tasks|scales  what there is
   winnow leaderboard table          the board
 
-`winnow VERB --help` explains a verb. run, filter, train, evaluate and report take key=value
+`winnow VERB --help` explains a verb. run, filter, reshard, train, evaluate and report take key=value
 options, and sweep with -m:
   winnow run filters=clip_score filters.clip_score.fraction=0.2 seeds=[0,1,2]
   winnow run -m filters=no_filter,clip_score,random
@@ -70,7 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
         "list": _list,
         "leaderboard": _leaderboard,
     }
-    hydra_verbs = ("run", "filter", "train", "evaluate", "report")
+    hydra_verbs = ("run", "filter", "reshard", "train", "evaluate", "report")
     if verb in ordinary:
         return ordinary[verb](rest)
     if verb in hydra_verbs:

@@ -23,7 +23,7 @@ from benchmark.assets import as_list, hash_default_assets
 from benchmark.filtering import Rule, RuleReport, check_pool_has, run_filters
 from benchmark.pool import Pool, PoolIdentity
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
-from benchmark.reshard import read_resharded, resharded_record
+from benchmark.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
 from benchmark.scales import Scale
 from benchmark.stage import (
     LOCK_NAME,
@@ -41,7 +41,7 @@ from benchmark.stage import (
     write_record,
 )
 from benchmark.subset import SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
-from benchmark.uids import count_of, format_uids, sort_uids, unique_uids
+from benchmark.uids import UidMarks, sort_uids, unique_uids
 
 if TYPE_CHECKING:
     from benchmark.ranks import Ranks
@@ -62,6 +62,7 @@ class Choice:
     rules: tuple[Rule, ...] = ()
     within_path: Path | None = None
     subset_path: Path | None = None
+    max_missing: int = 0  # uids of subset_path that a pool of shards alone may lack
 
     def made_from(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
@@ -151,7 +152,7 @@ def train_stage(
     ranks = ranks or ALONE
     ranks.on_first(lambda: check_split(scale.batch_size, ranks.size, accumulation))
     subset_path, subset_record = ranks.on_first(lambda: open_experiment(exp_dir, pool))
-    shards = ranks.on_first(lambda: _own_shards(exp_dir, subset_record))
+    shards = ranks.on_first(lambda: own_shards(exp_dir, subset_record))
     identity = ranks.on_first(lambda: _identity(pool, shards))
     if scale.is_comparable and identity.rows < scale.pool_size and ranks.is_first:
         warn(f"the pool has {identity.rows:,} rows; scale {scale.name!r} is for pools of {scale.pool_size:,} or more")
@@ -189,7 +190,7 @@ def train_stage(
                 )
 
 
-def _own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
+def own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
     """Return the record of the experiment's own shards; raises ValueError where they are another subset's."""
     shards = resharded_record(exp_dir)
     if shards is not None and (
@@ -197,8 +198,8 @@ def _own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
         or shards.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]
     ):
         raise ValueError(
-            f"{exp_dir / 'shards'} was cut out by another subset or of another pool than the experiment's; delete it "
-            "or choose another folder"
+            f"{exp_dir / SHARDS_NAME} was cut out by another subset or of another pool than the experiment's; delete "
+            "it, or choose another folder"
         )
     return shards
 
@@ -218,7 +219,7 @@ def _training_data(
     from benchmark.train import TrainingData
 
     if shards is not None:
-        say(f"train: reads {exp_dir / 'shards'}")
+        say(f"train: reads {exp_dir / SHARDS_NAME}")
         resharded = read_resharded(exp_dir, shards)
         data = TrainingData(resharded.index, resharded.samples, scale, shards.result["absent"])
     else:
@@ -459,7 +460,7 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
 def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]) -> dict[str, Json]:
     """Write subset.npy and return the record's results."""
     if choice.subset_path is not None:
-        subset, rows, repeated, reports = _given_subset(pool, choice.subset_path)
+        subset, rows, repeated, reports = _given_subset(pool, choice.subset_path, choice.max_missing)
     else:
         within = load_subset(choice.within_path) if choice.within_path else None
         outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins)
@@ -478,17 +479,15 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
     }
 
 
-def _given_subset(pool: Pool, path: Path) -> tuple[Subset, int, int, list[RuleReport]]:
+def _given_subset(pool: Pool, path: Path, max_missing: int) -> tuple[Subset, int, int, list[RuleReport]]:
     subset = load_subset(path)
     if len(subset) == 0:
         raise ValueError(f"{path} is empty")
-    known = sort_uids(np.concatenate([pool.read_uids(shard) for shard in pool.metadata_paths]))
-    distinct, _ = unique_uids(subset.uids)
-    unknown = distinct[count_of(distinct, known) == 0]
-    if len(unknown):
-        example = ", ".join(format_uids(unknown[:3]))
-        raise ValueError(f"{path}: {len(unknown):,} of {len(distinct):,} uids are not in {pool.dir}, such as {example}")
-    return Subset(np.asarray(subset.uids)), len(known), len(known) - len(unique_uids(known)[0]), []
+    known, found = pool.all_uids(), UidMarks(subset.uids)
+    found.mark(known)
+    refuse_unknown(found, pool, path, max_missing)
+    num_distinct = len(unique_uids(sort_uids(known))[0])
+    return Subset(np.asarray(subset.uids)), len(known), len(known) - num_distinct, []
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from benchmark.pool import Pool
 from benchmark.samples import decode_image
+from benchmark.storage import SequentialReader, open_sequential
 from benchmark.subset import Subset
 from benchmark.uids import count_of, find_uids, uid_order
 
@@ -76,7 +76,7 @@ def read_images(places: ImagePlaces) -> Iterator[tuple[np.ndarray, list[Image.Im
     # Worker processes keep quiet: their bars would overwrite each other, and the engine counts their shards.
     is_worker = multiprocessing.parent_process() is not None
     progress = tqdm(places.rows.tolist(), desc="images", unit="image", disable=True if is_worker else None, leave=False)
-    file: BinaryIO | None = None
+    file: SequentialReader | None = None
     tar_number = -1
     try:
         for place, row in enumerate(progress):
@@ -84,9 +84,8 @@ def read_images(places: ImagePlaces) -> Iterator[tuple[np.ndarray, list[Image.Im
                 if file is not None:
                     file.close()
                 tar_number = int(places.tar_number[place])
-                file = places.tar_paths[tar_number].open("rb")
-            file.seek(int(places.offset[place]))
-            image = decode_image(file.read(int(places.length[place])))
+                file = open_sequential(places.tar_paths[tar_number])
+            image = decode_image(file.read(int(places.offset[place]), int(places.length[place])))
             if image is None:
                 num_undecodable += 1
                 continue

@@ -17,6 +17,10 @@ MAX_SEED = 2**63 - 1
 WANDB_MODES = ("disabled", "offline", "online")
 
 
+DRY_RUN = "say how many bytes and requests the stage will read, and read no more than the index"
+MAX_MISSING = "uids of subset= that a pool of shards alone may lack, where images are missing from it"
+
+
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -28,6 +32,7 @@ class PoolOptions:
     scale: str = _option("nano", "the recipe; `winnow list scales` lists them; or a file of your own: my_scale.yaml")
     pool_dir: Any = _option(None, "the pool's folder [pools/<scale>]; an embedded one is built when it is not there")
     pool_seed: Any = _option(0, "which drawing of the embedded pool; others than 0 go to pools/<scale>-<pool_seed>")
+    strict: Any = _option(True, "a damaged tar is an error; false goes on with what can be read of it, and counts")
 
 
 @dataclass
@@ -41,6 +46,7 @@ class SeedOptions(PoolOptions):
 class TrainingOptions(SeedOptions):
     workers: Any = _option(None, "loader processes [0 where the samples fit in memory, else one per core and rank]")
     accumulation: Any = _option(1, "micro-batches a step and rank, where memory is short; the same gradients")
+    dry_run: Any = _option(False, DRY_RUN)
 
 
 @dataclass
@@ -48,13 +54,30 @@ class ChoiceOptions(PoolOptions):
     exp_dir: Any = _option(None, "the experiment's folder [experiments/<scale>/<filters>-<hash>]")
     within: Any = _option(None, "a subset file: filter inside it, as if its rows were the pool")
     subset: Any = _option(None, "a subset file (.npy or raw) to take as it is, instead of filters")
+    max_missing: Any = _option(0, MAX_MISSING)
     plugins: Any = _option((), "your own files with filters or tasks: [my_filter.py,...]")
+    dry_run: Any = _option(False, DRY_RUN)
     workers: Any = _option(0, "worker processes; 0 works in this one; results do not depend on it")
 
 
 @dataclass
 class FilterOptions(ChoiceOptions):
     """winnow filter: choose a subset."""
+
+
+@dataclass
+class ReshardOptions(PoolOptions):
+    """winnow reshard: cut a subset out of the pool's tars into new ones, in DataComp's layout."""
+
+    exp_dir: Any = _option(
+        None, "an experiment with a subset; training then reads its exp_dir/shards"
+    )
+    subset: Any = _option(None, "or a subset file (.npy or raw) of anyone's; goes with out_dir=")
+    out_dir: Any = _option(None, "the folder to write to [<exp_dir>/shards]")
+    shard_size: Any = _option(10_000, "samples per tar")
+    max_missing: Any = _option(0, MAX_MISSING)
+    dry_run: Any = _option(False, DRY_RUN)
+    workers: Any = _option(None, "processes that copy [one per core]; results do not depend on it")
 
 
 @dataclass
@@ -97,6 +120,7 @@ VERBS: dict[str, type[PoolOptions]] = {
     "run": RunOptions,
     "filter": FilterOptions,
     "train": TrainOptions,
+    "reshard": ReshardOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
 }
@@ -185,11 +209,16 @@ def as_workers(value: Any) -> int | None:
     return None if value is None else as_count(value, "workers")
 
 
+def as_positive(value: Any, name: str) -> int:
+    """Return a whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
+    return value
+
+
 def as_accumulation(value: Any) -> int:
     """Return the number of micro-batches of a step."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"accumulation={value!r} is not a whole number from 1 on")
-    return value
+    return as_positive(value, "accumulation")
 
 
 def as_wandb(value: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, read_index
+from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, index_tables, read_index, unpack_uids
 from benchmark.names import nearest_name
 from benchmark.stage import Json, locked, write_json
 from benchmark.storage import (
@@ -173,6 +173,13 @@ class Pool:
         """Read the uids of one metadata shard, shape (rows,)."""
         return parse_uids(read_parquet(path, ["uid"])["uid"], str(path))
 
+    def all_uids(self) -> np.ndarray:
+        """Return the uids of all rows in file order, shape (rows,): of the index where the pool has shards alone."""
+        if self.metadata_paths:
+            return np.concatenate([self.read_uids(path) for path in self.metadata_paths])
+        tables = index_tables(self.index_dir, self.summary.tars, ["uid"])
+        return np.concatenate([unpack_uids(table["uid"]) for table in tables])
+
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
         """Read columns of one metadata shard with pandas' default types."""
         table = read_parquet(path, columns)
@@ -228,6 +235,15 @@ class Pool:
 
     def _columns(self, path: Path) -> list[str]:
         return self._footer(path).schema.to_arrow_schema().names
+
+    def feature_sizes(self, path: Path) -> dict[str, int]:
+        """Return the bytes of each array of the .npz beside a metadata shard."""
+        npz_path = path.with_suffix(".npz")
+        try:
+            with open_file(npz_path) as file, zipfile.ZipFile(file) as archive:
+                return {info.filename.removesuffix(".npy"): info.compress_size for info in archive.infolist()}
+        except DAMAGE as error:
+            raise ValueError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
 
     def _footer(self, path: Path) -> pq.FileMetaData:
         return self._footers[path] if path in self._footers else read_footer(path)

@@ -41,6 +41,7 @@ from benchmark.tars import ARCHIVE_END, BLOCK, member_header, padding
 from benchmark.uids import UidMarks, count_of, format_uids
 
 RESHARD_VERSION = 1
+SHARDS_NAME = "shards"  # in an experiment: what it is trained on
 RECORD_NAME = "reshard.json"
 PLAN_NAME = "resharding.json"  # while it is under way
 SHARD_FORMAT, STATS_FORMAT = "{:08d}.tar", "{:08d}_stats.json"
@@ -99,8 +100,7 @@ def reshard(
             samples, shards = record.result["samples"], record.result["shards"]
             say(f"reshard: as before, {samples:,} samples in {shards:,} tars ({out_dir})")
             return record
-        counts, coverage = count_samples(pool, subset)
-        coverage_allowed(coverage, pool, subset_path, max_missing)
+        counts, coverage = count_samples(pool, subset, subset_path, max_missing)
         plans = plan_shards(pool.summary.tars, counts, shard_size)
         if not plans:
             raise ValueError(f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}")
@@ -129,10 +129,11 @@ def reshard(
     return record
 
 
-def count_samples(pool: Pool, subset: Subset) -> tuple[np.ndarray, Coverage]:
+def count_samples(pool: Pool, subset: Subset, subset_path: Path, max_missing: int) -> tuple[np.ndarray, Coverage]:
     """Return how many samples of P each of the pool's tars gives, (tars,), and how much of the subset is there.
 
     One pass over the index and, where uids are left over, one over the metadata; memory does not grow with either.
+    Raises ValueError where the pool does not know more than `max_missing` of the uids.
     """
     marks, known = UidMarks(subset.uids), UidMarks(subset.uids)
     counts = np.zeros(len(pool.summary.tars), dtype=np.int64)
@@ -148,6 +149,7 @@ def count_samples(pool: Pool, subset: Subset) -> tuple[np.ndarray, Coverage]:
         places += int((copies > 0).sum())
     for path in pool.metadata_paths if known.num_marked < known.num_distinct else []:
         known.mark(pool.read_uids(path))
+    refuse_unknown(known, pool, subset_path, max_missing)
     return counts, Coverage(
         requested=len(subset),
         distinct=marks.num_distinct,
@@ -157,17 +159,19 @@ def count_samples(pool: Pool, subset: Subset) -> tuple[np.ndarray, Coverage]:
     )
 
 
-def coverage_allowed(coverage: Coverage, pool: Pool, subset_path: Path, max_missing: int) -> None:
-    """Raise ValueError where a subset names uids that the pool does not know, more than are allowed."""
-    if not coverage.unknown:
+def refuse_unknown(known: UidMarks, pool: Pool, subset_path: Path, max_missing: int) -> None:
+    """Raise ValueError where more of a subset's uids than are allowed are unmarked: the pool does not know them."""
+    num_unknown = known.num_distinct - known.num_marked
+    if not num_unknown:
         return
-    told = f"{subset_path}: {coverage.unknown:,} of {coverage.distinct:,} uids are not in {pool.dir}"
+    example = ", ".join(format_uids(known.unmarked(3)))
+    told = f"{subset_path}: {num_unknown:,} of {known.num_distinct:,} uids are not in {pool.dir}, such as {example}"
     if pool.metadata_paths:
-        raise ValueError(f"{told}, neither in its metadata nor in its shards; is it a subset of another pool?")
-    if coverage.unknown > max_missing:
+        raise ValueError(f"{told}; is it a subset of another pool?")
+    if num_unknown > max_missing:
         raise ValueError(
-            f"{told}, which has shards alone; where images are missing from them, allow for it with "
-            f"max_missing={coverage.unknown}"
+            f"{told}. It has shards alone; where images are missing from them, allow for it with "
+            f"max_missing={num_unknown}"
         )
 
 
@@ -342,7 +346,7 @@ def resharded_record(exp_dir: Path) -> Record | None:
 
     Raises ValueError where they are not finished.
     """
-    shards_dir = exp_dir / "shards"
+    shards_dir = exp_dir / SHARDS_NAME
     if not shards_dir.exists():
         return None
     record = read_record(shards_dir / RECORD_NAME)
@@ -356,7 +360,7 @@ def resharded_record(exp_dir: Path) -> Record | None:
 
 def read_resharded(exp_dir: Path, record: Record) -> Resharded:
     """Open an experiment's own shards; raises ValueError where they are not those that their record speaks of."""
-    shards_dir = exp_dir / "shards"
+    shards_dir = exp_dir / SHARDS_NAME
     index = read_index(exp_dir)
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
         stats_path = shards_dir / f"{tar.path.stem}_stats.json"

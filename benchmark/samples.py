@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import threading
-from collections import OrderedDict
 from importlib.metadata import version
 
 import numpy as np
@@ -13,48 +10,30 @@ import simplejpeg
 from PIL import Image
 
 from benchmark.index import PoolIndex
+from benchmark.storage import RangeReader
 from benchmark.tars import IMAGE_FORMATS
 
 JPEG_START = b"\xff\xd8\xff"
-MAX_OPEN_TARS = 64  # a window's blocks lie in about as many
 MAX_PIXELS = 1 << 26  # a larger image counts as undecodable: no decompression bombs
 
 
 class SampleReader:
-    """Reads the samples of P from the tars: image bytes and caption by offset. The tars read last stay open."""
+    """Reads the samples of P where they lie, image bytes and caption by offset, local or remote."""
 
     def __init__(self, index: PoolIndex, samples: np.ndarray) -> None:
         self.index = index
         self.samples = samples  # P: places in the index
-        self._open: OrderedDict[int, int] = (
-            OrderedDict()
-        )  # number of a tar -> file descriptor, the last used at the end
-        self._lock = threading.Lock()
+        self.ranges = RangeReader()
 
     def read(self, place: int) -> tuple[bytes, bytes]:
-        """Return image bytes and caption bytes of P's sample at `place`; threads may share the reader."""
-        row = self.samples[place]
-        index = self.index
-        with self._lock:  # else another thread might close the file
-            file = self._file(int(index.tar_number[row]))
-            image = os.pread(file, int(index.image_length[row]), int(index.image_offset[row]))
-            return image, os.pread(file, int(index.text_length[row]), int(index.text_offset[row]))
+        """Return image bytes and caption bytes of P's sample at `place`; threads may share the reader.
 
-    def _file(self, number: int) -> int:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        if len(self._open) == MAX_OPEN_TARS:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[number] = os.open(self.index.summary.tars[number].path, os.O_RDONLY)
-        return self._open[number]
-
-    def __reduce__(self) -> tuple[type[SampleReader], tuple[PoolIndex, np.ndarray]]:
-        return SampleReader, (self.index, self.samples)  # a process that is not forked opens its own files
-
-    def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
+        Raises ValueError that names the tar where it ends before them.
+        """
+        row, index = self.samples[place], self.index
+        path = index.summary.tars[index.tar_number[row]].path
+        image = self.ranges.read(path, int(index.image_offset[row]), int(index.image_length[row]))
+        return image, self.ranges.read(path, int(index.text_offset[row]), int(index.text_length[row]))
 
 
 def decode_image(data: bytes) -> Image.Image | None:

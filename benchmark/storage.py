@@ -370,7 +370,7 @@ class RangeReader:
         return is_whole
 
     def _trim(self, fetched: int) -> None:
-        most = int(os.environ.get("WINNOW_BLOCK_CACHE_BYTES", MAX_CACHE_BYTES))
+        most = max_cache_bytes()
         with self._lock:
             self._untrimmed = most if self._untrimmed is None else self._untrimmed + fetched
             if self._untrimmed < most // 256:
@@ -483,6 +483,11 @@ def _too_short(path: Path, offset: int, length: int, size: int) -> ValueError:
         f"{path} is too short: {length:,} bytes at byte {offset:,} are asked for, it ends at {size:,}; "
         "was it changed or cut off after it was indexed?"
     )
+
+
+def max_cache_bytes() -> int:
+    """Return how many bytes of remote files are kept in blocks: $WINNOW_BLOCK_CACHE_BYTES, else 20 GB."""
+    return int(os.environ.get("WINNOW_BLOCK_CACHE_BYTES", MAX_CACHE_BYTES))
 
 
 def blocks_dir() -> Path:

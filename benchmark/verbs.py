@@ -19,16 +19,19 @@ from benchmark.experiment import (
     evaluate_stage,
     filter_stage,
     open_experiment,
+    refuse_changed,
     train_stage,
     write_experiment_entry,
 )
 from benchmark.options import (
     MISSING,
     as_accumulation,
+    as_count,
     as_device,
     as_flag,
     as_list,
     as_path,
+    as_positive,
     as_seeds,
     as_wandb,
     as_workers,
@@ -38,6 +41,7 @@ from benchmark.options import (
 from benchmark.pool import Pool
 from benchmark.registry import load_tasks
 from benchmark.report import report_stage
+from benchmark.reshard import SHARDS_NAME
 from benchmark.scales import SCALES, Scale
 from benchmark.stage import say, write_bytes
 
@@ -57,9 +61,12 @@ def run(config: Config, command: list[str]) -> None:
     tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
-    pool = open_pool(scale, pool_dir, pool_seed)
+    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
     eval_dir = _eval_dir(config, pool_dir)
     check_evaluation_data(scale, tasks, eval_dir)
+    if as_flag(config["dry_run"], "dry_run"):
+        _say_reads(config, pool, choice, scale)
+        return
     exp_dir = _filter(config, command, scale, pool, choice)
     train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
     evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
@@ -73,11 +80,45 @@ def filter_pool(config: Config, command: list[str]) -> None:
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     choice = _choice(config)
     as_workers(config["workers"])
-    _filter(config, command, scale, open_pool(scale, pool_dir, pool_seed), choice)
+    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
+    if as_flag(config["dry_run"], "dry_run"):
+        _say_reads(config, pool, choice, None)
+        return
+    _filter(config, command, scale, pool, choice)
+
+
+def reshard(config: Config, command: list[str]) -> None:
+    """Cut a subset out of the pool's tars into new ones."""
+    from benchmark.dry_run import resharding_lines
+    from benchmark.reshard import reshard as reshard_stage
+
+    _, pool_dir, _ = scale_and_pool_dir(config)
+    shard_size = as_positive(config["shard_size"], "shard_size")
+    max_missing = as_count(config["max_missing"], "max_missing")
+    workers, dry_run = as_workers(config["workers"]), as_flag(config["dry_run"], "dry_run")
+    exp_dir, subset_path, out_dir = (as_path(config[name], name) for name in ("exp_dir", "subset", "out_dir"))
+    if (exp_dir is None) == (subset_path is None):
+        raise ValueError("give exp_dir= of an experiment that has a subset, or subset= of a file and out_dir=")
+    if exp_dir is None and out_dir is None:
+        raise ValueError("subset= goes with out_dir=, the folder to write to")
+    pool = Pool(pool_dir, strict=_is_strict(config))
+    if exp_dir is not None:
+        subset_path, record = open_experiment(exp_dir, pool)
+        refuse_changed(subset_path, record.result["sha256"])
+        out_dir = out_dir or exp_dir / SHARDS_NAME
+    assert subset_path is not None and out_dir is not None
+    if dry_run:
+        for line in resharding_lines(pool, subset_path):
+            say(line)
+        return
+    reshard_stage(pool, subset_path, out_dir, shard_size=shard_size, max_missing=max_missing, workers=workers)
+    if exp_dir is not None:
+        _log_command(exp_dir, config, command)
 
 
 def train(config: Config, command: list[str]) -> None:
     """Train on an experiment's subset, alone or as one of the ranks that torchrun started."""
+    from benchmark.dry_run import training_lines
     from benchmark.ranks import joined_ranks
 
     scale, pool_dir, _ = scale_and_pool_dir(config)
@@ -85,7 +126,13 @@ def train(config: Config, command: list[str]) -> None:
     workers, wandb = as_workers(config["workers"]), as_wandb(config["wandb"])
     accumulation = as_accumulation(config["accumulation"])
     exp_dir = _given_exp_dir(config)
-    pool = Pool(pool_dir)
+    # An experiment with shards of its own is trained without the pool, on a machine that may not have it.
+    has_shards = (exp_dir / SHARDS_NAME).exists()
+    pool = None if has_shards and not pool_dir.exists() else Pool(pool_dir, strict=_is_strict(config))
+    if as_flag(config["dry_run"], "dry_run"):
+        for line in training_lines(exp_dir, pool, scale):
+            say(line)
+        return
     with joined_ranks(device) as ranks:
         ranks.on_first(lambda: open_experiment(exp_dir, pool))
         ranks.on_first(lambda: _log_command(exp_dir, config, command))
@@ -110,7 +157,7 @@ def evaluate(config: Config, command: list[str]) -> None:
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     exp_dir = _given_exp_dir(config)
-    pool = Pool(pool_dir)
+    pool = Pool(pool_dir, strict=_is_strict(config))
     open_experiment(exp_dir, pool)
     _log_command(exp_dir, config, command)
     evaluate_stage(exp_dir, pool, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device, wandb=wandb)
@@ -121,7 +168,7 @@ def report(config: Config, command: list[str]) -> None:
     """Show what an experiment kept and dropped."""
     scale, pool_dir, _ = scale_and_pool_dir(config)
     exp_dir = _given_exp_dir(config)
-    pool = Pool(pool_dir)
+    pool = Pool(pool_dir, strict=_is_strict(config))
     open_experiment(exp_dir, pool)
     _log_command(exp_dir, config, command)
     report_stage(exp_dir, pool, scale)
@@ -130,18 +177,34 @@ def report(config: Config, command: list[str]) -> None:
 FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
     "run": run,
     "filter": filter_pool,
+    "reshard": reshard,
     "train": train,
     "evaluate": evaluate,
     "report": report,
 }
 
 
-def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
+def open_pool(scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = True) -> Pool:
     """Open the pool; an embedded scale's is built first where it is not there or not finished."""
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
         build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
-    return Pool(pool_dir)
+    return Pool(pool_dir, strict=strict)
+
+
+def _is_strict(config: Config) -> bool:
+    return as_flag(config["strict"], "strict")
+
+
+def _say_reads(config: Config, pool: Pool, choice: Choice, scale: Scale | None) -> None:
+    """Say what filtering, and with a scale training on what it chooses, would read."""
+    from benchmark.dry_run import filter_reads, most_training_lines
+
+    for reading in filter_reads(pool, choice.rules):
+        say(f"filter: {reading}")
+    if scale is not None:
+        for line in most_training_lines(pool, scale):
+            say(line)
 
 
 def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: int | None) -> None:
@@ -222,7 +285,7 @@ def _choice(config: Config) -> Choice:
     if subset is not None:
         if within is not None:
             raise ValueError("subset= takes a file as it is; within= goes with filters")
-        return Choice(subset_path=subset)
+        return Choice(subset_path=subset, max_missing=as_count(config["max_missing"], "max_missing"))
     rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
     if not rules:
         raise ValueError("no filter is chosen; no_filter keeps the whole pool")

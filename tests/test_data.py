@@ -89,11 +89,11 @@ def test_batches_do_not_depend_on_workers_nor_on_where_one_begins(pool_dir, held
 
 
 def test_a_reader_keeps_few_files_open_and_is_sent_to_other_processes(pool_dir, monkeypatch):
-    monkeypatch.setattr(samples, "MAX_OPEN_TARS", 1)
+    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 1)
     reader = SampleReader(read_index(pool_dir), np.arange(COUNT))
     captions = [reader.read(place)[1] for place in (0, 39, 1, 38)]
     assert captions == [b"number 0", b"number 39", b"number 1", b"number 38"]
-    (file,) = reader._open.values()
+    (file,) = reader.ranges._open.values()
     assert pickle.loads(pickle.dumps(reader)).read(7)[1] == b"number 7"
     os.fstat(file)
     del reader

@@ -391,7 +391,7 @@ def test_zero_row_shards_are_fine(tmp_path):
 def test_a_folder_that_is_no_pool_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no pool at"):
         Pool(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"is no pool: it has no metadata/\*\.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"is no pool: it has neither metadata/\*\.parquet nor shards"):
         Pool(tmp_path)
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "x.parquet").write_text("not parquet")
