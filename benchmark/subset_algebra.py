@@ -92,6 +92,11 @@ def combine_files(operation: str, paths: Sequence[Path], out_path: Path) -> list
     if out_path.is_dir():
         raise ValueError(f"--out {out_path} is a folder; name a file in it")
     subsets = [load_subset(path).uids for path in paths]
+    for path in filter(is_reference_subset, dict.fromkeys(paths)):
+        warn(
+            f"{path} is the choice of a reference, which knows the planted labels; "
+            f"what comes from it, as {out_path} does, cannot be submitted"
+        )
     is_there = out_path.exists()
     written = out_path.with_name(f"{out_path.name}.again") if is_there else out_path
     write_subset(written, combined(operation, subsets))
@@ -103,11 +108,6 @@ def combine_files(operation: str, paths: Sequence[Path], out_path: Path) -> list
     subset = load_subset(out_path)
     if len(subset) == 0:
         warn(f"{out_path} is empty: no uid is left")
-    for path in filter(is_reference_subset, paths):
-        warn(
-            f"{path} is the choice of a reference, which knows the planted labels; "
-            f"what comes from it, as {out_path} does, cannot be submitted"
-        )
     return [f"{out_path}{' (was there already, with the same bytes)' if is_there else ''}", *_numbers(subset, sha256)]
 
 
