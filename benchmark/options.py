@@ -69,9 +69,7 @@ class FilterOptions(ChoiceOptions):
 class ReshardOptions(PoolOptions):
     """winnow reshard: cut a subset out of the pool's tars into new ones, in DataComp's layout."""
 
-    exp_dir: Any = _option(
-        None, "an experiment with a subset; training then reads its exp_dir/shards"
-    )
+    exp_dir: Any = _option(None, "an experiment with a subset; training then reads its exp_dir/shards")
     subset: Any = _option(None, "or a subset file (.npy or raw) of anyone's; goes with out_dir=")
     out_dir: Any = _option(None, "the folder to write to [<exp_dir>/shards]")
     shard_size: Any = _option(10_000, "samples per tar")

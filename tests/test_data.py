@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional, v2
 
-from benchmark import data, samples
+from benchmark import data, samples, storage
 from benchmark.data import (
     Crop,
     StepBatches,

@@ -1,0 +1,355 @@
+"""Resharding: DataComp's layout, the same bytes, nothing lost without a word, and the same training as in place."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from benchmark.cli import EXIT_USER, main
+from benchmark.index import build_index
+from benchmark.pool import Pool
+from benchmark.reshard import count_samples, plan_shards, read_resharded, reshard, resharded_record
+from benchmark.subset import Subset, load_subset
+from benchmark.tars import member_header, write_tar
+from benchmark.uids import UID_DTYPE, parse_uids
+from tests.conftest import jpeg, members, uid, write_pool
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def subset_of(path, *numbers):
+    Subset.of(parse_uids([uid(number) for number in numbers])).save(path)
+    return path
+
+
+def tar_members(path):
+    with tarfile.open(path) as tar:
+        return [(each.name, tar.extractfile(each).read()) for each in tar]
+
+
+@pytest.fixture
+def pool_dir(tmp_path):
+    """Ten samples in two tars, a sample without caption and one without json among them; row 9's link is dead."""
+    pool_dir = write_pool(tmp_path / "pool", {"uid": [uid(n) for n in range(10)]})
+    first = [m for n in range(5) for m in members(f"a{n}", n, text=f"text {n}")]
+    second = [m for n in range(5, 9) for m in members(f"b{n}", n, text=f"text {n}")]
+    second = [m for m in second if m[0] not in ("b6.txt", "b7.json")]
+    write_tar(pool_dir / "shards" / "00000000.tar", first)
+    write_tar(pool_dir / "shards" / "00000001.tar", second)
+    return pool_dir
+
+
+def test_the_layout_is_datacomps(pool_dir, tmp_path):
+    path = subset_of(tmp_path / "s.npy", 3, 1, 1, 5)
+    record = reshard(Pool(pool_dir), path, tmp_path / "out", shard_size=3, workers=0)
+    names = sorted(each.name for each in (tmp_path / "out").iterdir() if not each.name.startswith("."))
+    assert names == [
+        "00000000.tar",
+        "00000000_stats.json",
+        "00000001.tar",
+        "00000001_stats.json",
+        "costs.jsonl",
+        "meta.json",
+        "reshard.json",
+        "sample_ids.npy",
+    ]
+    keys = [f"{uid(1)}-0", f"{uid(1)}-1", f"{uid(3)}-0", f"{uid(5)}-0"]
+    found = [m for n in range(2) for m in tar_members(tmp_path / "out" / f"{n:08d}.tar")]
+    assert [name for name, _ in found] == [f"{key}.{kind}" for key in keys for kind in ("jpg", "json", "txt")]
+    assert [data for name, data in found if name.endswith("txt")] == [b"text 1", b"text 1", b"text 3", b"text 5"]
+    assert {data for name, data in found if name.endswith("jpg")} == {jpeg()}
+    stats = [json.loads((tmp_path / "out" / f"{n:08d}_stats.json").read_text()) for n in range(2)]
+    assert stats == [{"successes": 3}, {"successes": 1}]
+    assert (tmp_path / "out" / "sample_ids.npy").read_bytes() == path.read_bytes()
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert (meta["output_shard_count"], meta["output_shard_format"].format(1)) == (2, "00000001.tar")
+    assert (record.result["samples"], record.result["absent"]) == (4, 0)
+
+
+def test_the_tar_is_the_one_that_tarfile_would_write(pool_dir, tmp_path):
+    reshard(Pool(pool_dir), subset_of(tmp_path / "s.npy", 0, 8), tmp_path / "out", shard_size=10, workers=0)
+    expected = [(f"{uid(0)}-0.{name.split('.')[1]}", data) for name, data in members("x", 0, text="text 0")]
+    expected += [(f"{uid(8)}-0.{name.split('.')[1]}", data) for name, data in members("x", 8, text="text 8")]
+    write_tar(tmp_path / "expected.tar", sorted(expected))
+    assert (tmp_path / "out" / "00000000.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["0" * 32 + "-0.jpg", "ü" * 40 + ".txt", "f" * 99 + "/" + "g" * 50])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 70_000, 2**33 - 1])
+def test_headers_are_tarfiles(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert member_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
+
+
+def test_what_was_never_there_is_counted_and_needs_no_permission(pool_dir, tmp_path):
+    """6 has no caption, 7 no json, 9 no image at all."""
+    record = reshard(
+        Pool(pool_dir), subset_of(tmp_path / "s.npy", 4, 6, 6, 7, 9), tmp_path / "out", shard_size=9, workers=0
+    )
+    assert record.result == {
+        "samples": 1,
+        "shards": 1,
+        "requested": 5,
+        "distinct": 4,
+        "absent": 3,
+        "unknown": 0,
+        "repeated": 0,
+        "damaged_tars": 0,
+    }
+
+
+def test_a_uid_that_the_pool_does_not_know_is_an_error_that_names_it(pool_dir, tmp_path, capsys):
+    path = subset_of(tmp_path / "s.npy", 4, 77)
+    command = ["reshard", f"pool_dir={pool_dir}", f"subset={path}", f"out_dir={tmp_path / 'out'}"]
+    assert main(command) == EXIT_USER
+    assert f"1 of 2 uids are not in {pool_dir}, such as {uid(77)}; is it a subset of" in capsys.readouterr().err
+    assert main([*command, "max_missing=1"]) == EXIT_USER, "only for pools of shards alone"
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_pool_of_shards_alone_may_lack_as_many_as_is_said(pool_dir, tmp_path, capsys):
+    (pool_dir / "metadata" / f"{uid(0)}.parquet").unlink()
+    path = subset_of(tmp_path / "s.npy", 4, 77)
+    command = ["reshard", f"pool_dir={pool_dir}", f"subset={path}", f"out_dir={tmp_path / 'out'}", "workers=0"]
+    assert main(command) == EXIT_USER
+    assert "allow for it with max_missing=1" in capsys.readouterr().err
+    assert main([*command, "max_missing=1"]) == 0
+    assert "1 of 2 uids are there; 1 have no sample" in capsys.readouterr().out
+
+
+def test_a_raw_subset_and_an_unsorted_one_are_taken(pool_dir, tmp_path, capsys):
+    uids = parse_uids([uid(n) for n in (8, 2, 5)])
+    np.save(tmp_path / "unsorted.npy", uids)
+    Subset.of(uids).uids.tofile(tmp_path / "raw")
+    assert Subset.of(uids).uids.dtype == UID_DTYPE
+    for name in ("unsorted.npy", "raw"):
+        reshard(Pool(pool_dir), tmp_path / name, tmp_path / f"out {name}", shard_size=9, workers=0)
+    assert "is not sorted" in capsys.readouterr().err
+    one, other = (tmp_path / f"out {name}" for name in ("unsorted.npy", "raw"))
+    assert (one / "00000000.tar").read_bytes() == (other / "00000000.tar").read_bytes()
+    assert (one / "sample_ids.npy").read_bytes() == (other / "sample_ids.npy").read_bytes()
+
+
+def test_a_uid_at_several_places_is_written_from_all_of_them_and_counted(pool_dir, tmp_path):
+    write_tar(pool_dir / "shards" / "00000002.tar", members("c", 3, text="again"))
+    record = reshard(Pool(pool_dir), subset_of(tmp_path / "s.npy", 3, 3), tmp_path / "out", shard_size=9, workers=0)
+    found = tar_members(tmp_path / "out" / "00000000.tar")
+    assert [(name[-5:-4], data) for name, data in found if name.endswith("txt")] == [
+        ("0", b"text 3"),
+        ("1", b"text 3"),
+        ("0", b"again"),
+        ("1", b"again"),
+    ]
+    assert (record.result["samples"], record.result["repeated"]) == (4, 1)
+
+
+def test_members_beside_image_caption_and_json_go_along_in_the_order_of_extensions(pool_dir, tmp_path):
+    extra = [("k.txt", b"t"), ("k.NPY", b"n"), ("k.json", json.dumps({"uid": uid(20)}).encode()), ("k.PNG", b"p")]
+    write_tar(pool_dir / "shards" / "00000003.tar", [*extra, ("k.jpg", b"j")])
+    write_pool(tmp_path / "more", {"uid": [uid(20)]})
+    (tmp_path / "more" / "metadata" / f"{uid(0)}.parquet").rename(pool_dir / "metadata" / "more.parquet")
+    reshard(Pool(pool_dir), subset_of(tmp_path / "s.npy", 20), tmp_path / "out", shard_size=9, workers=0)
+    found = tar_members(tmp_path / "out" / "00000000.tar")
+    assert [(name.split(".")[1], data) for name, data in found] == [
+        ("jpg", b"j"),
+        ("json", extra[2][1]),
+        ("npy", b"n"),
+        ("png", b"p"),
+        ("txt", b"t"),
+    ]
+
+
+def test_a_damaged_tar_is_an_error_and_with_strict_false_a_counted_loss(pool_dir, tmp_path, capsys):
+    path = pool_dir / "shards" / "00000000.tar"
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[6].offset  # a2.jpg
+    data = bytearray(path.read_bytes())
+    data[header + 3] ^= 1
+    path.write_bytes(data)
+    subset_path = subset_of(tmp_path / "s.npy", 1, 2, 3)
+    command = ["reshard", f"pool_dir={pool_dir}", f"subset={subset_path}", f"out_dir={tmp_path / 'out'}", "workers=0"]
+    assert main(command) == EXIT_USER
+    assert "1 of 2 tars are damaged" in capsys.readouterr().err
+    assert main([*command, "strict=false"]) == 0
+    captured = capsys.readouterr()
+    assert "going on with what can be read" in captured.err and "2 of 3 uids are there" in captured.out
+    record = json.loads((tmp_path / "out" / "reshard.json").read_text())
+    assert (record["result"]["samples"], record["result"]["damaged_tars"]) == (2, 1)
+
+
+def test_a_tar_that_changes_after_it_was_indexed_is_an_error(pool_dir, tmp_path, monkeypatch):
+    pool = Pool(pool_dir)
+    assert pool.summary.num_present == 7
+    path = pool_dir / "shards" / "00000001.tar"
+    path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(ValueError, match=r"00000001\.tar is too short"):
+        reshard(pool, subset_of(tmp_path / "s.npy", 8), tmp_path / "out", shard_size=9, workers=0)
+    assert not (tmp_path / "out" / "00000000.tar").exists()
+
+
+def test_other_settings_other_tars_and_lost_tars_are_refused(pool_dir, tmp_path):
+    path, out_dir = subset_of(tmp_path / "s.npy", 1, 2, 3), tmp_path / "out"
+    reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
+    with pytest.raises(ValueError, match="shard_size is 2 there and 3 now"):
+        reshard(Pool(pool_dir), path, out_dir, shard_size=3, workers=0)
+    (out_dir / "00000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of its tars, such as 00000001\.tar"):
+        reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
+    with pytest.raises(ValueError, match="did not write"):
+        reshard(Pool(pool_dir), path, pool_dir / "shards", shard_size=2, workers=0)
+
+
+def test_a_subset_of_which_nothing_is_there_is_an_error(pool_dir, tmp_path):
+    with pytest.raises(ValueError, match="none of the 2 uids"):
+        reshard(Pool(pool_dir), subset_of(tmp_path / "s.npy", 7, 9), tmp_path / "out", shard_size=2, workers=0)
+
+
+@pytest.mark.parametrize("wrong", [["shard_size=0"], ["max_missing=-1"], ["subset=nowhere.npy"], ["exp_dir=e"], []])
+def test_what_a_person_does_wrong_is_one_sentence(pool_dir, tmp_path, capsys, wrong):
+    given = [] if any("subset" in each for each in wrong) else [f"subset={subset_of(tmp_path / 's.npy', 1)}"]
+    out = [f"out_dir={tmp_path / 'out'}"] if wrong else []
+    assert main(["reshard", f"pool_dir={pool_dir}", *given, *out, *wrong]) == EXIT_USER
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_cover_the_samples_whatever_their_size(tmp_path):
+    class FakeTar(str):
+        pass
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        counts = rng.integers(0, 5, rng.integers(1, 9))
+        tars = [FakeTar(n) for n in range(len(counts))]
+        of_sample = np.repeat(np.arange(len(counts)), counts)
+        size = int(rng.integers(1, 7))
+        plans = plan_shards(tars, counts, size)
+        assert [plan.start for plan in plans] == list(range(0, int(counts.sum()), size))
+        for plan in plans:
+            assert plan.first == int(counts[: int(plan.tars[0])].sum())
+            needed = {str(n) for n in of_sample[plan.start : plan.stop]}
+            assert needed <= set(plan.tars) and {plan.tars[0], plan.tars[-1]} <= needed
+
+
+@pytest.fixture(scope="module")
+def chosen(pico_pool, tmp_path_factory):
+    """An experiment on the pico pool whose subset has copies, and a second one for its shards."""
+    folder = tmp_path_factory.mktemp("chosen")
+    uids = Pool(pico_pool).all_uids()
+    rng = np.random.default_rng(0)
+    Subset.of(np.repeat(uids, rng.choice(3, len(uids), p=[0.5, 0.4, 0.1]))).save(folder / "s.npy")
+    for name in ("in_place", "cut_out"):
+        command = ["filter", "scale=pico", f"pool_dir={pico_pool}", f"subset={folder / 's.npy'}"]
+        assert main([*command, f"exp_dir={folder / name}"]) == 0
+    return folder
+
+
+def test_training_on_shards_gives_the_bytes_of_training_in_place_and_needs_no_pool(chosen, pico_pool, capsys):
+    at = ["scale=pico", f"pool_dir={pico_pool}"]
+    assert main(["reshard", *at, f"exp_dir={chosen / 'cut_out'}", "shard_size=300"]) == 0
+    assert main(["train", *at, f"exp_dir={chosen / 'in_place'}"]) == 0
+    capsys.readouterr()
+    assert main(["train", "scale=pico", "pool_dir=nowhere", f"exp_dir={chosen / 'cut_out'}"]) == 0
+    assert f"train: reads {chosen / 'cut_out' / 'shards'}" in capsys.readouterr().out
+    for name in ("model.safetensors", "checkpoint.json"):
+        one, other = (chosen / folder / "seed-0" / "checkpoint" / name for folder in ("in_place", "cut_out"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_the_samples_are_those_of_a_loop_over_the_tars(chosen, pico_pool, tmp_path):
+    """Brute force: webdataset reads both the pool and the shards."""
+    subset = load_subset(chosen / "s.npy")
+    wanted = Counter((int(high), int(low)) for high, low in subset.uids)
+    expected = []
+    paths = sorted((pico_pool / "shards").glob("*.tar"))
+    for sample in webdataset.WebDataset([str(p) for p in paths], shardshuffle=False):
+        spelt = json.loads(sample["json"])["uid"]
+        copies = wanted[(int(spelt[:16], 16), int(spelt[16:], 16))]
+        expected += [(f"{spelt}-{n}", sample["jpg"], sample["txt"], sample["json"]) for n in range(copies)]
+    reshard(Pool(pico_pool), chosen / "s.npy", tmp_path / "out", shard_size=250, workers=2)
+    paths = sorted((tmp_path / "out").glob("*.tar"))
+    found = [
+        (each["__key__"], each["jpg"], each["txt"], each["json"])
+        for each in webdataset.WebDataset([str(p) for p in paths], shardshuffle=False)
+    ]
+    assert len(paths) == -(-len(expected) // 250) and found == expected
+
+
+def test_open_clips_loader_reads_the_shards(chosen, pico_pool, tmp_path):
+    from open_clip_train.data import tarfile_to_samples_nothrow
+
+    reshard(Pool(pico_pool), chosen / "s.npy", tmp_path / "out", shard_size=5000, workers=0)
+    samples = list(tarfile_to_samples_nothrow([{"url": str(tmp_path / "out" / "00000000.tar")}]))
+    stats = json.loads((tmp_path / "out" / "00000000_stats.json").read_text())
+    assert len(samples) == stats["successes"] and {"jpg", "txt", "json"} <= set(samples[0])
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(chosen, pico_pool, tmp_path):
+    arguments = ["reshard", f"pool_dir={pico_pool}", f"subset={chosen / 's.npy'}", "shard_size=40", "workers=0"]
+    command = [sys.executable, "-m", "benchmark", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert main([*arguments, f"out_dir={tmp_path / 'whole'}"]) == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, f"out_dir={killed}"], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(killed.glob("*_stats.json"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in killed.glob("*_stats.json")}
+    assert kept and not (killed / "reshard.json").exists(), "killed too late to show anything"
+    assert resharded_is_refused(killed)
+    assert main([*arguments, f"out_dir={killed}"]) == 0
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in killed.glob("*_stats.json")}.items()
+    for path in (tmp_path / "whole").iterdir():
+        if path.name not in (".lock", "costs.jsonl", "meta.json"):
+            assert (killed / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def resharded_is_refused(folder):
+    """Tell whether training refuses shards that are not finished."""
+    (folder.parent / "exp").mkdir()
+    (folder.parent / "exp" / "shards").symlink_to(folder)
+    with pytest.raises(ValueError, match="is not finished"):
+        resharded_record(folder.parent / "exp")
+    return True
+
+
+def test_shards_that_are_not_the_records_are_refused(chosen, pico_pool, tmp_path):
+    exp_dir = tmp_path / "exp"
+    reshard(Pool(pico_pool), chosen / "s.npy", exp_dir / "shards", shard_size=300, workers=0)
+    record = resharded_record(exp_dir)
+    data = (exp_dir / "shards" / "00000001.tar").read_bytes()
+    (exp_dir / "shards" / "00000001.tar").write_bytes((exp_dir / "shards" / "00000002.tar").read_bytes())
+    (exp_dir / "shards" / "00000002.tar").unlink()
+    with pytest.raises(ValueError, match="reshard again"):
+        read_resharded(exp_dir, record)
+    (exp_dir / "shards" / "00000001.tar").write_bytes(data)
+    with pytest.raises(ValueError, match="holds .* samples in .* tars, but its reshard.json says"):
+        read_resharded(exp_dir, record)
+
+
+def test_the_shards_of_another_subset_are_not_trained_on(chosen, pico_pool, tmp_path, capsys):
+    exp_dir = tmp_path / "exp"
+    assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}", "filters=no_filter"]) == 0
+    reshard(Pool(pico_pool), chosen / "s.npy", exp_dir / "shards", shard_size=1000, workers=0)
+    assert main(["train", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={exp_dir}"]) == EXIT_USER
+    assert "was cut out by another subset" in capsys.readouterr().err
+
+
+def test_counts_are_those_of_a_brute_force_loop(chosen, pico_pool):
+    pool, subset = Pool(pico_pool), load_subset(chosen / "s.npy")
+    counts, coverage = count_samples(pool, subset, chosen / "s.npy", 0)
+    wanted, there = Counter(subset.uids.tolist()), Counter(pool.index.uids.tolist())
+    assert int(counts.sum()) == sum(copies * there[each] for each, copies in wanted.items())
+    assert coverage.absent == sum(each not in there for each in wanted)
+    assert build_index(pico_pool).num_present == sum(there.values())
