@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from benchmark.experiment import (
     ENTRY_NAME,
+    SUBSET_RECORD_NAME,
     Choice,
     check_evaluation_data,
     chosen_tasks,
@@ -39,7 +42,8 @@ from benchmark.pool import Pool
 from benchmark.registry import load_tasks
 from benchmark.report import report_stage
 from benchmark.scales import SCALES, Scale
-from benchmark.stage import say, write_bytes
+from benchmark.stage import rank_of_process, say, write_bytes
+from benchmark.storage import is_remote, is_writable, local_copy, mirrored, storage_errors
 
 if TYPE_CHECKING:
     from leaderboard.table import Table
@@ -58,14 +62,15 @@ def run(config: Config, command: list[str]) -> None:
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     pool = open_pool(scale, pool_dir, pool_seed)
-    eval_dir = _eval_dir(config, pool_dir)
+    eval_dir = _eval_dir(config, pool_dir, scale, tasks)
     check_evaluation_data(scale, tasks, eval_dir)
-    exp_dir = _filter(config, command, scale, pool, choice)
-    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
-    evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
-    report_experiment(exp_dir, scale, pool)
-    if with_report:
-        report_stage(exp_dir, pool, scale)
+    with _opened_exp_dir(config, lambda: default_exp_dir(scale, pool, choice)) as exp_dir:
+        _filter(exp_dir, config, command, pool, choice)
+        train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
+        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
+        report_experiment(exp_dir, scale, pool)
+        if with_report:
+            report_stage(exp_dir, pool, scale)
 
 
 def filter_pool(config: Config, command: list[str]) -> None:
@@ -73,7 +78,9 @@ def filter_pool(config: Config, command: list[str]) -> None:
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     choice = _choice(config)
     as_workers(config["workers"])
-    _filter(config, command, scale, open_pool(scale, pool_dir, pool_seed), choice)
+    pool = open_pool(scale, pool_dir, pool_seed)
+    with _opened_exp_dir(config, lambda: default_exp_dir(scale, pool, choice)) as exp_dir:
+        _filter(exp_dir, config, command, pool, choice)
 
 
 def train(config: Config, command: list[str]) -> None:
@@ -84,9 +91,15 @@ def train(config: Config, command: list[str]) -> None:
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     workers, wandb = as_workers(config["workers"]), as_wandb(config["wandb"])
     accumulation = as_accumulation(config["accumulation"])
-    exp_dir = _given_exp_dir(config)
+    location = _given_exp_dir(config)
+    if is_remote(location) and os.environ.get("LOCAL_WORLD_SIZE", "1") != str(rank_of_process()[1]):
+        raise ValueError(
+            f"exp_dir={location} is worked on in a folder of one machine, and the ranks are on several; "
+            "train in a folder that all of them share, and copy it there afterwards"
+        )
     pool = Pool(pool_dir)
-    with joined_ranks(device) as ranks:
+    with joined_ranks(device) as ranks, ExitStack() as held:
+        exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
         ranks.on_first(lambda: open_experiment(exp_dir, pool))
         ranks.on_first(lambda: _log_command(exp_dir, config, command))
         train_stage(
@@ -109,35 +122,41 @@ def evaluate(config: Config, command: list[str]) -> None:
     tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
-    exp_dir = _given_exp_dir(config)
     pool = Pool(pool_dir)
-    open_experiment(exp_dir, pool)
-    _log_command(exp_dir, config, command)
-    evaluate_stage(exp_dir, pool, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device, wandb=wandb)
-    report_experiment(exp_dir, scale, pool)
+    eval_dir = _eval_dir(config, pool_dir, scale, tasks)
+    with _opened_exp_dir(config) as exp_dir:
+        open_experiment(exp_dir, pool)
+        _log_command(exp_dir, config, command)
+        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
+        report_experiment(exp_dir, scale, pool)
 
 
 def report(config: Config, command: list[str]) -> None:
     """Show what an experiment kept and dropped."""
     scale, pool_dir, _ = scale_and_pool_dir(config)
-    exp_dir = _given_exp_dir(config)
     pool = Pool(pool_dir)
-    open_experiment(exp_dir, pool)
-    _log_command(exp_dir, config, command)
-    report_stage(exp_dir, pool, scale)
+    with _opened_exp_dir(config) as exp_dir:
+        open_experiment(exp_dir, pool)
+        _log_command(exp_dir, config, command)
+        report_stage(exp_dir, pool, scale)
 
 
 FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
-    "run": run,
-    "filter": filter_pool,
-    "train": train,
-    "evaluate": evaluate,
-    "report": report,
+    "run": storage_errors()(run),
+    "filter": storage_errors()(filter_pool),
+    "train": storage_errors()(train),
+    "evaluate": storage_errors()(evaluate),
+    "report": storage_errors()(report),
 }
 
 
 def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
-    """Open the pool; an embedded scale's is built first where it is not there or not finished."""
+    """Open the pool; an embedded scale's is built first where it is not there or not finished.
+
+    One that is remote or read-only is taken as it is.
+    """
+    if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
+        return Pool(pool_dir)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
         build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
@@ -150,6 +169,10 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
 
     if not scale.is_embedded:
         raise ValueError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
+    if is_remote(pool_dir):
+        raise ValueError(
+            f"an embedded pool is drawn into a local folder, not into {pool_dir}; draw it, and copy it there"
+        )
     build_pool(pool_dir, scale, pool_seed, workers)
 
 
@@ -219,6 +242,8 @@ def _choice(config: Config) -> Choice:
     for path in (within, subset):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no subset file {path}")
+    # The record beside a subset says whether it is a reference's.
+    within, subset = (path and local_copy(path, beside=[SUBSET_RECORD_NAME]) for path in (within, subset))
     if subset is not None:
         if within is not None:
             raise ValueError("subset= takes a file as it is; within= goes with filters")
@@ -229,13 +254,19 @@ def _choice(config: Config) -> Choice:
     return Choice(rules, within)
 
 
-def _filter(config: Config, command: list[str], scale: Scale, pool: Pool, choice: Choice) -> Path:
-    exp_dir = as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)
+def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
     record = filter_stage(exp_dir, pool, choice, workers=as_workers(config["workers"]) or 0, plugins=config["plugins"])
     _log_command(exp_dir, config, command)
     for line in describe_filters(record):
         say(line)
-    return exp_dir
+
+
+@contextmanager
+def _opened_exp_dir(config: Config, default: Callable[[], Path] | None = None) -> Iterator[Path]:
+    """Give the experiment's folder, or a mirror of it where it is remote; without a default it must be given."""
+    given = _given_exp_dir(config) if default is None else as_path(config["exp_dir"], "exp_dir") or default()
+    with mirrored(given) as exp_dir:
+        yield exp_dir
 
 
 def _given_exp_dir(config: Config) -> Path:
@@ -245,8 +276,10 @@ def _given_exp_dir(config: Config) -> Path:
     return exp_dir
 
 
-def _eval_dir(config: Config, pool_dir: Path) -> Path:
-    return as_path(config["eval_dir"], "eval_dir") or pool_dir / "eval"
+def _eval_dir(config: Config, pool_dir: Path, scale: Scale, task_names: list[str]) -> Path:
+    """Return the evaluation sets' folder; of a remote one, a local folder with copies of what the tasks need."""
+    eval_dir = as_path(config["eval_dir"], "eval_dir") or pool_dir / "eval"
+    return local_copy(eval_dir, only=[task.folder_name for task in chosen_tasks(scale, task_names)])
 
 
 def _log_command(exp_dir: Path, config: Config, command: list[str]) -> None:
