@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from numpy.lib.npyio import NpzFile
 
 from benchmark.index import PoolIndex, read_index
 from benchmark.names import nearest_name
@@ -35,7 +36,7 @@ from benchmark.tables import read_footer, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
-NPZ_READ_AHEAD = 8 << 20  # bytes; numpy asks for small pieces of an array
+NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
 FOOTER_READ_AHEAD = 1 << 16
 
 # What reading a damaged .npz raises: numpy parses the header of an array as Python.
@@ -116,7 +117,13 @@ class Pool:
     @cached_property
     def has_images(self) -> bool:
         """Tell whether any shard is there; a pool may be metadata alone."""
-        return any((self.dir / "shards").glob("*.tar"))
+        folder = self.dir / "shards"
+        if not is_remote(folder):
+            return any(folder.glob("*.tar"))
+        try:
+            return any(file.path.suffix == ".tar" for file in list_files(folder))
+        except FileNotFoundError:
+            return False
 
     @cached_property
     def index(self) -> PoolIndex:
@@ -172,7 +179,7 @@ class Pool:
                 with (
                     storage_errors(npz_path),
                     open_file(npz_path, read_ahead=NPZ_READ_AHEAD) as file,
-                    np.load(file, allow_pickle=False) as arrays,
+                    NpzFile(file, allow_pickle=False) as arrays,  # np.load would read the beginning too
                 ):
                     features = {name: arrays[name] for name in names}
             except (FileNotFoundError, PermissionError):
@@ -196,7 +203,7 @@ class Pool:
         """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has another length."""
         for path in self.metadata_paths if features else []:
             npz_path = path.with_suffix(".npz")
-            if not npz_path.exists():
+            if npz_path not in self.metadata_states:
                 raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
             shapes = _npz_shapes(npz_path)
             rows = self._footer(path).num_rows

@@ -185,6 +185,15 @@ def stat_of(path: Path) -> FileState:
     return FileState(path, int(info["size"]), _state(info))
 
 
+def has_file(path: Path) -> bool:
+    """Tell whether a file is there; raises, as pathlib's methods do not, where the storage does not answer."""
+    try:
+        stat_of(path)
+    except FileNotFoundError:
+        return False
+    return is_remote(path) or path.is_file()
+
+
 def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
     """Return the files of a folder, by name, with their states; one listing where it is remote, not one per file.
 
@@ -252,18 +261,12 @@ def local_copy(location: Path, *, beside: Sequence[str] = (), only: Sequence[str
         raise FileNotFoundError(f"{location} lacks {', '.join(missing)}")
     if missing:  # no folder, so a file
         files[name] = stat_of(location)
-        files |= {each: file for each in beside for file in _stat_if_there(location.with_name(each))}
+        there = (location.with_name(each) for each in beside)
+        files |= {path.name: stat_of(path) for path in there if has_file(path)}
     with locked(holder):
         mirror = _Mirror(location, holder / "files", holder / MANIFEST_NAME)
         mirror.fetch(files, within=[f"{name}/{inner}/" for inner in only] or [""])
     return holder / "files" / name
-
-
-def _stat_if_there(path: Path) -> list[FileState]:
-    try:
-        return [stat_of(path)]
-    except FileNotFoundError:
-        return []
 
 
 def _inner(path: Path, folder: Path) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def run(config: Config, command: list[str]) -> None:
     pool = open_pool(scale, pool_dir, pool_seed)
     eval_dir = _eval_dir(config, pool_dir, scale, tasks)
     check_evaluation_data(scale, tasks, eval_dir)
-    with _opened_exp_dir(config, lambda: default_exp_dir(scale, pool, choice)) as exp_dir:
+    with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         _filter(exp_dir, config, command, pool, choice)
         train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
         evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
@@ -79,7 +79,7 @@ def filter_pool(config: Config, command: list[str]) -> None:
     choice = _choice(config)
     as_workers(config["workers"])
     pool = open_pool(scale, pool_dir, pool_seed)
-    with _opened_exp_dir(config, lambda: default_exp_dir(scale, pool, choice)) as exp_dir:
+    with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         _filter(exp_dir, config, command, pool, choice)
 
 
@@ -122,9 +122,10 @@ def evaluate(config: Config, command: list[str]) -> None:
     tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
+    location = _given_exp_dir(config)
     pool = Pool(pool_dir)
     eval_dir = _eval_dir(config, pool_dir, scale, tasks)
-    with _opened_exp_dir(config) as exp_dir:
+    with mirrored(location) as exp_dir:
         open_experiment(exp_dir, pool)
         _log_command(exp_dir, config, command)
         evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
@@ -134,8 +135,9 @@ def evaluate(config: Config, command: list[str]) -> None:
 def report(config: Config, command: list[str]) -> None:
     """Show what an experiment kept and dropped."""
     scale, pool_dir, _ = scale_and_pool_dir(config)
+    location = _given_exp_dir(config)
     pool = Pool(pool_dir)
-    with _opened_exp_dir(config) as exp_dir:
+    with mirrored(location) as exp_dir:
         open_experiment(exp_dir, pool)
         _log_command(exp_dir, config, command)
         report_stage(exp_dir, pool, scale)
@@ -171,7 +173,7 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
         raise ValueError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
     if is_remote(pool_dir):
         raise ValueError(
-            f"an embedded pool is drawn into a local folder, not into {pool_dir}; draw it, and copy it there"
+            f"an embedded pool is drawn into a local folder, not into {pool_dir}; copy it there afterwards"
         )
     build_pool(pool_dir, scale, pool_seed, workers)
 
@@ -239,11 +241,11 @@ def _table(board_name: str, entry_path: Path | None) -> Table:
 def _choice(config: Config) -> Choice:
     subset = as_path(config["subset"], "subset")
     within = as_path(config["within"], "within")
+    # The record beside a subset says whether it is a reference's.
+    within, subset = (path and local_copy(path, beside=[SUBSET_RECORD_NAME]) for path in (within, subset))
     for path in (within, subset):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no subset file {path}")
-    # The record beside a subset says whether it is a reference's.
-    within, subset = (path and local_copy(path, beside=[SUBSET_RECORD_NAME]) for path in (within, subset))
     if subset is not None:
         if within is not None:
             raise ValueError("subset= takes a file as it is; within= goes with filters")
@@ -259,14 +261,6 @@ def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choic
     _log_command(exp_dir, config, command)
     for line in describe_filters(record):
         say(line)
-
-
-@contextmanager
-def _opened_exp_dir(config: Config, default: Callable[[], Path] | None = None) -> Iterator[Path]:
-    """Give the experiment's folder, or a mirror of it where it is remote; without a default it must be given."""
-    given = _given_exp_dir(config) if default is None else as_path(config["exp_dir"], "exp_dir") or default()
-    with mirrored(given) as exp_dir:
-        yield exp_dir
 
 
 def _given_exp_dir(config: Config) -> Path:
