@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmark.registry import Strategy
 from benchmark.stage import Json, sha256_of
-from benchmark.storage import as_location, cache_dir, local_copy
+from benchmark.storage import as_location, cache_dir, has_file, local_copy
 
 ASSETS_NAME = "assets"
 
@@ -73,7 +73,7 @@ def as_list(value: Any) -> list[str]:
 def _look_up(name: str, pool_dir: Path) -> list[Path]:
     """Return the first file of that name in the folders, or nothing."""
     # A filter opens its assets itself, so they are local.
-    return [local_copy(folder / name) for folder in _folders(pool_dir) if (folder / name).is_file()][:1]
+    return [local_copy(folder / name) for folder in _folders(pool_dir) if has_file(folder / name)][:1]
 
 
 def _folders(pool_dir: Path) -> list[Path]:

@@ -441,16 +441,13 @@ def _pool(arguments: list[str]) -> int:
     build = actions.add_parser("build", help="draw an embedded pool, its evaluation sets and its index")
     build.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
     build.add_argument("--pool-seed", type=int, default=0, help="which drawing (default: %(default)s)")
-    build.add_argument("--pool-dir", type=Path, help="the folder (default: pools/<scale>, for seed 0)")
+    build.add_argument("--pool-dir", help="the folder (default: pools/<scale>, for seed 0)")
     build.add_argument("--workers", type=int, default=None, help="processes that draw (default: one per core)")
     options = parser.parse_args(arguments)
     from benchmark.options import scale_and_pool_dir
     from benchmark.verbs import build_embedded_pool
 
-    pool_dir = None if options.pool_dir is None else str(options.pool_dir)
-    scale, folder, seed = scale_and_pool_dir(
-        {"scale": options.scale, "pool_seed": options.pool_seed, "pool_dir": pool_dir}
-    )
+    scale, folder, seed = scale_and_pool_dir(vars(options))
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
     build_embedded_pool(scale, folder, seed, options.workers)

@@ -23,6 +23,7 @@ from benchmark.images import ImagePlaces, locate_images, read_images
 from benchmark.pool import Pool
 from benchmark.registry import Strategy, get_strategy
 from benchmark.stage import Json, sha256_of, warn
+from benchmark.storage import has_file
 from benchmark.subset import Subset
 from benchmark.tables import read_parquet
 from benchmark.uids import count_of, format_uids, sort_uids, uid_order, unique_uids
@@ -167,7 +168,7 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
         pool.check_columns(rule.strategy.needed_columns(rule.options), needed_by)
         pool.check_features(rule.strategy.needed_features(rule.options), needed_by)
         rule.with_assets(pool.dir)
-        if rule.strategy.planted and not planted_path(pool).exists():
+        if rule.strategy.planted and not has_file(planted_path(pool)):
             raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
         if rule.strategy.images and not pool.has_images:
             raise FileNotFoundError(f"{needed_by} needs the images, but there is no tar in {pool.dir / 'shards'}")

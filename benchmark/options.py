@@ -11,6 +11,7 @@ from benchmark.filtering import Cut, Rule
 from benchmark.names import nearest_name
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_strategy
 from benchmark.scales import Scale, get_scale
+from benchmark.storage import as_location
 
 MISSING = "???"
 MAX_SEED = 2**63 - 1
@@ -30,7 +31,9 @@ class PoolOptions:
     """What every verb knows: the scale and where the pool is."""
 
     scale: str = _option("nano", "the recipe; `winnow list scales` lists them; or a file of your own: my_scale.yaml")
-    pool_dir: Any = _option(None, "the pool's folder [pools/<scale>]; an embedded one is built when it is not there")
+    pool_dir: Any = _option(
+        None, "the pool's folder or URL [pools/<scale>]; an embedded one is built when it is not there"
+    )
     pool_seed: Any = _option(0, "which drawing of the embedded pool; others than 0 go to pools/<scale>-<pool_seed>")
     strict: Any = _option(True, "a damaged tar is an error; false goes on with what can be read of it, and counts")
 
@@ -51,7 +54,7 @@ class TrainingOptions(SeedOptions):
 
 @dataclass
 class ChoiceOptions(PoolOptions):
-    exp_dir: Any = _option(None, "the experiment's folder [experiments/<scale>/<filters>-<hash>]")
+    exp_dir: Any = _option(None, "the experiment's folder or URL [experiments/<scale>/<filters>-<hash>]")
     within: Any = _option(None, "a subset file: filter inside it, as if its rows were the pool")
     subset: Any = _option(None, "a subset file (.npy or raw) to take as it is, instead of filters")
     max_missing: Any = _option(0, MAX_MISSING)
@@ -234,12 +237,12 @@ def as_wandb(value: Any) -> str:
 
 
 def as_path(value: Any, name: str) -> Path | None:
-    """Return a path, or None where none is given."""
+    """Return a path or a URL's location, or None where none is given."""
     if value is None:
         return None
     if not isinstance(value, str | int):
         raise ValueError(f"{name}={value} is not a path")
-    return Path(str(value)).expanduser()
+    return as_location(str(value))
 
 
 def as_device(value: Any, scale: Scale) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from numpy.lib.npyio import NpzFile
 
 from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, index_tables, read_index, unpack_uids
 from benchmark.names import nearest_name
@@ -36,7 +37,7 @@ from benchmark.tables import read_footer, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
-NPZ_READ_AHEAD = 8 << 20  # bytes; numpy asks for small pieces of an array
+NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
 FOOTER_READ_AHEAD = 1 << 16
 
 # What reading a damaged .npz raises: numpy parses the header of an array as Python.
@@ -195,7 +196,7 @@ class Pool:
                 with (
                     storage_errors(npz_path),
                     open_file(npz_path, read_ahead=NPZ_READ_AHEAD) as file,
-                    np.load(file, allow_pickle=False) as arrays,
+                    NpzFile(file, allow_pickle=False) as arrays,  # np.load would read the beginning too
                 ):
                     features = {name: arrays[name] for name in names}
             except (FileNotFoundError, PermissionError):
@@ -219,7 +220,7 @@ class Pool:
         """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has another length."""
         for path in self.metadata_paths if features else []:
             npz_path = path.with_suffix(".npz")
-            if not npz_path.exists():
+            if npz_path not in self.metadata_states:
                 raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
             shapes = _npz_shapes(npz_path)
             rows = self._footer(path).num_rows

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -185,6 +185,15 @@ def stat_of(path: Path) -> FileState:
     return FileState(path, int(info["size"]), _state(info))
 
 
+def has_file(path: Path) -> bool:
+    """Tell whether a file is there; raises, as pathlib's methods do not, where the storage does not answer."""
+    try:
+        stat_of(path)
+    except FileNotFoundError:
+        return False
+    return is_remote(path) or path.is_file()
+
+
 def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
     """Return the files of a folder, by name, with their states; one listing where it is remote, not one per file.
 
@@ -196,15 +205,28 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
         paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
         return [stat_of(path) for path in paths if not path.is_dir()]
     filesystem, name = _opened(folder)
+    if recursive:
+        files = _files_under(folder)
+        if not files:
+            raise FileNotFoundError(f"there is nothing at {folder}")
+        return files
     with storage_errors(folder):
-        found = list(filesystem.find(name, detail=True).values()) if recursive else filesystem.ls(name, detail=True)
+        return _files_of(folder, name, filesystem.ls(name, detail=True))
+
+
+def _files_under(folder: Path) -> list[FileState]:
+    """Return all files in and below a remote folder, none where it is not there; a bucket that is not there raises."""
+    filesystem, name = _opened(folder)
+    with storage_errors(folder):
+        return _files_of(folder, name, filesystem.find(name, detail=True).values())
+
+
+def _files_of(folder: Path, name: str, infos: Iterable[Mapping[str, Any]]) -> list[FileState]:
     files = []
-    for info in found:
+    for info in infos:
         inner = info["name"].removeprefix(name).strip("/")
         if info["type"] == "file" and inner:  # a folder may be listed as an empty object of its own name
             files.append(FileState(folder / inner, int(info["size"]), _state(info)))
-    if not files and not found:
-        raise FileNotFoundError(f"there is nothing at {folder}")
     return sorted(files, key=lambda file: str(file.path))
 
 
@@ -219,29 +241,32 @@ def open_file(path: Path, *, read_ahead: int = 0) -> BinaryIO:
         return cast(BinaryIO, filesystem.open(name, "rb", cache_type="none"))
 
 
-def local_copy(location: Path, *, beside: Sequence[str] = ()) -> Path:
+def local_copy(location: Path, *, beside: Sequence[str] = (), only: Sequence[str] = ()) -> Path:
     """Return a local path with the contents of a file or folder: itself, or a copy in the cache that is kept current.
 
-    Files named `beside` that lie next to a remote file are fetched too, where they are there.
+    Of a remote folder, `only` names the folders in it that are wanted. Files named `beside` that lie next to a remote
+    file are fetched too, where they are there. Raises FileNotFoundError.
     """
     if not is_remote(location):
         return location
     holder = cache_dir() / "copies" / location_key(location)
+    name = location.name or "bucket"
+    files: dict[str, FileState] = {}
+    missing = []
+    for folder in [location / inner for inner in only] or [location]:
+        found = {f"{name}/{_inner(file.path, location)}": file for file in _files_under(folder)}
+        files |= found
+        missing += [] if found else [_inner(folder, location)]
+    if only and missing:
+        raise FileNotFoundError(f"{location} lacks {', '.join(missing)}")
+    if missing:  # no folder, so a file
+        files[name] = stat_of(location)
+        there = (location.with_name(each) for each in beside)
+        files |= {path.name: stat_of(path) for path in there if has_file(path)}
     with locked(holder):
-        try:
-            files = list_files(location, recursive=True)
-        except FileNotFoundError:
-            files = []
-        wanted = {str(location.name) + "/" + _inner(file.path, location): file for file in files}
-        if list(wanted) in ([], [f"{location.name}/"]):  # a file, which some storages list as its own folder
-            wanted = {location.name: stat_of(location)}
-            for name in beside:
-                try:
-                    wanted[name] = stat_of(location.with_name(name))
-                except FileNotFoundError:
-                    continue
-        _Mirror(location.parent, holder / "files", holder / MANIFEST_NAME).fetch(wanted)
-    return holder / "files" / location.name
+        mirror = _Mirror(location, holder / "files", holder / MANIFEST_NAME)
+        mirror.fetch(files, within=[f"{name}/{inner}/" for inner in only] or [""])
+    return holder / "files" / name
 
 
 def _inner(path: Path, folder: Path) -> str:
@@ -531,12 +556,9 @@ def mirrored(location: Path) -> Iterator[Path]:
     holder = cache_dir() / "experiments" / location_key(location)
     # The whole time: a second process on this machine would take this one's files for left-overs.
     with locked(holder):
-        mirror = _Mirror(location, holder / location.name, holder / MANIFEST_NAME)
-        try:
-            files = list_files(location, recursive=True)
-        except FileNotFoundError:
-            files = []
-        mirror.fetch({_inner(file.path, location): file for file in files})
+        mirror = _Mirror(location, holder / (location.name or "bucket"), holder / MANIFEST_NAME)
+        _check_writable(location)
+        mirror.fetch({_inner(file.path, location): file for file in _files_under(location)})
         say(f"{location} is worked on in {mirror.folder}")
         try:
             with followed_renames(mirror.follow):
@@ -548,6 +570,14 @@ def mirrored(location: Path) -> Iterator[Path]:
                 warn(f"{one_line(error)}; what is not uploaded is lost")
             raise
         mirror.push()
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise PermissionError before hours of work where nothing can be written to a remote folder."""
+    filesystem, name = _opened(folder / f"writable{TEMPORARY_SUFFIX}")
+    with storage_errors(folder):
+        filesystem.pipe_file(name, b"")
+        filesystem.rm_file(name)
 
 
 class _Mirror:
@@ -567,17 +597,19 @@ class _Mirror:
         except (FileNotFoundError, ValueError, AttributeError, TypeError):
             pass  # everything is fetched
 
-    def fetch(self, files: Mapping[str, FileState]) -> None:
-        """Make the local folder hold exactly these files."""
+    def fetch(self, files: Mapping[str, FileState], *, within: Sequence[str] = ("",)) -> None:
+        """Make the local folder hold exactly these files, of those whose names begin as `within` says."""
+        prefixes = tuple(within)
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.rglob("*"), reverse=True):
             name = path.relative_to(self.folder).as_posix()
             if path.is_dir() and not path.is_symlink():
                 if not any(path.iterdir()):
                     path.rmdir()
-            elif name not in files:
+            elif name not in files and name.startswith(prefixes):
                 path.unlink()
-        self.manifest = {name: states for name, states in self.manifest.items() if name in files}
+        gone = {name for name in self.manifest if name not in files and name.startswith(prefixes)}
+        self.manifest = {name: states for name, states in self.manifest.items() if name not in gone}
         try:
             for name, file in files.items():
                 path = _inside(self.folder, name)
@@ -594,12 +626,13 @@ class _Mirror:
         """Upload a file that was just renamed, after everything else that is finished, so that records come last."""
         if not target.is_relative_to(self.folder):
             return
-        moved, name = (path.relative_to(self.folder).as_posix() for path in (source, target))
+        name = target.relative_to(self.folder).as_posix()
+        moved = source.relative_to(self.folder).as_posix() if source.is_relative_to(self.folder) else ""
         self._remove({known for known in self.manifest if known != moved and not (self.folder / known).exists()})
         for path in self._changed():
             if path != target and not _is_log(path.relative_to(self.folder)):
                 self._upload(path)
-        if moved in self.manifest:  # there already, under another name: large, perhaps
+        if self.manifest.get(moved, [""])[-1] == state_of(target):  # there already, under another name: large, perhaps
             filesystem, remote_name = _opened(self.remote / name)
             with storage_errors(self.remote / name):
                 filesystem.cp_file(_opened(self.remote / moved)[1], remote_name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,9 @@ from benchmark.registry import load_tasks
 from benchmark.report import report_stage
 from benchmark.reshard import SHARDS_NAME
 from benchmark.scales import SCALES, Scale
-from benchmark.stage import say, write_bytes
+from benchmark.stage import rank_of_process, say, write_bytes
+from benchmark.storage import is_remote, is_writable, local_copy, mirrored, storage_errors
+from benchmark.subset import SUBSET_RECORD_NAME
 
 if TYPE_CHECKING:
     from leaderboard.table import Table
@@ -62,17 +66,18 @@ def run(config: Config, command: list[str]) -> None:
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
-    eval_dir = _eval_dir(config, pool_dir)
-    check_evaluation_data(scale, tasks, eval_dir)
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(config, pool, choice, scale)
+        _say_reads(pool, choice, scale)
         return
-    exp_dir = _filter(config, command, scale, pool, choice)
-    train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
-    evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
-    report_experiment(exp_dir, scale, pool)
-    if with_report:
-        report_stage(exp_dir, pool, scale)
+    eval_dir = _eval_dir(config, pool_dir, scale, tasks)
+    check_evaluation_data(scale, tasks, eval_dir)
+    with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
+        _filter(exp_dir, config, command, pool, choice)
+        train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
+        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
+        report_experiment(exp_dir, scale, pool)
+        if with_report:
+            report_stage(exp_dir, pool, scale)
 
 
 def filter_pool(config: Config, command: list[str]) -> None:
@@ -82,9 +87,10 @@ def filter_pool(config: Config, command: list[str]) -> None:
     as_workers(config["workers"])
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(config, pool, choice, None)
+        _say_reads(pool, choice, None)
         return
-    _filter(config, command, scale, pool, choice)
+    with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
+        _filter(exp_dir, config, command, pool, choice)
 
 
 def reshard(config: Config, command: list[str]) -> None:
@@ -96,24 +102,27 @@ def reshard(config: Config, command: list[str]) -> None:
     shard_size = as_positive(config["shard_size"], "shard_size")
     max_missing = as_count(config["max_missing"], "max_missing")
     workers, dry_run = as_workers(config["workers"]), as_flag(config["dry_run"], "dry_run")
-    exp_dir, subset_path, out_dir = (as_path(config[name], name) for name in ("exp_dir", "subset", "out_dir"))
-    if (exp_dir is None) == (subset_path is None):
+    location, given, out = (as_path(config[name], name) for name in ("exp_dir", "subset", "out_dir"))
+    if (location is None) == (given is None):
         raise ValueError("give exp_dir= of an experiment that has a subset, or subset= of a file and out_dir=")
-    if exp_dir is None and out_dir is None:
+    if location is None and out is None:
         raise ValueError("subset= goes with out_dir=, the folder to write to")
     pool = Pool(pool_dir, strict=_is_strict(config))
-    if exp_dir is not None:
-        subset_path, record = open_experiment(exp_dir, pool)
-        refuse_changed(subset_path, record.result["sha256"])
-        out_dir = out_dir or exp_dir / SHARDS_NAME
-    assert subset_path is not None and out_dir is not None
-    if dry_run:
-        for line in resharding_lines(pool, subset_path):
-            say(line)
-        return
-    reshard_stage(pool, subset_path, out_dir, shard_size=shard_size, max_missing=max_missing, workers=workers)
-    if exp_dir is not None:
-        _log_command(exp_dir, config, command)
+    with ExitStack() as held:
+        if location is not None:
+            exp_dir = held.enter_context(mirrored(location))
+            subset_path, record = open_experiment(exp_dir, pool)
+            refuse_changed(subset_path, record.result["sha256"])
+            _log_command(exp_dir, config, command)
+        else:
+            assert given is not None
+            subset_path = local_copy(given)
+        if dry_run:
+            for line in resharding_lines(pool, subset_path):
+                say(line)
+            return
+        out_dir = exp_dir / SHARDS_NAME if out is None else held.enter_context(mirrored(out))
+        reshard_stage(pool, subset_path, out_dir, shard_size=shard_size, max_missing=max_missing, workers=workers)
 
 
 def train(config: Config, command: list[str]) -> None:
@@ -125,16 +134,23 @@ def train(config: Config, command: list[str]) -> None:
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     workers, wandb = as_workers(config["workers"]), as_wandb(config["wandb"])
     accumulation = as_accumulation(config["accumulation"])
-    exp_dir = _given_exp_dir(config)
-    # An experiment with shards of its own is trained without the pool, on a machine that may not have it.
-    has_shards = (exp_dir / SHARDS_NAME).exists()
-    pool = None if has_shards and not pool_dir.exists() else Pool(pool_dir, strict=_is_strict(config))
-    if as_flag(config["dry_run"], "dry_run"):
-        for line in training_lines(exp_dir, pool, scale):
-            say(line)
-        return
-    with joined_ranks(device) as ranks:
+    location = _given_exp_dir(config)
+    if is_remote(location) and os.environ.get("LOCAL_WORLD_SIZE", "1") != str(rank_of_process()[1]):
+        raise ValueError(
+            f"exp_dir={location} is worked on in a folder of one machine, and the ranks are on several; "
+            "train in a folder that all of them share, and copy it there afterwards"
+        )
+    dry_run, is_strict = as_flag(config["dry_run"], "dry_run"), _is_strict(config)
+    with joined_ranks(device) as ranks, ExitStack() as held:
+        exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
+        # An experiment with shards of its own is trained without the pool, on a machine that may not have it.
+        is_alone = ranks.on_first(lambda: (exp_dir / SHARDS_NAME).exists() and not pool_dir.exists())
+        pool = None if is_alone else Pool(pool_dir, strict=is_strict)
         ranks.on_first(lambda: open_experiment(exp_dir, pool))
+        if dry_run:
+            for line in ranks.on_first(lambda: training_lines(exp_dir, pool, scale)):
+                say(line)
+            return
         ranks.on_first(lambda: _log_command(exp_dir, config, command))
         train_stage(
             exp_dir,
@@ -156,36 +172,44 @@ def evaluate(config: Config, command: list[str]) -> None:
     tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
-    exp_dir = _given_exp_dir(config)
+    location = _given_exp_dir(config)
     pool = Pool(pool_dir, strict=_is_strict(config))
-    open_experiment(exp_dir, pool)
-    _log_command(exp_dir, config, command)
-    evaluate_stage(exp_dir, pool, scale, seeds, _eval_dir(config, pool_dir), tasks, device=device, wandb=wandb)
-    report_experiment(exp_dir, scale, pool)
+    eval_dir = _eval_dir(config, pool_dir, scale, tasks)
+    with mirrored(location) as exp_dir:
+        open_experiment(exp_dir, pool)
+        _log_command(exp_dir, config, command)
+        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
+        report_experiment(exp_dir, scale, pool)
 
 
 def report(config: Config, command: list[str]) -> None:
     """Show what an experiment kept and dropped."""
     scale, pool_dir, _ = scale_and_pool_dir(config)
-    exp_dir = _given_exp_dir(config)
+    location = _given_exp_dir(config)
     pool = Pool(pool_dir, strict=_is_strict(config))
-    open_experiment(exp_dir, pool)
-    _log_command(exp_dir, config, command)
-    report_stage(exp_dir, pool, scale)
+    with mirrored(location) as exp_dir:
+        open_experiment(exp_dir, pool)
+        _log_command(exp_dir, config, command)
+        report_stage(exp_dir, pool, scale)
 
 
 FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
-    "run": run,
-    "filter": filter_pool,
-    "reshard": reshard,
-    "train": train,
-    "evaluate": evaluate,
-    "report": report,
+    "run": storage_errors()(run),
+    "filter": storage_errors()(filter_pool),
+    "reshard": storage_errors()(reshard),
+    "train": storage_errors()(train),
+    "evaluate": storage_errors()(evaluate),
+    "report": storage_errors()(report),
 }
 
 
 def open_pool(scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = True) -> Pool:
-    """Open the pool; an embedded scale's is built first where it is not there or not finished."""
+    """Open the pool; an embedded scale's is built first where it is not there or not finished.
+
+    One that is remote or read-only is taken as it is.
+    """
+    if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
+        return Pool(pool_dir, strict=strict)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
         build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
@@ -196,7 +220,7 @@ def _is_strict(config: Config) -> bool:
     return as_flag(config["strict"], "strict")
 
 
-def _say_reads(config: Config, pool: Pool, choice: Choice, scale: Scale | None) -> None:
+def _say_reads(pool: Pool, choice: Choice, scale: Scale | None) -> None:
     """Say what filtering, and with a scale training on what it chooses, would read."""
     from benchmark.dry_run import filter_reads, most_training_lines
 
@@ -213,6 +237,10 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
 
     if not scale.is_embedded:
         raise ValueError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
+    if is_remote(pool_dir):
+        raise ValueError(
+            f"an embedded pool is drawn into a local folder, not into {pool_dir}; copy it there afterwards"
+        )
     build_pool(pool_dir, scale, pool_seed, workers)
 
 
@@ -279,6 +307,8 @@ def _table(board_name: str, entry_path: Path | None) -> Table:
 def _choice(config: Config) -> Choice:
     subset = as_path(config["subset"], "subset")
     within = as_path(config["within"], "within")
+    # The record beside a subset says whether it is a reference's.
+    within, subset = (path and local_copy(path, beside=[SUBSET_RECORD_NAME]) for path in (within, subset))
     for path in (within, subset):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"there is no subset file {path}")
@@ -292,13 +322,11 @@ def _choice(config: Config) -> Choice:
     return Choice(rules, within)
 
 
-def _filter(config: Config, command: list[str], scale: Scale, pool: Pool, choice: Choice) -> Path:
-    exp_dir = as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)
+def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
     record = filter_stage(exp_dir, pool, choice, workers=as_workers(config["workers"]) or 0, plugins=config["plugins"])
     _log_command(exp_dir, config, command)
     for line in describe_filters(record):
         say(line)
-    return exp_dir
 
 
 def _given_exp_dir(config: Config) -> Path:
@@ -308,8 +336,10 @@ def _given_exp_dir(config: Config) -> Path:
     return exp_dir
 
 
-def _eval_dir(config: Config, pool_dir: Path) -> Path:
-    return as_path(config["eval_dir"], "eval_dir") or pool_dir / "eval"
+def _eval_dir(config: Config, pool_dir: Path, scale: Scale, task_names: list[str]) -> Path:
+    """Return the evaluation sets' folder; of a remote one, a local folder with copies of what the tasks need."""
+    eval_dir = as_path(config["eval_dir"], "eval_dir") or pool_dir / "eval"
+    return local_copy(eval_dir, only=[task.folder_name for task in chosen_tasks(scale, task_names)])
 
 
 def _log_command(exp_dir: Path, config: Config, command: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 Reads one JSON per line from standard input: `argv`, `cwd`, and when to SIGKILL the child: `after` seconds, or at its
 `rename`-th rename (before it, or after it where `late`); or which `signal` it gets at its `step`-th training step.
-Answers each with the child's exit status as JSON.
+`env` overrides environment variables. Answers each with the child's exit status as JSON.
 """
 
 import json
@@ -25,6 +25,7 @@ import benchmark.train
 
 
 def run_child(request):
+    os.environ.update(request.get("env", {}))
     os.chdir(request["cwd"])
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

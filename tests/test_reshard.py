@@ -334,7 +334,7 @@ def test_shards_that_are_not_the_records_are_refused(chosen, pico_pool, tmp_path
     with pytest.raises(ValueError, match="reshard again"):
         read_resharded(exp_dir, record)
     (exp_dir / "shards" / "00000001.tar").write_bytes(data)
-    with pytest.raises(ValueError, match="holds .* samples in .* tars, but its reshard.json says"):
+    with pytest.raises(ValueError, match=r"holds .* samples in .* tars, but its reshard\.json says"):
         read_resharded(exp_dir, record)
 
 

@@ -28,6 +28,7 @@ from benchmark.stage import (
     write_bytes,
     write_record,
 )
+from benchmark.storage import has_file
 from benchmark.subset import load_subset
 
 REPORT_VERSION = 3
@@ -52,7 +53,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "subset": record.result["sha256"],
         "filter": record.hash,
         "pool": pool.identity.as_json() if pool.has_images else {"fingerprint": pool.fingerprint},
-        "planted": sha256_of(planted_path(pool)) if planted_path(pool).exists() else None,
+        "planted": sha256_of(planted_path(pool)) if has_file(planted_path(pool)) else None,
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
         "metadata": metadata_state(pool),
         "board": standing.digest,
