@@ -1,0 +1,136 @@
+"""`dry_run=true`: what a stage says it will read is what it then reads, and nothing is written."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from benchmark import dry_run
+from benchmark.cli import main
+from benchmark.dry_run import cutting_reads, filter_reads, format_bytes, training_reads
+from benchmark.filtering import Rule
+from benchmark.index import IndexSummary, PoolIndex, Tar
+from benchmark.options import make_rule
+from benchmark.pool import Pool
+from benchmark.scales import SCALES
+from benchmark.storage import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, RangeReader
+
+MIB = 1 << 20
+
+
+def index_of(tar_sizes, image_places, tmp_path):
+    """An index of samples at (tar, offset, length), captions of 10 bytes right behind the image."""
+    tars = [Tar(tmp_path / f"{n}.tar", size, "") for n, size in enumerate(tar_sizes)]
+    tar, offset, length = (np.array(each, dtype=np.int64) for each in zip(*image_places, strict=True))
+    zeros = np.zeros(len(tar), dtype=np.dtype("u8,u8"))
+    return PoolIndex(IndexSummary(tars, []), zeros, tar, offset, length, offset + length, np.full(len(tar), 10))
+
+
+def seen(samples):
+    return replace(SCALES["pico"], samples_seen=samples, batch_size=1)
+
+
+def test_in_place_on_a_local_disk_reads_the_bytes_of_the_samples(tmp_path):
+    index = index_of([100 * MIB], [(0, 0, 90), (0, 50 * MIB, 190)], tmp_path)
+    reads = training_reads(index, np.array([0, 1, 1]), seen(6), is_held=False)
+    assert (reads.passes, reads.kept_bytes) == (2.0, 100 + 200 + 200)
+    assert (reads.in_place.num_bytes, reads.in_place.num_requests) == (1000, 12)
+    assert not reads.resharding_pays and "in place is the cheaper" in reads.lines()[-1]
+    held = training_reads(index, np.array([0, 1, 1]), seen(6), is_held=True)
+    assert (held.in_place.num_bytes, held.in_place.num_requests) == (500, 6)
+
+
+def test_in_place_on_a_remote_pool_reads_blocks_and_resharding_may_pay(tmp_path, monkeypatch):
+    """Two samples in different blocks of 8 MiB of one tar, one in the short last block of another."""
+    monkeypatch.setattr(dry_run, "is_remote", lambda path: True)
+    monkeypatch.setenv("WINNOW_BLOCK_CACHE_BYTES", "1000")
+    places = [(0, 5, 90), (0, BLOCK_BYTES + 5, 90), (1, 2 * BLOCK_BYTES + 1, 90)]
+    index = index_of([40 * MIB, 2 * BLOCK_BYTES + 300], places, tmp_path)
+    once = 2 * BLOCK_BYTES + 300
+    reads = training_reads(index, np.arange(3), seen(12), is_held=False)
+    assert (reads.in_place.num_bytes, reads.in_place.num_requests) == (4 * once, 4 * 3)
+    assert cutting_reads(index, np.arange(3)).num_bytes == SEQUENTIAL_BLOCK_BYTES + 2 * BLOCK_BYTES + 300
+    assert reads.resharding_pays and "`winnow reshard` first" in reads.lines()[-1]
+    monkeypatch.setenv("WINNOW_BLOCK_CACHE_BYTES", str(once))
+    assert training_reads(index, np.arange(3), seen(12), is_held=False).in_place.num_bytes == once, "kept blocks"
+
+
+def test_a_sample_across_two_blocks_needs_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "is_remote", lambda path: True)
+    index = index_of([40 * MIB], [(0, BLOCK_BYTES - 5, 90)], tmp_path)
+    assert training_reads(index, np.array([0]), seen(1), is_held=False).in_place.num_requests == 2
+
+
+def test_filters_read_their_columns_and_arrays(pico_pool, strategies):
+    pool = Pool(pico_pool)
+    (columns,) = filter_reads(pool, [make_rule("clip_score", {})])
+    footers = [pq.read_metadata(path) for path in pool.metadata_paths]
+    wanted = ("uid", "clip_l14_similarity_score")
+    chunks = [
+        footer.row_group(group).column(number)
+        for footer in footers
+        for group in range(footer.num_row_groups)
+        for number in range(footer.num_columns)
+        if footer.schema.column(number).name in wanted
+    ]
+    assert columns.num_bytes == sum(chunk.total_compressed_size for chunk in chunks)
+    assert columns.num_requests == len(chunks) + len(footers)
+    _, arrays = filter_reads(pool, [make_rule("semdedup", {})])
+    rows = pool.num_rows
+    sizes = [np.load(path.with_suffix(".npz"))["l14_img"].nbytes for path in pool.metadata_paths]
+    assert sum(sizes) <= arrays.num_bytes <= sum(sizes) + 200 * len(sizes) and rows
+
+
+def test_images_are_counted(pico_pool, strategies):
+    pool = Pool(pico_pool)
+    *_, images = filter_reads(pool, [Rule("text_masked_clip", make_rule("text_masked_clip", {}).options)])
+    assert images.num_requests == len(pool.index)
+    assert images.num_bytes == int(pool.index.image_length.sum())
+
+
+def test_training_reads_what_was_said(pico_pool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=e"]
+    assert main(["filter", *at, "filters=no_filter"]) == 0
+    capsys.readouterr()
+    assert main(["train", *at, "dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    counted = {"bytes": 0, "requests": 0}
+    real = RangeReader.read
+
+    def counting(self, path, offset, length):
+        counted["bytes"] += length
+        counted["requests"] += 1
+        return real(self, path, offset, length)
+
+    monkeypatch.setattr(RangeReader, "read", counting)
+    assert not (tmp_path / "e" / "seed-0").exists()
+    assert main(["train", *at]) == 0
+    assert f"in place: {format_bytes(counted['bytes'])} in {counted['requests']:,} requests" in said
+
+
+@pytest.mark.parametrize("verb", ["run", "filter", "reshard", "train"])
+def test_nothing_is_written(pico_pool, tmp_path, capsys, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    at = ["scale=pico", f"pool_dir={pico_pool}"]
+    if verb in ("reshard", "train"):
+        at.append("exp_dir=e")
+        assert main(["filter", *at]) == 0
+    before = {path for path in tmp_path.rglob("*") if path.is_file() and "logs" not in path.parts}
+    capsys.readouterr()
+    assert main([verb, *at, "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert " requests" in out and ("kB in" in out or "MB in" in out)
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and "logs" not in path.parts} == before
+
+
+def test_bytes_are_spelt_with_their_unit():
+    assert [format_bytes(n) for n in (0, 999, 1000, 1_250_000, 3 * 10**9, 4 * 10**14)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "1.2 MB",
+        "3.0 GB",
+        "400.0 TB",
+    ]
