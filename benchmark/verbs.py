@@ -43,7 +43,7 @@ from benchmark.registry import load_tasks
 from benchmark.report import report_stage
 from benchmark.scales import SCALES, Scale
 from benchmark.stage import rank_of_process, say, write_bytes
-from benchmark.storage import is_remote, is_writable, local_copy, mirrored, storage_errors
+from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
 
 if TYPE_CHECKING:
     from leaderboard.table import Table
@@ -158,6 +158,8 @@ def open_pool(scale: Scale, pool_dir: Path, pool_seed: int) -> Pool:
     One that is remote or read-only is taken as it is.
     """
     if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
+        if has_file(pool_dir / "building.json") and not has_file(pool_dir / "pool.json"):
+            raise ValueError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
         return Pool(pool_dir)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
