@@ -25,7 +25,7 @@ from pydantic_core import from_json
 
 from benchmark.executor import map_items
 from benchmark.stage import atomic_path, locked, read_json, warn
-from benchmark.storage import as_location, index_dir_of, list_files, open_sequential
+from benchmark.storage import as_location, index_dir_of, is_remote, list_files, open_sequential
 from benchmark.subset import Subset, load_subset
 from benchmark.tables import read_parquet
 from benchmark.tars import IMAGE_FORMATS, Damage, Member, ReadAt, reading_ahead, scan_tar
@@ -430,10 +430,12 @@ def counts_of(table: pa.Table, uids: np.ndarray, without_json: int, damage: Dama
 
 def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *, hash_images: bool = False) -> None:
     """Write a tar's index, its counts in the footer, atomically."""
-    about = {"version": INDEX_VERSION, "state": tar.state, "hash_images": hash_images, **asdict(counts)}
+    about = {"version": INDEX_VERSION, "state": _kept_state(tar), "hash_images": hash_images, **asdict(counts)}
     table = table.replace_schema_metadata({"winnow_index": json.dumps(about)})
     with atomic_path(_index_path(index_dir, tar.path)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+        if not is_remote(tar.path):
+            os.utime(temporary, ns=(_time_of(tar), _time_of(tar)))
 
 
 def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
@@ -450,15 +452,27 @@ def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | Non
 
 def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | None:
     """Return the counts of a tar's index, or None where there is none that fits the tar as it is now."""
+    path = _index_path(index_dir, tar.path)
     try:
-        about = json.loads((pq.read_schema(_index_path(index_dir, tar.path)).metadata or {})[b"winnow_index"])
+        about = json.loads((pq.read_schema(path).metadata or {})[b"winnow_index"])
+        is_older = not is_remote(tar.path) and path.stat().st_mtime_ns != _time_of(tar)
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None  # absent, of an older version, or damaged, and made anew
-    fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == tar.state
-    if not fits or (hash_images and not about["hash_images"]):
+    fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == _kept_state(tar)
+    if is_older or not fits or (hash_images and not about["hash_images"]):
         return None
     del about["hash_images"]
     return TarCounts(**{**about, "damage_places": tuple(about["damage_places"])})
+
+
+def _kept_state(tar: Tar) -> str:
+    # A local tar's time is kept as the time of its index, so that the same tars give the same bytes of index.
+    return tar.state if is_remote(tar.path) else str(tar.size)
+
+
+def _time_of(tar: Tar) -> int:
+    """Return a local tar's time, in nanoseconds."""
+    return int(tar.state.partition("/")[2])
 
 
 def _index_path(index_dir: Path, tar_path: Path) -> Path:

@@ -312,11 +312,13 @@ class RangeReader:
         self.num_bytes = 0
         self._open: OrderedDict[Path, int] = OrderedDict()  # path -> file descriptor, the last used at the end
         self._known: dict[Path, tuple[FileState, Path]] = {}  # a remote file, and its blocks' folder
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
         self._untrimmed: int | None = None  # bytes fetched since the cache was trimmed; None before the first time
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on; raises ValueError that names the file where it ends before."""
+        if self._process != os.getpid():
+            self._lock, self._process = threading.Lock(), os.getpid()  # a fork may inherit one that nobody releases
         if not is_remote(path):
             return self._read_local(path, path, offset, length)
         file, folder = self._look_up(path)
@@ -326,9 +328,7 @@ class RangeReader:
         for number in range(offset // self.block_bytes, -(-(offset + length) // self.block_bytes)):
             start = number * self.block_bytes
             first, last = max(offset, start), min(offset + length, start + self.block_bytes)
-            block_path = folder / f"{number:08d}"
-            self._fetch(file, block_path, start)
-            parts.append(self._read_local(block_path, path, first - start, last - first))
+            parts.append(self._read_block(file, folder / f"{number:08d}", start, first, last))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
@@ -336,6 +336,14 @@ class RangeReader:
         with self._lock:
             while self._open:
                 os.close(self._open.popitem()[1])
+
+    def _read_block(self, file: FileState, block_path: Path, start: int, first: int, last: int) -> bytes:
+        while True:
+            self._fetch(file, block_path, start)
+            try:
+                return self._read_local(block_path, file.path, first - start, last - first)
+            except FileNotFoundError:
+                continue  # another thread closed it and another process removed it, in that moment
 
     def _read_local(self, path: Path, told: Path, offset: int, length: int) -> bytes:
         with self._lock:  # else another thread might close the file
@@ -406,7 +414,7 @@ class RangeReader:
     def __reduce__(self) -> tuple[Callable[..., RangeReader], tuple[int]]:
         return _make_reader, (self.block_bytes,)  # a process that is not forked opens its own files
 
-    def __del__(self) -> None:
+    def __del__(self) -> None:  # without the lock: a thread that holds it may be interrupted by this
         for descriptor in self._open.values():
             os.close(descriptor)
 

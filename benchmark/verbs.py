@@ -46,7 +46,7 @@ from benchmark.report import report_stage
 from benchmark.reshard import SHARDS_NAME
 from benchmark.scales import SCALES, Scale
 from benchmark.stage import rank_of_process, say, write_bytes
-from benchmark.storage import is_remote, is_writable, local_copy, mirrored, storage_errors
+from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
 from benchmark.subset import SUBSET_RECORD_NAME
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ def open_pool(scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = Tr
     One that is remote or read-only is taken as it is.
     """
     if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
+        if has_file(pool_dir / "building.json") and not has_file(pool_dir / "pool.json"):
+            raise ValueError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
         return Pool(pool_dir, strict=strict)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):

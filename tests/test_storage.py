@@ -156,6 +156,7 @@ def test_a_state_changes_with_the_contents_and_a_folder_is_listed_in_one_request
 # --- Ranges ---------------------------------------------------------------------------------------------------------
 
 DATA = np.random.default_rng(0).bytes(1000)
+SHAPES = "wds_pico-shapes_test"  # the folder of an evaluation set
 RANGES = [(0, 10), (95, 10), (100, 100), (250, 400), (999, 1), (0, 1000), (500, 0)]
 
 
@@ -244,7 +245,7 @@ def test_a_remote_pool_gives_the_same_subset_as_a_local_one(server, s3, pico_poo
     upload(pico_pool / "metadata", s3 / "metadata")
     upload(pico_pool / "assets", s3 / "assets")
     options = ["scale=pico", "filters=[basic,clip_score,image_based]", "filters.clip_score.fraction=0.6"]
-    for pool_dir, exp_dir, workers in ((pico_pool, "local", 0), (s3, "remote", 2)):
+    for pool_dir, exp_dir, workers in ((pico_pool, "local", 0), (s3, "remote", 1)):
         exp_dir = tmp_path / exp_dir
         assert main(["filter", *options, f"pool_dir={pool_dir}", f"exp_dir={exp_dir}", f"workers={workers}"]) == 0
     for name in ("subset.npy", "subset.json"):
@@ -344,9 +345,9 @@ def test_at_the_start_the_remote_is_the_truth(server, s3):
 
 
 def test_killed_and_started_again_on_other_machines_an_experiment_ends_with_the_same_bytes(s3, pico_pool, tmp_path):
-    upload(pico_pool / "eval" / "nano" / "shapes", s3 / "eval" / "nano" / "shapes")
+    upload(pico_pool / "eval" / SHAPES, s3 / "eval" / SHAPES)
     options = ["scale=pico", f"pool_dir={pico_pool}"]
-    evaluate = ["evaluate", *options, "tasks=nano/shapes"]
+    evaluate = ["evaluate", *options, "tasks=pico/shapes"]
     exp_dir = f"exp_dir={s3 / 'exp'}"
     nursery = Nursery()
 
@@ -360,7 +361,7 @@ def test_killed_and_started_again_on_other_machines_an_experiment_ends_with_the_
         assert run(["filter", *options, exp_dir], "first", rename=3) == KILLED
         assert run(["filter", *options, exp_dir], "second") == 0, told(tmp_path)
         train = ["train", *options, exp_dir]
-        for machine, number, late in (("third", 14, True), ("third", 9, False), ("fourth", 12, True)):
+        for machine, number, late in (("third", 14, True), ("fourth", 9, False)):
             assert run(train, machine, rename=number, late=late) == KILLED, told(tmp_path)
         assert run(train, "fifth") == 0, told(tmp_path)
         assert run([*evaluate, exp_dir, f"eval_dir={s3 / 'eval'}"], "sixth") == 0, told(tmp_path)
@@ -423,6 +424,8 @@ def test_what_is_not_there_is_told_in_a_sentence(server, capsys, pico_pool):
         capsys, *pool, "exp_dir=s3://nobody/exp"
     )
     assert "there is nothing at s3://bucket/none.npy" in failing(capsys, *pool, "subset=s3://bucket/none.npy")
+    put("s3://bucket/half/building.json", b"{}")
+    assert "s3://bucket/half is half drawn" in failing(capsys, "filter", "scale=pico", "pool_dir=s3://bucket/half")
     assert "gs:// needs gcsfs" in failing(capsys, *pool, "exp_dir=gs://bucket/exp")
     assert "drawn into a local folder" in failing(
         capsys, "pool", "build", "--scale=pico", "--pool-dir=s3://bucket/pool"
