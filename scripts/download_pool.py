@@ -25,11 +25,11 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -166,7 +166,7 @@ class Effort:
     retries: int
 
 
-class RunnerDied(Exception):
+class RunnerError(Exception):
     """The process that runs img2dataset ended in the middle of a shard."""
 
 
@@ -366,7 +366,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             "install it with: pip install 'winnow-bench[hf]'"
         ) from error
     # Among the bases are the errors of whichever HTTP library the installed version works with.
-    unreachable: tuple[type[Exception], ...] = (EntryNotFoundError, OSError, *HfHubHTTPError.__bases__)  # type: ignore[arg-type]
+    unreachable: tuple[type[Exception], ...] = (EntryNotFoundError, OSError, *HfHubHTTPError.__bases__)
     try:
         yield
     except RevisionNotFoundError as error:
@@ -560,17 +560,17 @@ class Runner:
         self.version = str(self.ask(settings)["version"])
 
     def ask(self, message: dict[str, Json]) -> dict[str, Json]:
-        """Send a line and wait for the answer; raises RunnerDied with its last words."""
+        """Send a line and wait for the answer; raises RunnerError with its last words."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
         try:
             stdin.write(json.dumps(message) + "\n")
             stdin.flush()
         except (OSError, ValueError) as error:
-            raise RunnerDied(self.last_words()) from error
+            raise RunnerError(self.last_words()) from error
         line = stdout.readline()
         if not line:
-            raise RunnerDied(self.last_words())
+            raise RunnerError(self.last_words())
         return json.loads(line)
 
     def last_words(self) -> str:
@@ -584,10 +584,8 @@ class Runner:
         streams: list[IO[str] | None] = [self.process.stdin, self.process.stdout]
         for stream in streams:
             if stream is not None:
-                try:
+                with suppress(OSError):  # a line that the dead process did not read
                     stream.close()
-                except OSError:  # a line that the dead process did not read
-                    pass
 
 
 class Crew:
@@ -640,7 +638,7 @@ class Crew:
                     self.stop()
             # The first that failed has stopped the others, whose runners then died: its error is the one to tell.
             errors = [error for future in futures if (error := future.exception())]
-            for error in sorted(errors, key=lambda error: isinstance(error, RunnerDied)):
+            for error in sorted(errors, key=lambda error: isinstance(error, RunnerError)):
                 raise error
 
     def stop(self) -> None:
@@ -654,7 +652,7 @@ class Crew:
         log_path = self.download.partial_dir / f"runner-{number}.log"
         try:
             runner = Runner(self.python, self.settings, log_path)
-        except RunnerDied as error:
+        except RunnerError as error:
             raise ChildProcessError(f"img2dataset does not start with {self.python}: {error}") from error
         with self.lock:
             self.runners.add(runner)
@@ -677,7 +675,7 @@ class Crew:
                 runner = runner or self.start(number)
                 runner.ask({"shard": shard, "input_path": str(input_path), "out_dir": str(staging_dir)})
                 break
-            except RunnerDied as error:
+            except RunnerError as error:
                 if runner and not self.is_stopped:
                     with self.lock:
                         self.runners.discard(runner)
@@ -877,10 +875,8 @@ def print_report(values: dict[str, Json]) -> None:
     say(f"{values['repo']} at {values['commit'] or 'an unknown commit'}")
     for each in values["statuses"][:12]:
         say(f"  {each['pairs']:>14,}  {100 * each['share']:6.2f} %  {each['status']}")
-    if values["still_to_try"]:
-        say(
-            f"  {values['still_to_try']:>14,}  {100 * share(values['still_to_try'], values['pairs']):6.2f} %  to be tried"
-        )
+    if left := values["still_to_try"]:
+        say(f"  {left:>14,}  {100 * share(left, values['pairs']):6.2f} %  to be tried")
     for each in values["failing_hosts"][:5]:
         say(f"  fails: {each['host'] or 'no host'} ({each['pairs']:,} pairs, mostly: {each['mostly']})")
     say(f"  {values['shards']:,} of {values['shards_planned']:,} shards, {values['bytes'] / GB:,.3f} GB")
@@ -913,7 +909,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; raises ValueError where options do not go together."""
     parser = argparse.ArgumentParser(
         description="Download a CommonPool: its metadata from the Hugging Face hub, its images from the web.",
-        epilog="Started again it goes on where it was. Other metadata than a scale's: --repo mlfoundations/datacomp_1b.",
+        epilog="Started again it goes on where it was. Others than the scales: --repo mlfoundations/datacomp_1b.",
     )
     parser.add_argument("--scale", help=f"{', '.join(SCALES)}: the repository mlfoundations/datacomp_<scale>")
     parser.add_argument("--repo", help="another dataset of the hub with such metadata")

@@ -22,6 +22,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -60,10 +61,8 @@ class Attempt:
         self.is_over = True
         with self.lock:
             for each in self.sockets:
-                try:
+                with suppress(OSError):  # closed by the other side
                     each.shutdown(socket.SHUT_RDWR)
-                except OSError:  # closed by the other side
-                    pass
                 each.close()
             self.sockets.clear()
 
@@ -152,7 +151,7 @@ def blur_faces(img: Any, bbox_list: Sequence[Sequence[float]]) -> Any:
 
     Each box grows by a tenth of its longer side; the standard deviation is a tenth of the longest side of all.
     """
-    import cv2
+    import cv2  # type: ignore[import-not-found]
     import numpy as np
 
     if len(bbox_list) == 0:
