@@ -62,7 +62,7 @@ RUNNER_PATH = Path(__file__).resolve().with_name("download_runner.py")
 
 IMAGE_SIZE = 512
 SHARD_SIZE = 10_000
-KEY_DIGITS = 4
+SHARD_DIGITS, KEY_DIGITS = 8, 4
 # img2dataset's default since 1.42, and DataComp's, which gave none.
 OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]
 USER_AGENT_TOKEN = "img2dataset"  # the name by which sites address such downloads in X-Robots-Tag
@@ -71,12 +71,13 @@ DENIED = "on the deny list"
 LOST = "img2dataset lost this sample"
 # No further try changes these: other bytes than the crawl's, a site that says no, a page that is not there. An image
 # of the right sha256 that cannot be decoded will not be decodable either.
-PERMANENT_STARTS = (
+PERMANENT = (
     "hash mismatch",
     "Use of image disallowed",
     "HTTP Error 404",
     "HTTP Error 410",
     "unknown url type",
+    "'ascii' codec can't encode",
     "URL can't contain",
     "no host given",
 )
@@ -269,6 +270,9 @@ def fetch_metadata(download: Download, repo: str, revision: str, *, features: bo
             commit=commit,
             files={name: asdict(file) for name, file in sorted(files.items())},
         )
+    commit = download.record["commit"]
+    if features and commit is None:
+        raise ValueError(f"the metadata of {download.out} came by --skip-metadata; put the .npz beside it by hand")
     wanted = {name: file for name, file in download.files.items() if features or name.endswith(".parquet")}
     missing = {
         name: file
@@ -281,7 +285,6 @@ def fetch_metadata(download: Download, repo: str, revision: str, *, features: bo
         return
     need_space(download.out, sum(file.size for file in missing.values()), "the metadata")
     download.metadata_dir.mkdir(parents=True, exist_ok=True)
-    commit = download.record["commit"]
 
     def fetch(item: tuple[str, HubFile]) -> None:
         fetch_file(repo, commit, item[1], download.partial_dir / "hub", download.metadata_dir / item[0])
@@ -457,8 +460,8 @@ def is_permanent(table: pa.Table) -> pa.ChunkedArray:
     """Tell for each row of a side parquet whether it failed for good."""
     permanent = pc.equal(table["status"], "failed_to_resize")
     message = pc.fill_null(table["error_message"], "")
-    for start in PERMANENT_STARTS:
-        permanent = pc.or_(permanent, pc.match_substring(message, start))
+    for part in PERMANENT:
+        permanent = pc.or_(permanent, pc.match_substring(message, part))
     return permanent
 
 
@@ -609,37 +612,37 @@ class Crew:
         self.lock = threading.Lock()
         self.runners: set[Runner] = set()
         self.is_stopped = False
+        self.error: BaseException | None = None
 
     def work(self, jobs: Iterator[tuple[int, pa.Table]], total: int, done: int) -> None:
         """Download all shards of an iterator; the first error ends it, with what is complete in place."""
-        with tqdm(total=total, initial=done, desc="images", unit="shard", disable=None) as bar:
+        bar = tqdm(total=total, initial=done, desc="images", unit="shard", disable=None)
 
-            def member(number: int) -> None:
-                runner: Runner | None = None
-                try:
-                    while True:
-                        with self.lock:
-                            job = None if self.is_stopped else next(jobs, None)
-                        if job is None:
-                            return
-                        runner = self.download_shard(*job, runner, number)
-                        with self.lock:
-                            bar.update()
-                except BaseException:
-                    self.stop()
-                    raise
+        def member(number: int) -> None:
+            runner: Runner | None = None
+            try:
+                while True:
+                    with self.lock:
+                        job = None if self.is_stopped else next(jobs, None)
+                    if job is None:
+                        return
+                    runner = self.download_shard(*job, runner, number)
+                    with self.lock:
+                        bar.update()
+            except BaseException as error:
+                with self.lock:
+                    self.error = self.error or error  # the others end because of the first
+                self.stop()
 
-            with ThreadPoolExecutor(self.effort.processes) as pool:
-                futures = [pool.submit(member, number) for number in range(min(self.effort.processes, total - done))]
-                try:
-                    for future in futures:
-                        future.result()
-                finally:
-                    self.stop()
-            # The first that failed has stopped the others, whose runners then died: its error is the one to tell.
-            errors = [error for future in futures if (error := future.exception())]
-            for error in sorted(errors, key=lambda error: isinstance(error, RunnerError)):
-                raise error
+        with bar, ThreadPoolExecutor(self.effort.processes) as pool:
+            futures = [pool.submit(member, number) for number in range(min(self.effort.processes, total - done))]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                self.stop()
+        if self.error:
+            raise self.error
 
     def stop(self) -> None:
         with self.lock:
@@ -654,8 +657,17 @@ class Crew:
             runner = Runner(self.python, self.settings, log_path)
         except RunnerError as error:
             raise ChildProcessError(f"img2dataset does not start with {self.python}: {error}") from error
+        if not (1, 47) <= tuple(map(int, runner.version.split(".")[:2])) < (2,):
+            runner.close()
+            raise ValueError(
+                f"{self.python} has img2dataset {runner.version}, and 1.47 or later is needed; "
+                "install that there, or make an environment with --make-venv"
+            )
         with self.lock:
+            is_stopped = self.is_stopped
             self.runners.add(runner)
+        if is_stopped:
+            runner.close()
         return runner
 
     def download_shard(self, shard: int, rows: pa.Table, runner: Runner | None, number: int) -> Runner | None:
@@ -673,7 +685,8 @@ class Crew:
                 writer.write_table(rows.take(asked))
             try:
                 runner = runner or self.start(number)
-                runner.ask({"shard": shard, "input_path": str(input_path), "out_dir": str(staging_dir)})
+                paths = {"input_path": str(input_path), "out_dir": str(staging_dir)}
+                runner.ask({"shard": shard, "places": asked, **paths})
                 break
             except RunnerError as error:
                 if runner and not self.is_stopped:
@@ -694,9 +707,10 @@ class Crew:
         tar_path, side_path = staging_dir / names[".tar"], staging_dir / names[".parquet"]
         first_key = shard * 10**KEY_DIGITS
         results: dict[int, dict[str, Json]] = {}
+        expected = set(asked)
         if asked:
             for row in pq.read_table(side_path).to_pylist():
-                results[asked[int(row["key"]) - first_key]] = row
+                results[int(row["key"]) - first_key] = row
         else:
             write_tar(tar_path, [])
         # img2dataset takes an error while writing, such as a full disk, for a failed sample: count what is there.
@@ -707,12 +721,15 @@ class Crew:
                 f"shard {shard:08d}: img2dataset counts {len(succeeded)} images, its tar holds {len(written)}; "
                 f"is the disk of {self.download.out} full? Run the same line again to go on"
             )
-        whole = [
-            self.side_row(place, row, results.get(place), set(asked)) for place, row in enumerate(rows.to_pylist())
-        ]
-        for place, row in enumerate(whole):
-            if place not in results:
-                row["key"] = f"{first_key + place:0{8 + KEY_DIGITS}d}"
+        for place, row in enumerate(rows.to_pylist()):
+            if place in results:
+                # img2dataset leaves the sha256 of what failed empty; a retry needs it.
+                results[place]["sha256"] = results[place]["sha256"] or row["sha256"]
+            else:
+                reason = LOST if place in expected else DENIED
+                key = f"{first_key + place:0{SHARD_DIGITS + KEY_DIGITS}d}"
+                results[place] = {**row, "key": key, "status": "failed_to_download", "error_message": reason}
+        whole = [results[place] for place in range(len(rows))]
         schema = SIDE_SCHEMA if self.blur else SIDE_SCHEMA.remove(SIDE_SCHEMA.get_field_index("face_bboxes"))
         pq.write_table(pa.Table.from_pylist(whole, schema=schema), side_path)
         write_json(staging_dir / names["_stats.json"], self.stats(whole, staging_dir / names["_stats.json"]))
@@ -720,16 +737,6 @@ class Crew:
         for name in names.values():
             rename(staging_dir / name, self.download.shards_dir / name)
         shutil.rmtree(staging_dir)
-
-    def side_row(
-        self, place: int, row: dict[str, Json], result: dict[str, Json] | None, asked: set[int]
-    ) -> dict[str, Json]:
-        """Return a row of the side parquet: img2dataset's answer, or why there is none."""
-        if result is None:
-            message = LOST if place in asked else DENIED
-            return {**row, "status": "failed_to_download", "error_message": message}
-        # img2dataset leaves the sha256 of what failed empty; a retry needs it.
-        return {**result, "sha256": result["sha256"] or row["sha256"]}
 
     @staticmethod
     def stats(rows: list[dict[str, Json]], path: Path) -> dict[str, Json]:
@@ -810,8 +817,7 @@ def need_space(folder: Path, needed: float, what: str, remedy: str = "") -> None
 def report(download: Download) -> dict[str, Json]:
     """Count what arrived, from the side parquets: each pair once, by its last try."""
     statuses: Counter[str] = Counter()
-    hosts: Counter[str] = Counter()
-    reasons: dict[str, Counter[str]] = {}
+    failures: Counter[tuple[str, str]] = Counter()  # by host and message
     tar_bytes = shards_done = left = 0
     rounds = download.rounds
     for number, round_ in enumerate(rounds):
@@ -823,17 +829,20 @@ def report(download: Download) -> dict[str, Json]:
             tar_bytes += download.shard_path(shard, ".tar").stat().st_size
             if number + 1 < len(rounds):  # what may succeed stands in the next round again
                 table = table.filter(pc.or_(pc.equal(table["status"], "success"), is_permanent(table)))
-            for row in table.to_pylist():
-                message = row["error_message"] or row["status"]
-                statuses[message] += 1
-                if row["status"] != "success":
-                    host = host_of(row["url"])
-                    hosts[host] += 1
-                    reasons.setdefault(host, Counter())[message] += 1
+            statuses["success"] += pc.sum(pc.equal(table["status"], "success")).as_py() or 0
+            failed = table.filter(pc.not_equal(table["status"], "success"))
+            messages = pc.coalesce(failed["error_message"], failed["status"]).to_pylist()
+            failures.update(zip(map(host_of, failed["url"].to_pylist()), messages, strict=True))
         left += round_.rows - tried
     rows = sum(download.rows_per_file)
     left += rows if not rounds else 0
     present = statuses["success"]
+    hosts: Counter[str] = Counter()
+    mostly: dict[str, str] = {}
+    for (host, message), count in failures.most_common():
+        statuses[message] += count
+        hosts[host] += count
+        mostly.setdefault(host, message)
     return {
         "repo": download.record["repo"],
         "commit": download.record["commit"],
@@ -853,8 +862,7 @@ def report(download: Download) -> dict[str, Json]:
             {"status": status, "pairs": count, "share": share(count, rows)} for status, count in top(statuses, 50)
         ],
         "failing_hosts": [
-            {"host": host, "pairs": count, "mostly": reasons[host].most_common(1)[0][0]}
-            for host, count in hosts.most_common(20)
+            {"host": host, "pairs": count, "mostly": mostly[host]} for host, count in hosts.most_common(20)
         ],
     }
 
@@ -956,7 +964,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         )
     if options.scale and options.repo:
         raise ValueError("--scale and --repo both name a repository; give one")
-    for first, second in (("metadata_only", "skip_metadata"), ("metadata_only", "retry"), ("report", "retry")):
+    for first, second in (
+        ("metadata_only", "skip_metadata"),
+        ("metadata_only", "retry"),
+        ("report", "retry"),
+        ("features", "skip_metadata"),
+    ):
         if getattr(options, first) and getattr(options, second):
             raise ValueError(f"--{first.replace('_', '-')} and --{second.replace('_', '-')} do not go together")
     if not 1 <= options.shard_size <= 10**KEY_DIGITS:

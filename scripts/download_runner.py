@@ -193,7 +193,8 @@ class Runner:
 
         urllib.request.install_opener(urllib.request.build_opener(Handler, SecureHandler))
         downloader.download_image_with_retry = with_deadline(downloader.download_image_with_retry, settings["deadline"])
-        self.make_downloader = downloader.Downloader
+        self.module = downloader
+        self.compute_key = downloader.compute_key
         columns = ["uid", *(["face_bboxes"] if settings["blur"] else []), "caption"]
         self.options: dict[str, Any] = {
             "sample_writer_class": WebDatasetSampleWriter,
@@ -221,9 +222,13 @@ class Runner:
             "blurring_bbox_col": "face_bboxes" if settings["blur"] else None,
         }
 
-    def run(self, shard: int, input_path: str, out_dir: str) -> None:
-        """Download one shard into a folder; raises what img2dataset raises where it cannot write."""
-        self.make_downloader(output_folder=out_dir, **self.options).download_shard((shard, input_path))
+    def run(self, shard: int, places: Sequence[int], input_path: str, out_dir: str) -> None:
+        """Download one shard into a folder; raises what img2dataset raises where it cannot write.
+
+        A sample's key says its place in the shard, also where denied ones before it were left out.
+        """
+        self.module.compute_key = lambda number, *others: self.compute_key(places[number], *others)
+        self.module.Downloader(output_folder=out_dir, **self.options).download_shard((shard, input_path))
 
 
 def read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -246,7 +251,7 @@ def main() -> None:
     while True:
         job = SimpleNamespace(**jobs.get())
         start = time.time()
-        runner.run(job.shard, job.input_path, job.out_dir)
+        runner.run(job.shard, job.places, job.input_path, job.out_dir)
         print(json.dumps({"shard": job.shard, "seconds": round(time.time() - start, 3)}), file=answers)
 
 
