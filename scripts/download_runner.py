@@ -121,6 +121,22 @@ class SecureHandler(urllib.request.HTTPSHandler):
         return self.do_open(SecureConnection, request, context=self.context)
 
 
+def make_opener() -> urllib.request.OpenerDirector:
+    """Return an opener of http and https alone: urllib's own reads file: and data: urls as well, and ftp: unbounded."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        Handler(),
+        SecureHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
 def with_deadline(download: Callable[..., tuple[int, Any, str | None]], seconds: float) -> Callable[..., Any]:
     """Wrap img2dataset's download of one row with all its retries: given up when the seconds have passed.
 
@@ -191,7 +207,7 @@ class Runner:
         from img2dataset.resizer import Resizer  # type: ignore[import-not-found]
         from img2dataset.writer import WebDatasetSampleWriter  # type: ignore[import-not-found]
 
-        urllib.request.install_opener(urllib.request.build_opener(Handler, SecureHandler))
+        urllib.request.install_opener(make_opener())
         downloader.download_image_with_retry = with_deadline(downloader.download_image_with_retry, settings["deadline"])
         self.module = downloader
         self.compute_key = downloader.compute_key
