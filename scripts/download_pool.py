@@ -119,6 +119,7 @@ SCALES = {
     "large": ScaleFigures(1_280_000_000, 2_530, 300 * GB, 7_500 * GB, 45_000 * GB),
     "xlarge": ScaleFigures(12_800_000_000, 25_300, 3_000 * GB, 75_000 * GB, 450_000 * GB),
 }
+FULL_BYTES = 64 << 20  # less room than this, and a shard that failed did so for want of it
 BYTES_PER_PAIR = SCALES["small"].tar_bytes / SCALES["small"].rows
 
 
@@ -579,6 +580,8 @@ class Runner:
     def last_words(self) -> str:
         lines = self.log_path.read_text(errors="replace").split("\n") if self.log_path.exists() else []
         said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
         return f"exit status {self.process.poll()}, {said[:300]}"
 
     def close(self) -> None:
@@ -695,11 +698,17 @@ class Crew:
                     runner.close()
                 runner = None
                 if attempt or self.is_stopped:
+                    self.refuse_full_disk(shard)
                     raise ChildProcessError(
                         f"img2dataset died twice at shard {shard:08d} ({error}); run the same line again to go on"
                     ) from error
         self.finish_shard(shard, rows, asked, staging_dir)
         return runner
+
+    def refuse_full_disk(self, shard: int) -> None:
+        """Raise OSError where a shard failed on a disk that is as good as full."""
+        if shutil.disk_usage(self.download.out).free < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.download.partial_dir / f"{shard:08d}"))
 
     def finish_shard(self, shard: int, rows: pa.Table, asked: list[int], staging_dir: Path) -> None:
         """Check a shard, complete its side parquet and statistics, and move it in place, the statistics last."""
@@ -717,9 +726,10 @@ class Crew:
         written = {member.key for member in iter_members(tar_path) if member.extension == "jpg"}
         succeeded = {row["key"] for row in results.values() if row["status"] == "success"}
         if written != succeeded:
-            raise OSError(
+            self.refuse_full_disk(shard)
+            raise ChildProcessError(
                 f"shard {shard:08d}: img2dataset counts {len(succeeded)} images, its tar holds {len(written)}; "
-                f"is the disk of {self.download.out} full? Run the same line again to go on"
+                "run the same line again to download it anew"
             )
         for place, row in enumerate(rows.to_pylist()):
             if place in results:

@@ -209,7 +209,7 @@ def pool(web, img2dataset, tmp_path_factory):
     deny.write_text("# they hang\nlocalhost\n")
     start = time.monotonic()
     arguments = [
-        *("--repo", REPO, "--out", out, "--skip-metadata", "--shard-size", 4, "--deny", deny, "--deadline", 2),
+        *("--repo", REPO, "--out", out, "--skip-metadata", "--shard-size", 4, "--deny", deny, "--deadline", 3),
         *("--img2dataset", img2dataset, "--threads", 4, "--processes", 2),
     ]
     assert run_here(*arguments) == 0
@@ -243,7 +243,7 @@ def test_the_index_reads_what_was_downloaded(pool):
 
 def test_each_failure_is_named(pool):
     out, _, _ = pool
-    assert messages(out, 0) == {0: "success", 1: "success", 2: "HTTP Error 404: Not Found", 3: "no answer in 2 s"}
+    assert messages(out, 0) == {0: "success", 1: "success", 2: "HTTP Error 404: Not Found", 3: "no answer in 3 s"}
     second = messages(out, 1)
     assert second.pop(6).startswith("<urlopen error [Errno 111]")
     assert second == {4: "hash mismatch", 5: "Image decoding error", 7: "on the deny list"}
@@ -348,34 +348,68 @@ def test_a_further_retry_takes_up_the_last_one_alone(pool, web, capsys):
     assert sum(each["pairs"] for each in values["statuses"]) == 13
 
 
+def test_a_retry_that_was_killed_goes_on_before_another_begins(pool, capsys):
+    out, arguments, _ = pool
+    before = sorted(each[0] for each in samples(out))
+    (out / "shards" / "00000005_stats.json").unlink()
+    assert run_here("--out", out, "--report") == 0
+    assert "to be tried" in capsys.readouterr().out
+    assert run_here(*arguments, "--retry") == 0
+    assert "going on with what was under way" in capsys.readouterr().out
+    assert sorted(each[0] for each in samples(out)) == before
+    assert not (out / "shards" / "00000006.tar").exists()
+
+
+def test_a_pool_of_which_nothing_arrives_is_a_pool(web, img2dataset, tmp_path, capsys):
+    """The first shard is denied as a whole, the second does not exist; an empty tar stands for each."""
+    rows = [
+        row(number, web.url(f"/none-{number}.jpg", host), b"") for number, host in enumerate(("localhost", "[::1]"))
+    ]
+    out = write_metadata(tmp_path / "pool", rows)
+    deny = tmp_path / "deny.txt"
+    deny.write_text(web.url("/", "localhost"))
+    arguments = ["--repo", REPO, "--out", out, "--skip-metadata", "--shard-size", 1, "--img2dataset", img2dataset]
+    assert run_here(*arguments, "--deny", deny) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 2 pairs (0.0 %)"
+    assert messages(out, 0) == {0: "on the deny list"}
+    assert len(read_index(out)) == 0
+
+
 def slowly(page):
     time.sleep(0.05)
     return photo(int(page.path[6:-4]))
 
 
-def test_killed_in_the_middle_it_goes_on_and_loses_nothing(web, img2dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("victim", "number", "status"),
+    [("program", signal.SIGKILL, -9), ("program", signal.SIGINT, 130), ("runner", signal.SIGKILL, 0)],
+)
+def test_killed_in_the_middle_it_goes_on_and_loses_nothing(web, img2dataset, tmp_path, victim, number, status):
     numbers = range(40)
-    web.pages |= {f"/slow-{number}.jpg": slowly for number in numbers}
-    rows = [row(number, web.url(f"/slow-{number}.jpg"), photo(number)) for number in numbers]
+    web.pages |= {f"/slow-{each}.jpg": slowly for each in numbers}
+    rows = [row(each, web.url(f"/slow-{each}.jpg"), photo(each)) for each in numbers]
     out = write_metadata(tmp_path / "pool", rows[:25], rows[25:])
     arguments = ["--repo", REPO, "--out", out, "--skip-metadata", "--shard-size", 6, "--threads", 1]
     arguments += ["--processes", 2, "--img2dataset", img2dataset]
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: any((out / "shards").glob("*_stats.json")))
         asked = len(web.asked)
         wait_until(lambda: len(web.asked) > asked)
         children = Path(f"/proc/{process.pid}/task").glob("*/children")
         runners = [int(pid) for path in children for pid in path.read_text().split()]
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid if victim == "program" else runners[0], number)
+        error = process.communicate()[1]
+    assert process.returncode == status, error
+    assert "Traceback" not in error
     assert runners
     wait_until(lambda: not any(is_alive(pid) for pid in runners))
     done = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
-    assert 0 < len(list((out / "shards").glob("*_stats.json"))) < 8
-    assert run_here(*arguments) == 0
-    assert sorted(each[0] for each in samples(out)) == [uid(number) for number in numbers]
-    # Shards that were complete stay; numbers and keys are those of an undisturbed run: 6 + 6 + 6 + 6 + 1, 6 + 6 + 3.
     whole = {name for name in done if name.endswith("_stats.json")}
+    assert 0 < len(whole) < 8 or status == 0
+    assert run_here(*arguments) == 0
+    assert sorted(each[0] for each in samples(out)) == [uid(each) for each in numbers]
+    # Shards that were complete stay; numbers and keys are those of an undisturbed run: 6 + 6 + 6 + 6 + 1, 6 + 6 + 3.
     assert all((out / "shards" / name).read_bytes() == done[name] for name in whole)
     assert {each[0]: each[1] for each in samples(out)}[uid(31)] == "000000060000"
     assert not (out / ".partial").exists()
@@ -527,6 +561,14 @@ def test_a_deny_list_takes_hosts_with_all_below_them_and_prefixes():
             None,
         )
     ] == [True, True, False, True, False, False, False]
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_here("--help")
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name}" in said for name in ("scale", "out", "retry", "deny", "deadline", "make-venv", "dry-run"))
 
 
 def test_a_dry_run_says_bytes_rows_and_time(capsys):
