@@ -430,8 +430,7 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
                 raise ValueError(f"{path} has no column {column!r}{remedies.get(column, '')}; it has {names}")
     rows = download.rows_per_file
     shards = sum(-(-each // settings.shard_size) for each in rows)
-    download.save(settings=now)
-    download.add_round(Round(0, shards, sum(rows)))
+    download.save(settings=now, rounds=[asdict(Round(0, shards, sum(rows)))])
 
 
 def plan_retry(download: Download, deny: DenyList) -> bool:
@@ -689,7 +688,15 @@ class Crew:
             try:
                 runner = runner or self.start(number)
                 paths = {"input_path": str(input_path), "out_dir": str(staging_dir)}
-                runner.ask({"shard": shard, "places": asked, **paths})
+                # Far more than all deadlines together: img2dataset itself is known to stand still at times.
+                patience = 600 + len(asked) * (self.effort.deadline / self.effort.threads + 0.5)
+                guard = threading.Timer(patience, runner.process.kill)
+                guard.daemon = True
+                guard.start()
+                try:
+                    runner.ask({"shard": shard, "places": asked, **paths})
+                finally:
+                    guard.cancel()
                 break
             except RunnerError as error:
                 if runner and not self.is_stopped:

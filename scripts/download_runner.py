@@ -5,7 +5,7 @@ each. Two things that img2dataset 1.47 does are replaced here:
 
 - Its timeout bounds one read of a socket, so a server that drips a byte now and then, or a stream without end, holds a
   thread for ever. Here a url has a deadline, and an image a size: what is late is given up, its sockets shut down.
-- Its blur is about a third as wide as the one that DataComp's pools were made with (img2dataset 1.41).
+- Its blur of faces is about a third as wide as that of the versions of DataComp's time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 KEY_DIGITS = 4  # of a sample's number within its shard, so that a shard has 10,000 at most
 SHARD_DIGITS = 8
-MAX_IMAGE_BYTES = 256 << 20
+MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 1 << 28
 PIECE_BYTES = 1 << 20
 
