@@ -30,7 +30,9 @@ from scipy.ndimage import gaussian_filter
 from benchmark.index import read_index
 from benchmark.uids import format_uids
 from scripts import download_pool
-from scripts.download_pool import DenyList, HubFile, flat_names
+from scripts.download.images import DenyList
+from scripts.download.metadata import flat_names
+from scripts.download.record import HubFile
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "download_pool.py"

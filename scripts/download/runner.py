@@ -1,4 +1,4 @@
-"""Download shards with img2dataset: run by the Python of img2dataset's own environment, for download_pool.py.
+"""Download shards with img2dataset: run by the Python of img2dataset's own environment, for images.py.
 
 Settings come as the first line of standard input and a shard as every line after it, all JSON; an answer goes out for
 each. Two things that img2dataset 1.47 does are replaced here:
