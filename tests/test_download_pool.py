@@ -377,6 +377,21 @@ def test_a_pool_of_which_nothing_arrives_is_a_pool(web, img2dataset, tmp_path, c
     assert len(read_index(out)) == 0
 
 
+def test_changed_images_and_faces_are_kept_where_that_is_asked(web, img2dataset, tmp_path):
+    web.pages["/changed.jpg"] = photo(20)
+    rows = [row(number, web.url(path), photo(0)) for number, path in enumerate(("/changed.jpg", "/none.jpg"))]
+    for each in rows:
+        del each["face_bboxes"]
+    out = write_metadata(tmp_path / "pool", rows)
+    arguments = ["--repo", REPO, "--out", out, "--skip-metadata", "--img2dataset", img2dataset]
+    assert run_here(*arguments, "--keep-changed", "--keep-faces") == 0
+    ((found, _, _, fields),) = samples(out)
+    assert found == uid(0)
+    assert fields["sha256"] == hashlib.sha256(photo(20)).hexdigest()
+    assert "face_bboxes" not in fields
+    assert messages(out, 0) == {0: "success", 1: "HTTP Error 404: Not Found"}
+
+
 def slowly(page):
     time.sleep(0.05)
     return photo(int(page.path[6:-4]))
@@ -542,6 +557,12 @@ def not_found(page):
 
 
 # What needs no server
+
+
+def test_a_missing_hub_client_is_told_with_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    assert run_here("--scale", "small", "--out", tmp_path / "pool", "--metadata-only") == 1
+    assert "install it with: pip install 'winnow-bench[hf]'" in capsys.readouterr().err
 
 
 def test_names_are_those_of_the_files_where_none_is_shared():

@@ -229,7 +229,11 @@ class Crew:
         self.deny = deny
         settings = download.record["settings"]
         self.blur, self.verify = not settings["keep_faces"], not settings["keep_changed"]
+        # In img2dataset's order, and no others: it takes every column of its input for one that it has to fill.
+        faces, hashes = (["face_bboxes"] if self.blur else []), (["sha256"] if self.verify else [])
+        self.columns = ["uid", *faces, "caption", *hashes, "url"]
         self.settings = {
+            "columns": self.columns,
             "image_size": settings["image_size"],
             "user_agent_token": settings["user_agent_token"],
             "disallowed_header_directives": settings["disallowed_header_directives"] or None,
@@ -309,8 +313,9 @@ class Crew:
             if not asked:
                 break
             input_path = staging_dir / "rows.arrow"
-            with pa.OSFile(str(input_path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-                writer.write_table(rows.take(asked))
+            table = rows.select(self.columns).take(asked)
+            with pa.OSFile(str(input_path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
             try:
                 runner = runner or self.start(number)
                 paths = {"input_path": str(input_path), "out_dir": str(staging_dir)}

@@ -211,7 +211,6 @@ class Runner:
         downloader.download_image_with_retry = with_deadline(downloader.download_image_with_retry, settings["deadline"])
         self.module = downloader
         self.compute_key = downloader.compute_key
-        columns = ["uid", *(["face_bboxes"] if settings["blur"] else []), "caption"]
         self.options: dict[str, Any] = {
             "sample_writer_class": WebDatasetSampleWriter,
             "resizer": Resizer(
@@ -225,7 +224,7 @@ class Runner:
             "thread_count": settings["threads"],
             "save_caption": True,
             "extract_exif": True,
-            "column_list": [*columns, *(["sha256"] if settings["verify"] else []), "url"],
+            "column_list": settings["columns"],
             "timeout": settings["timeout"],
             "number_sample_per_shard": 10**KEY_DIGITS,
             "oom_shard_count": SHARD_DIGITS,
