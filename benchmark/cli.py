@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow filter | train | evaluate  one stage of it
   winnow report                     a page that shows what an experiment kept and dropped
   winnow pool build                 draw an embedded pool
+  winnow pool index|check DIR       find every sample of a pool; look a pool over
   winnow subset info FILE           what is in a subset file
   winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
   winnow list filters|tasks|scales  what there is
@@ -435,14 +437,57 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _pool(arguments: list[str]) -> int:
-    parser = _Parser(prog="winnow pool", description="Make pools.")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    parser = _Parser(prog="winnow pool", description="Make pools, index them and look them over.")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")
     build = actions.add_parser("build", help="draw an embedded pool, its evaluation sets and its index")
     build.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
     build.add_argument("--pool-seed", type=int, default=0, help="which drawing (default: %(default)s)")
     build.add_argument("--pool-dir", type=Path, help="the folder (default: pools/<scale>, for seed 0)")
-    build.add_argument("--workers", type=int, default=None, help="processes that draw (default: one per core)")
+    index = _pool_action(
+        actions,
+        "index",
+        "find every sample in the tars, and what is damaged; a second call reads what has changed",
+        "winnow pool index pools/mine --workers 8",
+        "Exit code 0: whole; 1: some tar is damaged. What can be read of it is indexed all the same.",
+    )
+    index.add_argument("pool_dir", metavar="DIR", help="the pool")
+    index.add_argument("--hash-images", action="store_true", help="hash images whose json names no sha256")
+    index.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end with 1 where a tar is damaged (default), or with 0",
+    )
+    check = _pool_action(
+        actions,
+        "check",
+        "look a pool over: fingerprint, coverage, columns, damage, which filters can run",
+        "winnow pool check pools/mine --format json",
+        "Exit code 1: repeated or malformed uids, damage, .npz files or columns that do not fit; else 0.",
+    )
+    check.add_argument("pool_dir", metavar="DIR", help="the pool")
+    check.add_argument("--format", default="text", choices=["text", "json"])
+    check.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files with filters")
+    for action in (build, index, check):
+        action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
+    if getattr(options, "workers", None) is not None and options.workers < 0:
+        raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
+    return {"build": _pool_build, "index": _pool_index, "check": _pool_check}[options.action](options)
+
+
+def _pool_action(actions: Any, name: str, summary: str, example: str, more: str) -> _Parser:
+    parser: _Parser = actions.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n  {example}",
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _pool_build(options: argparse.Namespace) -> int:
     from benchmark.options import scale_and_pool_dir
     from benchmark.verbs import build_embedded_pool
 
@@ -450,10 +495,31 @@ def _pool(arguments: list[str]) -> int:
     scale, folder, seed = scale_and_pool_dir(
         {"scale": options.scale, "pool_seed": options.pool_seed, "pool_dir": pool_dir}
     )
-    if options.workers is not None and options.workers < 0:
-        raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
     build_embedded_pool(scale, folder, seed, options.workers)
     return 0
+
+
+def _pool_index(options: argparse.Namespace) -> int:
+    from benchmark.pool_check import index_pool
+    from benchmark.storage import as_location
+
+    report = index_pool(as_location(options.pool_dir), workers=options.workers, hash_images=options.hash_images)
+    print("\n".join(report.lines()))
+    return 0 if report.is_whole or not options.strict else 1
+
+
+def _pool_check(options: argparse.Namespace) -> int:
+    from benchmark.pool_check import check_pool
+    from benchmark.registry import load_strategies
+    from benchmark.storage import as_location
+
+    load_strategies(options.plugins)
+    report = check_pool(as_location(options.pool_dir), workers=options.workers)
+    if options.format == "json":
+        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(report.lines()))
+    return 1 if report.problems else 0
 
 
 SUBSET_HELP = """\

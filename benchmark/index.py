@@ -255,7 +255,7 @@ def index_tar(
 def index_tables(index_dir: Path, tars: Sequence[Tar], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield columns of each tar's index, in the pool's order."""
     for tar in tars:
-        yield read_parquet(_index_path(index_dir, tar.path), columns, remedy="delete it to have it made again")
+        yield read_parquet(index_path(index_dir, tar.path), columns, remedy="delete it to have it made again")
 
 
 def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subset | None = None) -> PoolIndex:
@@ -425,7 +425,7 @@ def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *
     """Write a tar's index, its counts in the footer, atomically."""
     about = {"version": INDEX_VERSION, "state": tar.state, "hash_images": hash_images, **asdict(counts)}
     table = table.replace_schema_metadata({"winnow_index": json.dumps(about)})
-    with atomic_path(_index_path(index_dir, tar.path)) as temporary:
+    with atomic_path(index_path(index_dir, tar.path)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -444,7 +444,7 @@ def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | Non
 def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | None:
     """Return the counts of a tar's index, or None where there is none that fits the tar as it is now."""
     try:
-        about = json.loads((pq.read_schema(_index_path(index_dir, tar.path)).metadata or {})[b"winnow_index"])
+        about = json.loads((pq.read_schema(index_path(index_dir, tar.path)).metadata or {})[b"winnow_index"])
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None  # absent, of an older version, or damaged, and made anew
     fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == tar.state
@@ -454,7 +454,8 @@ def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | No
     return TarCounts(**{**about, "damage_places": tuple(about["damage_places"])})
 
 
-def _index_path(index_dir: Path, tar_path: Path) -> Path:
+def index_path(index_dir: Path, tar_path: Path) -> Path:
+    """Return where a tar's index is written."""
     return index_dir / f"{tar_path.stem}.parquet"
 
 
