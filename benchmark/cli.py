@@ -32,6 +32,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow report                     a page that shows what an experiment kept and dropped
   winnow pool build                 draw an embedded pool
   winnow pool index|check DIR       find every sample of a pool; look a pool over
+  winnow pool sample DIR            cut out a sub-pool
   winnow subset info FILE           what is in a subset file
   winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
   winnow list filters|tasks|scales  what there is
@@ -468,12 +469,24 @@ def _pool(arguments: list[str]) -> int:
     check.add_argument("pool_dir", metavar="DIR", help="the pool")
     check.add_argument("--format", default="text", choices=["text", "json"])
     check.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files with filters")
+    sample = _pool_action(
+        actions,
+        "sample",
+        "cut out a sub-pool: the same rows for the same seed, whatever the pool's files; tars are referred to",
+        "winnow pool sample pools/small --size 100000 --seed 0 --out pools/tiny",
+        "More rows with the same seed hold fewer. Evaluation sets are not taken along: give eval_dir= later.",
+    )
+    sample.add_argument("pool_dir", metavar="DIR", help="the pool")
+    sample.add_argument("--size", type=int, required=True, metavar="N", help="how many rows")
+    sample.add_argument("--seed", type=int, default=0, metavar="S", help="which drawing (default: %(default)s)")
+    sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="the sub-pool, a new folder")
     for action in (build, index, check):
         action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     if getattr(options, "workers", None) is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
-    return {"build": _pool_build, "index": _pool_index, "check": _pool_check}[options.action](options)
+    act = {"build": _pool_build, "index": _pool_index, "check": _pool_check, "sample": _pool_sample}
+    return act[options.action](options)
 
 
 def _pool_action(actions: Any, name: str, summary: str, example: str, more: str) -> _Parser:
@@ -520,6 +533,22 @@ def _pool_check(options: argparse.Namespace) -> int:
     else:
         print("\n".join(report.lines()))
     return 1 if report.problems else 0
+
+
+def _pool_sample(options: argparse.Namespace) -> int:
+    from benchmark.pool_sample import sample_pool
+    from benchmark.storage import as_location
+
+    pool_dir = as_location(options.pool_dir)
+    result = sample_pool(pool_dir, options.out, size=options.size, seed=options.seed).result
+    short = f", {options.size - result['rows']:,} fewer than asked for: a uid is drawn with all its rows"
+    say(
+        f"{options.out}: {result['rows']:,} rows{short if result['rows'] < options.size else ''}, "
+        f"{result['present']:,} samples with image and caption"
+    )
+    if (pool_dir / "eval").exists():
+        say(f"evaluation sets: eval_dir={pool_dir / 'eval'}")
+    return 0
 
 
 SUBSET_HELP = """\

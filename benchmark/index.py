@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from benchmark.executor import map_items
-from benchmark.stage import atomic_path, locked, read_json, warn
+from benchmark.stage import atomic_path, locked, read_json, warn, write_json
 from benchmark.storage import as_location, index_dir_of, list_files, open_sequential
 from benchmark.subset import Subset, load_subset
 from benchmark.tables import read_parquet
@@ -202,6 +202,11 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
         raise ValueError(f"{path} is no note on shards: {error}") from error
 
 
+def write_note(pool_dir: Path, note: ShardsNote) -> None:
+    """Write where a pool's tars lie when they are not its own."""
+    write_json(pool_dir / SHARDS_NOTE, asdict(note))
+
+
 def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool = False) -> IndexSummary:
     """Index every tar that has no index or has changed since; return what all their footers say.
 
@@ -228,6 +233,27 @@ def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool
             made = dict(zip(todo, map_items(work, todo, workers=workers, name="index"), strict=True))
             found = [counts or made[tar] for counts, tar in zip(found, tars, strict=True)]
     return IndexSummary(tars, [counts for counts in found if counts is not None])
+
+
+def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
+    """Index a pool that has some of another pool's samples, from that one's index as far as it is there and fits.
+
+    The bytes are those of `build_index`, which does the rest.
+    """
+    note = read_note(pool_dir)
+    assert note is not None and note.only is not None
+    only, index_dir, source_index_dir = _only_of(pool_dir, note), index_dir_of(pool_dir), index_dir_of(source_dir)
+    for tar in list_tars(pool_dir):
+        counts = _read_counts(source_index_dir, tar, hash_images=False)
+        if counts is None or _read_counts(index_dir, tar, hash_images=False) is not None:
+            continue
+        (table,) = index_tables(source_index_dir, [tar], INDEX_SCHEMA.names)
+        table = table.filter(pa.array(count_of(unpack_uids(table["uid"]), only) > 0))
+        damage = Damage(counts.damage, list(counts.damage_places))
+        is_hashed = _read_counts(source_index_dir, tar, hash_images=True) is not None
+        counts = counts_of(table, unpack_uids(table["uid"]), 0, damage)
+        write_index(index_dir, tar, table, counts, hash_images=is_hashed)
+    return build_index(pool_dir)
 
 
 def index_tar(
@@ -432,6 +458,11 @@ def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *
 def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
     """Return the uid of a sample that has none: 32 hex characters of the sha256 of image hash and caption."""
     return hashlib.sha256(image_sha256 + caption).hexdigest()[:32]
+
+
+def _only_of(pool_dir: Path, note: ShardsNote) -> np.ndarray:
+    """Return the sorted uids outside of which samples are none of a pool's; its note names them."""
+    return load_subset(_beside(pool_dir, note.only or "")).uids
 
 
 def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | None, assign_uids: bool) -> TarCounts:
