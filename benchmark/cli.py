@@ -479,7 +479,7 @@ def _pool(arguments: list[str]) -> int:
     sample.add_argument("pool_dir", metavar="DIR", help="the pool")
     sample.add_argument("--size", type=int, required=True, metavar="N", help="how many rows")
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="which drawing (default: %(default)s)")
-    sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="the sub-pool, a new folder")
+    sample.add_argument("--out", required=True, metavar="DIR", help="the sub-pool, a new folder")
     for action in (build, index, check):
         action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
@@ -536,14 +536,15 @@ def _pool_check(options: argparse.Namespace) -> int:
 
 
 def _pool_sample(options: argparse.Namespace) -> int:
+    from benchmark.pool_folder import as_out_dir
     from benchmark.pool_sample import sample_pool
     from benchmark.storage import as_location
 
-    pool_dir = as_location(options.pool_dir)
-    result = sample_pool(pool_dir, options.out, size=options.size, seed=options.seed).result
+    pool_dir, out_dir = as_location(options.pool_dir), as_out_dir(options.out)
+    result = sample_pool(pool_dir, out_dir, size=options.size, seed=options.seed).result
     short = f", {options.size - result['rows']:,} fewer than asked for: a uid is drawn with all its rows"
     say(
-        f"{options.out}: {result['rows']:,} rows{short if result['rows'] < options.size else ''}, "
+        f"{out_dir}: {result['rows']:,} rows{short if result['rows'] < options.size else ''}, "
         f"{result['present']:,} samples with image and caption"
     )
     if (pool_dir / "eval").exists():

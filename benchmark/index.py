@@ -248,7 +248,7 @@ def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
         if counts is None or _read_counts(index_dir, tar, hash_images=False) is not None:
             continue
         (table,) = index_tables(source_index_dir, [tar], INDEX_SCHEMA.names)
-        table = table.filter(pa.array(count_of(unpack_uids(table["uid"]), only) > 0))
+        table = table.filter(pa.array(count_of(unpack_uids(table["uid"]), only) > 0)).cast(INDEX_SCHEMA)
         damage = Damage(counts.damage, list(counts.damage_places))
         is_hashed = _read_counts(source_index_dir, tar, hash_images=True) is not None
         counts = counts_of(table, unpack_uids(table["uid"]), 0, damage)

@@ -36,8 +36,6 @@ def make_pool(
     made with other settings, or holds what is not ours.
     """
     record_path, claim_path = out_dir / f"{stage}.json", out_dir / f"{stage}-begun.json"
-    if "://" in str(out_dir):
-        raise ValueError(f"--out {out_dir} is no local folder; make the pool here and upload it")
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"--out {out_dir} is a file; choose a new or empty folder")
     names = {path.name for path in out_dir.iterdir()} - {LOCK_NAME} if out_dir.exists() else set()
@@ -54,6 +52,13 @@ def make_pool(
             write_record(record_path, record)
         claim_path.unlink(missing_ok=True)
     return record
+
+
+def as_out_dir(text: str) -> Path:
+    """Return the folder that a pool is made in; raises ValueError for a URL."""
+    if "://" in text:
+        raise ValueError(f"--out {text} is no local folder; make the pool here and upload it")
+    return Path(text).expanduser()
 
 
 def iter_row_groups(path: Path) -> Iterator[pa.Table]:
