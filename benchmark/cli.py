@@ -33,6 +33,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow pool build                 draw an embedded pool
   winnow pool index|check DIR       find every sample of a pool; look a pool over
   winnow pool sample DIR            cut out a sub-pool
+  winnow pool import                make a pool of somebody else's tars and parquet files
   winnow subset info FILE           what is in a subset file
   winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
   winnow list filters|tasks|scales  what there is
@@ -480,12 +481,40 @@ def _pool(arguments: list[str]) -> int:
     sample.add_argument("--size", type=int, required=True, metavar="N", help="how many rows")
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="which drawing (default: %(default)s)")
     sample.add_argument("--out", required=True, metavar="DIR", help="the sub-pool, a new folder")
-    for action in (build, index, check):
+    take = _pool_action(
+        actions,
+        "import",
+        "make a pool of somebody else's tars, and of their parquet files or of the tars alone; nothing is copied",
+        "winnow pool import --shards data/tars --metadata data/meta --column text=caption --key-column key --out mine",
+        "Uids are the tars' where their json names some, else made from image hash and caption. A row finds its sample "
+        "by --uid-column,\nby --key-column, or by its columns sha256 and text.",
+    )
+    take.add_argument("--shards", required=True, metavar="DIR", help="the folder of the tars (jpg, txt, perhaps json)")
+    take.add_argument(
+        "--metadata", nargs="+", default=[], metavar="PATH", help="parquet files or folders (default: from the tars)"
+    )
+    take.add_argument("--out", required=True, metavar="DIR", help="the pool, a new folder")
+    take.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NEW=OLD",
+        help="what a column is called there; without --metadata a field of the json (several times)",
+    )
+    take.add_argument("--uid-column", metavar="C", help="the column of uids; the tars' json name the same ones")
+    take.add_argument("--key-column", metavar="C", help="the column of the samples' keys in the tars")
+    for action in (build, index, check, take):
         action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     if getattr(options, "workers", None) is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
-    act = {"build": _pool_build, "index": _pool_index, "check": _pool_check, "sample": _pool_sample}
+    act: dict[str, Callable[[argparse.Namespace], int]] = {
+        "build": _pool_build,
+        "index": _pool_index,
+        "check": _pool_check,
+        "sample": _pool_sample,
+        "import": _pool_import,
+    }
     return act[options.action](options)
 
 
@@ -549,6 +578,34 @@ def _pool_sample(options: argparse.Namespace) -> int:
     )
     if (pool_dir / "eval").exists():
         say(f"evaluation sets: eval_dir={pool_dir / 'eval'}")
+    return 0
+
+
+def _pool_import(options: argparse.Namespace) -> int:
+    from benchmark.pool_check import filter_lines
+    from benchmark.pool_folder import as_out_dir
+    from benchmark.pool_import import import_pool
+    from benchmark.registry import load_strategies
+    from benchmark.storage import as_location
+
+    columns: dict[str, str] = {}
+    for text in options.column:
+        new, equals, old = text.partition("=")
+        if not (new and equals and old) or new in columns:
+            raise ValueError(f"--column {text} is not NEW=OLD, such as text=caption, with each NEW once")
+        columns[new] = old
+    load_strategies()
+    out_dir = as_out_dir(options.out)
+    report = import_pool(
+        out_dir,
+        shards_dir=as_location(options.shards),
+        metadata=[as_location(text) for text in options.metadata],
+        columns=columns,
+        uid_column=options.uid_column,
+        key_column=options.key_column,
+        workers=options.workers,
+    )
+    print("\n".join([str(out_dir), *report.lines(), *filter_lines(report.filters)]))
     return 0
 
 

@@ -396,7 +396,7 @@ class _Rows:
             return "", digest
         if not isinstance(uid, str):
             raise ValueError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
-        if not _is_uid(uid):
+        if not is_uid(uid):
             raise ValueError(f"names the uid {uid!r}; a uid is 32 hex characters")
         return uid, digest
 
@@ -499,5 +499,6 @@ def _beside(pool_dir: Path, text: str) -> Path:
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
-def _is_uid(text: str) -> bool:
+def is_uid(text: str) -> bool:
+    """Tell whether a text is 32 hex characters."""
     return _UID.fullmatch(text) is not None
