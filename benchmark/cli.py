@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import signal
@@ -31,6 +32,9 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow reshard                    cut a subset out of a pool's tars, in DataComp's layout
   winnow report                     a page that shows what an experiment kept and dropped
   winnow pool build                 draw an embedded pool
+  winnow pool index|check DIR       find every sample of a pool; look a pool over
+  winnow pool sample DIR            cut out a sub-pool
+  winnow pool import                make a pool of somebody else's tars and parquet files
   winnow subset info FILE           what is in a subset file
   winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
   winnow list filters|tasks|scales  what there is
@@ -436,21 +440,170 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _pool(arguments: list[str]) -> int:
-    parser = _Parser(prog="winnow pool", description="Make pools.")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    parser = _Parser(prog="winnow pool", description="Make pools, index them and look them over.")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")
     build = actions.add_parser("build", help="draw an embedded pool, its evaluation sets and its index")
     build.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
     build.add_argument("--pool-seed", type=int, default=0, help="which drawing (default: %(default)s)")
     build.add_argument("--pool-dir", help="the folder (default: pools/<scale>, for seed 0)")
-    build.add_argument("--workers", type=int, default=None, help="processes that draw (default: one per core)")
+    index = _pool_action(
+        actions,
+        "index",
+        "find every sample in the tars, and what is damaged; a second call reads what has changed",
+        "winnow pool index pools/mine --workers 8",
+        "Exit code 0: whole; 1: some tar is damaged. What can be read of it is indexed all the same.",
+    )
+    index.add_argument("pool_dir", metavar="DIR", help="the pool")
+    index.add_argument("--hash-images", action="store_true", help="hash images whose json names no sha256")
+    index.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end with 1 where a tar is damaged (default), or with 0",
+    )
+    check = _pool_action(
+        actions,
+        "check",
+        "look a pool over: fingerprint, coverage, columns, damage, which filters can run",
+        "winnow pool check pools/mine --format json",
+        "Exit code 1: repeated or malformed uids, damage, .npz files or columns that do not fit; else 0.",
+    )
+    check.add_argument("pool_dir", metavar="DIR", help="the pool")
+    check.add_argument("--format", default="text", choices=["text", "json"])
+    check.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files with filters")
+    sample = _pool_action(
+        actions,
+        "sample",
+        "cut out a sub-pool: the same rows for the same seed, whatever the pool's files; tars are referred to",
+        "winnow pool sample pools/small --size 100000 --seed 0 --out pools/tiny",
+        "More rows with the same seed hold fewer. Evaluation sets are not taken along: give eval_dir= later.",
+    )
+    sample.add_argument("pool_dir", metavar="DIR", help="the pool")
+    sample.add_argument("--size", type=int, required=True, metavar="N", help="how many rows")
+    sample.add_argument("--seed", type=int, default=0, metavar="S", help="which drawing (default: %(default)s)")
+    sample.add_argument("--out", required=True, metavar="DIR", help="the sub-pool, a new folder")
+    take = _pool_action(
+        actions,
+        "import",
+        "make a pool of somebody else's tars, and of their parquet files or of the tars alone; nothing is copied",
+        "winnow pool import --shards data/tars --metadata data/meta --column text=caption --key-column key --out mine",
+        "Uids are the tars' where their json names some, else made from image hash and caption. A row finds its sample "
+        "by --uid-column,\nby --key-column, or by its columns sha256 and text.",
+    )
+    take.add_argument("--shards", required=True, metavar="DIR", help="the folder of the tars (jpg, txt, perhaps json)")
+    take.add_argument(
+        "--metadata", nargs="+", default=[], metavar="PATH", help="parquet files or folders (default: from the tars)"
+    )
+    take.add_argument("--out", required=True, metavar="DIR", help="the pool, a new folder")
+    take.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NEW=OLD",
+        help="what a column is called there; without --metadata a field of the json (several times)",
+    )
+    take.add_argument("--uid-column", metavar="C", help="the column of uids; the tars' json name the same ones")
+    take.add_argument("--key-column", metavar="C", help="the column of the samples' keys in the tars")
+    for action in (build, index, check, take):
+        action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
+    if getattr(options, "workers", None) is not None and options.workers < 0:
+        raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
+    act: dict[str, Callable[[argparse.Namespace], int]] = {
+        "build": _pool_build,
+        "index": _pool_index,
+        "check": _pool_check,
+        "sample": _pool_sample,
+        "import": _pool_import,
+    }
+    return act[options.action](options)
+
+
+def _pool_action(actions: Any, name: str, summary: str, example: str, more: str) -> _Parser:
+    parser: _Parser = actions.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n  {example}",
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _pool_build(options: argparse.Namespace) -> int:
     from benchmark.options import scale_and_pool_dir
     from benchmark.verbs import build_embedded_pool
 
     scale, folder, seed = scale_and_pool_dir(vars(options))
-    if options.workers is not None and options.workers < 0:
-        raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
     build_embedded_pool(scale, folder, seed, options.workers)
+    return 0
+
+
+def _pool_index(options: argparse.Namespace) -> int:
+    from benchmark.pool_check import index_pool
+    from benchmark.storage import as_location
+
+    report = index_pool(as_location(options.pool_dir), workers=options.workers, hash_images=options.hash_images)
+    print("\n".join(report.lines()))
+    return 0 if report.is_whole or not options.strict else 1
+
+
+def _pool_check(options: argparse.Namespace) -> int:
+    from benchmark.pool_check import check_pool
+    from benchmark.registry import load_strategies
+    from benchmark.storage import as_location
+
+    load_strategies(options.plugins)
+    report = check_pool(as_location(options.pool_dir), workers=options.workers)
+    if options.format == "json":
+        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(report.lines()))
+    return 1 if report.problems else 0
+
+
+def _pool_sample(options: argparse.Namespace) -> int:
+    from benchmark.pool_folder import as_out_dir
+    from benchmark.pool_sample import sample_pool
+    from benchmark.storage import as_location
+
+    pool_dir, out_dir = as_location(options.pool_dir), as_out_dir(options.out)
+    result = sample_pool(pool_dir, out_dir, size=options.size, seed=options.seed).result
+    short = f", {options.size - result['rows']:,} fewer than asked for: a uid is drawn with all its rows"
+    say(
+        f"{out_dir}: {result['rows']:,} rows{short if result['rows'] < options.size else ''}, "
+        f"{result['present']:,} samples with image and caption"
+    )
+    if (pool_dir / "eval").exists():
+        say(f"evaluation sets: eval_dir={pool_dir / 'eval'}")
+    return 0
+
+
+def _pool_import(options: argparse.Namespace) -> int:
+    from benchmark.pool_check import filter_lines
+    from benchmark.pool_folder import as_out_dir
+    from benchmark.pool_import import import_pool
+    from benchmark.registry import load_strategies
+    from benchmark.storage import as_location
+
+    columns: dict[str, str] = {}
+    for text in options.column:
+        new, equals, old = text.partition("=")
+        if not (new and equals and old) or new in columns:
+            raise ValueError(f"--column {text} is not NEW=OLD, such as text=caption, with each NEW once")
+        columns[new] = old
+    load_strategies()
+    out_dir = as_out_dir(options.out)
+    report = import_pool(
+        out_dir,
+        shards_dir=as_location(options.shards),
+        metadata=[as_location(text) for text in options.metadata],
+        columns=columns,
+        uid_column=options.uid_column,
+        key_column=options.key_column,
+        workers=options.workers,
+    )
+    print("\n".join([str(out_dir), *report.lines(), *filter_lines(report.filters)]))
     return 0
 
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from benchmark.executor import map_items
-from benchmark.stage import atomic_path, locked, read_json, warn
+from benchmark.stage import atomic_path, locked, read_json, warn, write_json
 from benchmark.storage import as_location, index_dir_of, is_remote, list_files, open_sequential
 from benchmark.subset import Subset, load_subset
 from benchmark.tables import read_parquet
@@ -209,6 +209,11 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
         raise ValueError(f"{path} is no note on shards: {error}") from error
 
 
+def write_note(pool_dir: Path, note: ShardsNote) -> None:
+    """Write where a pool's tars lie when they are not its own."""
+    write_json(pool_dir / SHARDS_NOTE, asdict(note))
+
+
 def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool = False) -> IndexSummary:
     """Index every tar that has no index or has changed since; return what all their footers say.
 
@@ -237,6 +242,27 @@ def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool
     return IndexSummary(tars, [counts for counts in found if counts is not None])
 
 
+def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
+    """Index a pool that has some of another pool's samples, from that one's index as far as it is there and fits.
+
+    The bytes are those of `build_index`, which does the rest.
+    """
+    note = read_note(pool_dir)
+    assert note is not None and note.only is not None
+    only, index_dir, source_index_dir = _only_of(pool_dir, note), index_dir_of(pool_dir), index_dir_of(source_dir)
+    for tar in list_tars(pool_dir):
+        counts = _read_counts(source_index_dir, tar, hash_images=False)
+        if counts is None or _read_counts(index_dir, tar, hash_images=False) is not None:
+            continue
+        (table,) = index_tables(source_index_dir, [tar], INDEX_SCHEMA.names)
+        table = table.filter(pa.array(count_of(unpack_uids(table["uid"]), only) > 0)).cast(INDEX_SCHEMA)
+        damage = Damage(counts.damage, list(counts.damage_places))
+        is_hashed = _read_counts(source_index_dir, tar, hash_images=True) is not None
+        counts = counts_of(table, unpack_uids(table["uid"]), 0, damage)
+        write_index(index_dir, tar, table, counts, hash_images=is_hashed)
+    return build_index(pool_dir)
+
+
 def index_tar(
     path: Path, size: int, *, hash_images: bool = False, only: np.ndarray | None = None, assign_uids: bool = False
 ) -> tuple[pa.Table, TarCounts]:
@@ -262,7 +288,7 @@ def index_tar(
 def index_tables(index_dir: Path, tars: Sequence[Tar], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield columns of each tar's index, in the pool's order."""
     for tar in tars:
-        yield read_parquet(_index_path(index_dir, tar.path), columns, remedy="delete it to have it made again")
+        yield read_parquet(index_path(index_dir, tar.path), columns, remedy="delete it to have it made again")
 
 
 def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subset | None = None) -> PoolIndex:
@@ -377,7 +403,7 @@ class _Rows:
             return "", digest
         if not isinstance(uid, str):
             raise ValueError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
-        if not _is_uid(uid):
+        if not is_uid(uid):
             raise ValueError(f"names the uid {uid!r}; a uid is 32 hex characters")
         return uid, digest
 
@@ -432,7 +458,7 @@ def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *
     """Write a tar's index, its counts in the footer, atomically."""
     about = {"version": INDEX_VERSION, "state": _kept_state(tar), "hash_images": hash_images, **asdict(counts)}
     table = table.replace_schema_metadata({"winnow_index": json.dumps(about)})
-    with atomic_path(_index_path(index_dir, tar.path)) as temporary:
+    with atomic_path(index_path(index_dir, tar.path)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
         if not is_remote(tar.path):
             os.utime(temporary, ns=(_time_of(tar), _time_of(tar)))
@@ -441,6 +467,11 @@ def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *
 def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
     """Return the uid of a sample that has none: 32 hex characters of the sha256 of image hash and caption."""
     return hashlib.sha256(image_sha256 + caption).hexdigest()[:32]
+
+
+def _only_of(pool_dir: Path, note: ShardsNote) -> np.ndarray:
+    """Return the sorted uids outside of which samples are none of a pool's; its note names them."""
+    return load_subset(_beside(pool_dir, note.only or "")).uids
 
 
 def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | None, assign_uids: bool) -> TarCounts:
@@ -452,7 +483,7 @@ def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | Non
 
 def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | None:
     """Return the counts of a tar's index, or None where there is none that fits the tar as it is now."""
-    path = _index_path(index_dir, tar.path)
+    path = index_path(index_dir, tar.path)
     try:
         about = json.loads((pq.read_schema(path).metadata or {})[b"winnow_index"])
         is_older = not is_remote(tar.path) and path.stat().st_mtime_ns != _time_of(tar)
@@ -475,7 +506,8 @@ def _time_of(tar: Tar) -> int:
     return int(tar.state.partition("/")[2])
 
 
-def _index_path(index_dir: Path, tar_path: Path) -> Path:
+def index_path(index_dir: Path, tar_path: Path) -> Path:
+    """Return where a tar's index is written."""
     return index_dir / f"{tar_path.stem}.parquet"
 
 
@@ -488,5 +520,6 @@ def _beside(pool_dir: Path, text: str) -> Path:
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
-def _is_uid(text: str) -> bool:
+def is_uid(text: str) -> bool:
+    """Tell whether a text is 32 hex characters."""
     return _UID.fullmatch(text) is not None

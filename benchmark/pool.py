@@ -222,7 +222,7 @@ class Pool:
             npz_path = path.with_suffix(".npz")
             if npz_path not in self.metadata_states:
                 raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
-            shapes = _npz_shapes(npz_path)
+            shapes = npz_shapes(npz_path)
             rows = self._footer(path).num_rows
             for feature in features:
                 if feature not in shapes:
@@ -258,7 +258,7 @@ def _read_cache(path: Path) -> dict[str, list[Json]]:
     return known if isinstance(known, dict) else {}
 
 
-def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the shapes of an .npz's arrays from their headers."""
     shapes = {}
     try:

@@ -27,8 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
 from benchmark.names import nearest_name
-from benchmark.pool import cache_dir
 from benchmark.stage import locked, say, write_json
+from benchmark.storage import cache_dir
 from scripts.download.images import DenyList, Effort, download_images, plan_images
 from scripts.download.metadata import adopt_metadata, fetch_metadata
 from scripts.download.record import GB, KEY_DIGITS, RECORD_NAME, Download, ImageSettings, check_origin, need_space

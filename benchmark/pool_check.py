@@ -1,0 +1,432 @@
+"""Looking a pool over: what its index counts, how rows and samples meet, what is wrong, which filters can run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmark.filtering import check_pool_has
+from benchmark.index import IndexSummary, Tar, build_index, index_path, index_tables, unpack_uids
+from benchmark.options import known_strategies, make_rule
+from benchmark.pool import Pool, npz_shapes
+from benchmark.stage import Json, atomic_path, locked
+from benchmark.storage import cache_dir, index_dir_of, one_line
+from benchmark.subset import load_subset, write_subset
+from benchmark.uids import UID_DTYPE, count_of, format_uids, repeated_uids, sorted_blocks, walk_together
+
+REPEATS_NAME = "repeated_uids.csv"  # in the index's folder
+SHOWN = 10  # repeated uids that are named
+MAX_PLACES = 100  # that are named of one uid; a file lists all
+
+
+# --- The index -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What a pool's index says of its tars."""
+
+    summary: IndexSummary
+    index_bytes: int
+    num_repeated: int  # uids at several places
+    repeated: dict[str, list[str]]  # the first of them, and where: "TAR KEY"
+    repeats_path: Path
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.summary.damaged
+
+    def lines(self) -> list[str]:
+        """Return what `winnow pool index` prints."""
+        counts, rows = self.summary.counts, self.summary.num_rows
+        a_sample = f"{self.index_bytes / rows:.1f} bytes a sample" if rows else "no sample"
+        lines = [
+            f"tars             {len(self.summary.tars):,}",
+            f"samples          {rows:,} that have a uid",
+            f"  present        {self.summary.num_present:,} (with image and caption)",
+            f"  without image  {sum(each.without_image for each in counts):,}",
+            f"  without text   {sum(each.without_text for each in counts):,}",
+            f"without json     {sum(each.without_json for each in counts):,} (no uid is known of them)",
+            f"index            {self.index_bytes:,} bytes ({a_sample})",
+            f"content hash     {self.summary.content_hash}",
+            f"numbering        {_gaps(self.summary)}",
+            f"repeated uids    {self.num_repeated:,}"
+            + (f", all their places in {self.repeats_path}" if self.num_repeated else ""),
+            *_repeat_lines(self.repeated),
+        ]
+        places = sum(each.damage for _, each in self.summary.damaged)
+        lines.append(f"damage           {places:,} places in {len(self.summary.damaged):,} tars")
+        return lines + [f"  {line}" for line in damage_lines(self.summary)]
+
+
+def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool = False) -> IndexReport:
+    """Index a pool's tars and look for uids at several places, which are listed in a file beside the index.
+
+    Raises FileNotFoundError where there is no tar. Damage is reported, never raised.
+    """
+    summary = build_index(pool_dir, workers=workers, hash_images=hash_images)
+    index_dir = index_dir_of(pool_dir)
+    with locked(index_dir):
+        repeated = repeated_uids(index_uids(index_dir, summary.tars), index_dir)
+        repeats_path = index_dir / REPEATS_NAME
+        if not len(repeated):
+            repeats_path.unlink(missing_ok=True)
+        else:
+            with atomic_path(repeats_path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["uid", "tar", "key"])
+                writer.writerows(_places(index_dir, summary.tars, repeated))
+    first = repeated[:SHOWN]
+    return IndexReport(
+        summary,
+        sum(index_path(index_dir, tar.path).stat().st_size for tar in summary.tars),
+        len(repeated),
+        _gather(first, _places(index_dir, summary.tars, first) if len(first) else []),
+        repeats_path,
+    )
+
+
+def index_uids(index_dir: Path, tars: Sequence[Tar], *, present: bool = False) -> Iterator[np.ndarray]:
+    """Yield the uids of each tar's index, or of its samples with image and caption alone."""
+    for table in index_tables(index_dir, tars, ["uid", "image_offset", "text_offset"]):
+        uids = unpack_uids(table["uid"])
+        if present:
+            uids = uids[(table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)]
+        yield uids
+
+
+def damage_lines(summary: IndexSummary) -> list[str]:
+    """Return a line for every damaged place that the index lists."""
+    lines = []
+    for tar, counts in summary.damaged:
+        lines += [f"{tar.path.name}: {place}" for place in counts.damage_places]
+        unlisted = counts.damage - len(counts.damage_places)
+        lines += [f"{tar.path.name}: and {unlisted:,} more"] if unlisted else []
+    return lines
+
+
+def _gaps(summary: IndexSummary) -> str:
+    gaps = summary.gaps
+    if not gaps:
+        return "without gaps"
+    more = f" and {len(gaps) - SHOWN:,} more" if len(gaps) > SHOWN else ""
+    return f"{len(gaps):,} gaps: {', '.join(gaps[:SHOWN])}{more}"
+
+
+def _places(index_dir: Path, tars: Sequence[Tar], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
+    """Yield uid, tar and key of every sample that has one of the sorted uids, in the pool's order."""
+    for tar, table in zip(tars, index_tables(index_dir, tars, ["uid", "key"]), strict=True):
+        uids = unpack_uids(table["uid"])
+        rows = np.flatnonzero(count_of(uids, wanted))
+        for text, row in zip(format_uids(uids[rows]), rows.tolist(), strict=True):
+            yield text, tar.path.name, table["key"][row].as_py()
+
+
+def _rows(pool: Pool, paths: Sequence[Path], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
+    """Yield uid, file and row of every metadata row that has one of the sorted uids."""
+    for path in paths:
+        uids = pool.read_uids(path)
+        rows = np.flatnonzero(count_of(uids, wanted))
+        for text, row in zip(format_uids(uids[rows]), rows.tolist(), strict=True):
+            yield text, path.name, f"row {row:,}"
+
+
+def _gather(uids: np.ndarray, found: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """Collect what was found by uid, the first `MAX_PLACES` of each."""
+    places: dict[str, list[str]] = {text: [] for text in format_uids(uids)}
+    for text, file, place in found:
+        if len(places[text]) < MAX_PLACES:
+            places[text].append(f"{file} {place}")
+        elif len(places[text]) == MAX_PLACES:
+            places[text].append("and more")
+    return places
+
+
+def _repeat_lines(repeated: dict[str, list[str]]) -> list[str]:
+    return [f"  {text}: {', '.join(places)}" for text, places in repeated.items()]
+
+
+# --- The pool ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How the metadata's rows and the tars' samples meet, by uid."""
+
+    rows: int  # of the metadata
+    rows_present: int  # and of these, rows that have a sample with image and caption
+    samples: int  # in the tars that have a uid
+    present: int  # and of these, samples with image and caption
+    samples_without_row: int
+    repeated_in_rows: int  # uids on several rows
+    repeated_in_tars: int  # uids of several samples
+    repeated: np.ndarray = field(repr=False)  # the first uids of either, (n,) sorted
+
+    @property
+    def coverage(self) -> float | None:
+        """Return the share of rows that have a sample with image and caption; None without rows."""
+        return self.rows_present / self.rows if self.rows else None
+
+
+@dataclass(frozen=True)
+class PoolReport:
+    """What `winnow pool check` finds; `problems` are what makes it fail."""
+
+    pool_dir: Path
+    fingerprint: str | None  # None where uids cannot be read
+    content_hash: str | None  # None without tars, as of `num_tars` 0
+    num_shards: int  # of the metadata
+    num_tars: int
+    meeting: Meeting
+    repeated: dict[str, list[str]]  # the first repeated uids, and where they are
+    columns: dict[str, str]  # of the first metadata shard, with their types
+    num_npz: int
+    features: dict[str, list[int]]  # arrays of the first .npz, with their dimensions
+    filters: dict[str, str | None]  # by name: None where it can run, else what it lacks
+    problems: list[str]
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the report as one object."""
+        meeting = self.meeting
+        return {
+            "pool_dir": str(self.pool_dir),
+            "fingerprint": self.fingerprint,
+            "content_hash": self.content_hash,
+            "metadata_shards": self.num_shards,
+            "rows": meeting.rows,
+            "tars": self.num_tars,
+            "samples": meeting.samples,
+            "present": meeting.present,
+            "coverage": {
+                "rows_present": meeting.rows_present,
+                "share": meeting.coverage,
+                "samples_without_row": meeting.samples_without_row,
+            },
+            "repeated_uids": {
+                "in_rows": meeting.repeated_in_rows,
+                "in_tars": meeting.repeated_in_tars,
+                "first": self.repeated,
+            },
+            "columns": self.columns,
+            "npz": {"files": self.num_npz, "arrays": self.features},
+            "filters": self.filters,
+            "problems": self.problems,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report for people."""
+        meeting = self.meeting
+        lines = [f"fingerprint   {self.fingerprint or 'none: there are uids that cannot be read'}"]
+        if self.num_shards:
+            lines.append(f"rows          {meeting.rows:,} in {self.num_shards:,} metadata shards")
+        else:
+            lines.append("rows          none: the pool has shards alone")
+        if self.num_tars:
+            lines.append(
+                f"samples       {meeting.samples:,} with a uid in {self.num_tars:,} tars, "
+                f"{meeting.present:,} of them with image and caption"
+            )
+            if meeting.coverage is not None:
+                lines += [
+                    f"coverage      {meeting.rows_present:,} of {meeting.rows:,} rows have a sample with image and "
+                    f"caption ({meeting.coverage:.2%})",
+                    f"              {meeting.samples_without_row:,} samples are in no row",
+                ]
+            lines.append(f"content hash  {self.content_hash}")
+        else:
+            lines.append("samples       none: the pool is metadata alone")
+        if self.num_shards:
+            lines.append(f"columns       {', '.join(f'{name} ({kind})' for name, kind in self.columns.items())}")
+            arrays = ", ".join(f"{name} ({' x '.join(map(str, dims))})" for name, dims in self.features.items())
+            lines.append(
+                f"npz           for {self.num_npz:,} of {self.num_shards:,} metadata shards"
+                + (f": {arrays}" if arrays else "")
+            )
+        lines += filter_lines(self.filters)
+        lines.append(
+            f"repeated uids {meeting.repeated_in_rows:,} on several rows, "
+            f"{meeting.repeated_in_tars:,} at several places"
+        )
+        lines += _repeat_lines(self.repeated)
+        lines.append(f"problems      {len(self.problems):,}" if self.problems else "problems      none")
+        return lines + [f"  {problem}" for problem in self.problems]
+
+
+def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
+    """Look a whole pool over; nothing is written but the index, where it is not there yet.
+
+    Memory does not grow with the pool: uids are sorted in files beside the index. Raises FileNotFoundError where there
+    is no pool.
+    """
+    pool = Pool(pool_dir, strict=False)
+    summary = build_index(pool.dir, workers=workers) if pool.has_images else None
+    readable, problems = _readable_shards(pool)
+    meeting = measure_meeting(pool, summary, readable)
+    repeated = _gather(meeting.repeated, _rows(pool, readable, meeting.repeated))
+    if summary is not None and len(meeting.repeated):
+        for text, places in _gather(
+            meeting.repeated, _places(index_dir_of(pool.dir), summary.tars, meeting.repeated)
+        ).items():
+            repeated[text] += places
+    if meeting.repeated_in_rows or meeting.repeated_in_tars:
+        problems.append(
+            f"{meeting.repeated_in_rows:,} uids are on several rows, {meeting.repeated_in_tars:,} at several places"
+        )
+    columns, differing = _check_schemas(pool)
+    num_npz, features, mismatched = _check_npz(pool)
+    problems += differing + mismatched
+    if summary is not None:
+        problems += damage_lines(summary)
+    if pool.metadata_paths:
+        fingerprint = pool.fingerprint if len(readable) == len(pool.metadata_paths) else None
+    else:
+        fingerprint = None if summary is None else summary.fingerprint
+    return PoolReport(
+        pool.dir,
+        fingerprint,
+        None if summary is None else summary.content_hash,
+        len(pool.metadata_paths),
+        0 if summary is None else len(summary.tars),
+        meeting,
+        repeated,
+        columns,
+        num_npz,
+        features,
+        filters_of(pool),
+        problems,
+    )
+
+
+def measure_meeting(pool: Pool, summary: IndexSummary | None, metadata_paths: Sequence[Path] | None = None) -> Meeting:
+    """Count how rows and samples meet, by uid, in memory that does not grow with either.
+
+    `metadata_paths`: the shards to read, else all; `summary` None: the pool has no tars.
+    """
+    index_dir = index_dir_of(pool.dir)
+    paths = pool.metadata_paths if metadata_paths is None else metadata_paths
+    tars = [] if summary is None else summary.tars
+    # A pool without an index is left as it is.
+    folder = cache_dir() / "sorting" if summary is None else index_dir
+    rows_present = without_row = in_rows = in_tars = 0
+    repeated = [np.empty(0, dtype=UID_DTYPE)]
+    parts = {
+        "rows": (pool.read_uids(path) for path in paths),
+        "samples": index_uids(index_dir, tars),
+        "present": index_uids(index_dir, tars, present=True),
+    }
+    with _sorted_on_disk(folder, parts) as arrays:
+        for uids, (rows, samples, present) in walk_together(arrays):
+            rows_present += int(rows[present > 0].sum())
+            without_row += int(samples[rows == 0].sum())
+            in_rows += int((rows > 1).sum())
+            in_tars += int((samples > 1).sum())
+            if sum(map(len, repeated)) < SHOWN:
+                repeated.append(uids[(rows > 1) | (samples > 1)])
+        sizes = [len(array) for array in arrays]
+    return Meeting(
+        sizes[0], rows_present, sizes[1], sizes[2], without_row, in_rows, in_tars, np.concatenate(repeated)[:SHOWN]
+    )
+
+
+@contextmanager
+def _sorted_on_disk(folder: Path, parts: dict[str, Iterator[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """Give the uids of each part sorted, in files that are mapped into memory and removed at the end."""
+    with locked(folder):
+        paths = [folder / f"sorted-{name}.npy" for name in parts]
+        try:
+            for path, arrays in zip(paths, parts.values(), strict=True):
+                write_subset(path, sorted_blocks(arrays, folder))
+            yield [load_subset(path).uids for path in paths]
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+
+def filters_of(pool: Pool) -> dict[str, str | None]:
+    """Say of every registered strategy with default options what the pool lacks for it; None where it can run."""
+    lacking: dict[str, str | None] = {}
+    for strategy in known_strategies():
+        lacking[strategy.name] = None
+        if not pool.metadata_paths:
+            lacking[strategy.name] = "needs metadata; `winnow pool import` makes it from tars"
+            continue
+        try:
+            check_pool_has(pool, [make_rule(strategy.name, {})])
+        except (ValueError, FileNotFoundError) as error:
+            told = one_line(error).removeprefix(f"{strategy.kind} {strategy.name!r} ")
+            lacking[strategy.name] = told.split(" It has [")[0].rstrip(".")
+    return lacking
+
+
+def filter_lines(filters: dict[str, str | None]) -> list[str]:
+    """Return the lines that say which filters can run, and what the others lack."""
+    can = [name for name, lacking in filters.items() if lacking is None]
+    lines = [f"filters       {len(can)} of {len(filters)} can run with default options: {', '.join(can) or 'none'}"]
+    return lines + [f"  {name} {lacking}" for name, lacking in filters.items() if lacking is not None]
+
+
+def _readable_shards(pool: Pool) -> tuple[list[Path], list[str]]:
+    """Return the metadata shards whose uids can be read, and what is wrong with the others."""
+    readable, problems = [], []
+    for path in pool.metadata_paths:
+        try:
+            pool.read_uids(path)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            readable.append(path)
+    return readable, problems
+
+
+def _check_schemas(pool: Pool) -> tuple[dict[str, str], list[str]]:
+    """Return the columns of the first metadata shard with their types, and the shards that differ from it."""
+    columns: dict[str, str] = {}
+    problems = []
+    for path in pool.metadata_paths:
+        with path.open("rb") as file:
+            here = {column.name: str(column.type) for column in pq.read_schema(file)}
+        columns = columns or here
+        differences = [
+            f"{name} is {here.get(name, 'absent')} there and {columns.get(name, 'absent')} in the first"
+            for name in dict.fromkeys([*columns, *here])
+            if here.get(name) != columns.get(name)
+        ]
+        if differences:
+            problems.append(f"{path} has other columns than {pool.metadata_paths[0].name}: {'; '.join(differences)}")
+    return columns, problems
+
+
+def _check_npz(pool: Pool) -> tuple[int, dict[str, list[int]], list[str]]:
+    """Return how many .npz there are, the first one's arrays, and what does not fit to the rows or to the first."""
+    count = 0
+    features: dict[str, list[int]] | None = None
+    problems = []
+    for path in pool.metadata_paths:
+        npz_path = path.with_suffix(".npz")
+        if not npz_path.exists():
+            continue
+        count += 1
+        try:
+            shapes = npz_shapes(npz_path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        with path.open("rb") as file:
+            num_rows = pq.read_metadata(file).num_rows
+        problems += [
+            f"{npz_path}: {name} has shape {shape}, but {path.name} has {num_rows:,} rows"
+            for name, shape in shapes.items()
+            if shape[:1] != (num_rows,)
+        ]
+        here = {name: list(shape[1:]) for name, shape in shapes.items()}
+        if features is None:
+            features = here
+        elif here != features:
+            problems.append(f"{npz_path} has other arrays than the first: {here}, not {features}")
+    return count, features or {}, problems
