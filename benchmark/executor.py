@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -17,12 +18,18 @@ Result = TypeVar("Result")
 
 
 def map_items(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, plugins: Sequence[str] = (), name: str
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    name: str,
+    plugins: Sequence[str] | None = None,
 ) -> Iterator[Result]:
     """Yield function(item) for every item, in order; `workers` 0 stays in this process.
 
-    Workers are spawned, load the strategies and the plugins first, and hold at most two items each. Raises
-    RuntimeError where a worker dies: its item is never silently left out.
+    Workers are spawned and hold at most two items each. Where the function calls strategies, `plugins` is the list of a
+    user's files, perhaps empty, and every worker loads them all first. Raises RuntimeError where a worker dies: its
+    item is never silently left out.
     """
     progress = tqdm(total=len(items), desc=name, disable=None, leave=False)
     if workers <= 0:
@@ -31,7 +38,8 @@ def map_items(
             progress.update()
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=load_strategies, initargs=(tuple(plugins),)) as pool:
+        load = None if plugins is None else partial(load_strategies, tuple(plugins))
+        with ProcessPoolExecutor(workers, context, initializer=load) as pool:
             waiting: list[Future[Result]] = []
             position = 0
             try:
