@@ -79,7 +79,7 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
         if not len(repeated):
             repeats_path.unlink(missing_ok=True)
         else:
-            with atomic_path(repeats_path) as temporary, temporary.open("w", newline="") as file:
+            with atomic_path(repeats_path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["uid", "tar", "key"])
                 writer.writerows(_places(index_dir, summary.tars, repeated))
