@@ -441,7 +441,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _pool(arguments: list[str]) -> int:
     parser = _Parser(prog="winnow pool", description="Make pools, index them and look them over.")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser)
     build = actions.add_parser("build", help="draw an embedded pool, its evaluation sets and its index")
     build.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
     build.add_argument("--pool-seed", type=int, default=0, help="which drawing (default: %(default)s)")

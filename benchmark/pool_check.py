@@ -78,7 +78,7 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
         if not len(repeated):
             repeats_path.unlink(missing_ok=True)
         else:
-            with atomic_path(repeats_path) as temporary, temporary.open("w", newline="") as file:
+            with atomic_path(repeats_path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["uid", "tar", "key"])
                 writer.writerows(_places(index_dir, summary.tars, repeated))
@@ -87,7 +87,7 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
         summary,
         sum(index_path(index_dir, tar.path).stat().st_size for tar in summary.tars),
         len(repeated),
-        _gather(first, _places(index_dir, summary.tars, first) if len(first) else []),
+        _gather(first, _places(index_dir, summary.tars, first)),
         repeats_path,
     )
 
@@ -121,6 +121,8 @@ def _gaps(summary: IndexSummary) -> str:
 
 def _places(index_dir: Path, tars: Sequence[Tar], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
     """Yield uid, tar and key of every sample that has one of the sorted uids, in the pool's order."""
+    if not len(wanted):
+        return
     for tar, table in zip(tars, index_tables(index_dir, tars, ["uid", "key"]), strict=True):
         uids = unpack_uids(table["uid"])
         rows = np.flatnonzero(count_of(uids, wanted))
@@ -130,7 +132,7 @@ def _places(index_dir: Path, tars: Sequence[Tar], wanted: np.ndarray) -> Iterato
 
 def _rows(pool: Pool, paths: Sequence[Path], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
     """Yield uid, file and row of every metadata row that has one of the sorted uids."""
-    for path in paths:
+    for path in paths if len(wanted) else []:
         uids = pool.read_uids(path)
         rows = np.flatnonzero(count_of(uids, wanted))
         for text, row in zip(format_uids(uids[rows]), rows.tolist(), strict=True):
@@ -266,14 +268,12 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
     """
     pool = Pool(pool_dir, strict=False)
     summary = build_index(pool.dir, workers=workers) if pool.has_images else None
-    readable, problems = _readable_shards(pool)
+    fingerprint, readable, problems = _read_fingerprint(pool, summary)
     meeting = measure_meeting(pool, summary, readable)
     repeated = _gather(meeting.repeated, _rows(pool, readable, meeting.repeated))
-    if summary is not None and len(meeting.repeated):
-        for text, places in _gather(
-            meeting.repeated, _places(index_dir_of(pool.dir), summary.tars, meeting.repeated)
-        ).items():
-            repeated[text] += places
+    if summary is not None:
+        found = _places(index_dir_of(pool.dir), summary.tars, meeting.repeated)
+        repeated = {text: repeated[text] + places for text, places in _gather(meeting.repeated, found).items()}
     if meeting.repeated_in_rows or meeting.repeated_in_tars:
         problems.append(
             f"{meeting.repeated_in_rows:,} uids are on several rows, {meeting.repeated_in_tars:,} at several places"
@@ -283,10 +283,6 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
     problems += differing + mismatched
     if summary is not None:
         problems += damage_lines(summary)
-    if pool.metadata_paths:
-        fingerprint = pool.fingerprint if len(readable) == len(pool.metadata_paths) else None
-    else:
-        fingerprint = None if summary is None else summary.fingerprint
     return PoolReport(
         pool.dir,
         fingerprint,
@@ -371,17 +367,21 @@ def filter_lines(filters: dict[str, str | None]) -> list[str]:
     return lines + [f"  {name} {lacking}" for name, lacking in filters.items() if lacking is not None]
 
 
-def _readable_shards(pool: Pool) -> tuple[list[Path], list[str]]:
-    """Return the metadata shards whose uids can be read, and what is wrong with the others."""
-    readable, problems = [], []
-    for path in pool.metadata_paths:
-        try:
-            pool.read_uids(path)
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            readable.append(path)
-    return readable, problems
+def _read_fingerprint(pool: Pool, summary: IndexSummary | None) -> tuple[str | None, list[Path], list[str]]:
+    """Return the fingerprint, the metadata shards whose uids can be read, and what is wrong with the others."""
+    if not pool.metadata_paths:
+        return None if summary is None else summary.fingerprint, [], []
+    try:
+        return pool.fingerprint, pool.metadata_paths, []
+    except ValueError:
+        readable, problems = [], []
+        for path in pool.metadata_paths:
+            try:
+                pool.read_uids(path)
+                readable.append(path)
+            except ValueError as error:
+                problems.append(str(error))
+        return None, readable, problems
 
 
 def _check_schemas(pool: Pool) -> tuple[dict[str, str], list[str]]:

@@ -175,7 +175,7 @@ def import_pool(
     made_from: dict[str, Json] = {
         "shards_dir": str(shards_dir.resolve()),
         "assign_uids": assign_uids,
-        "metadata": {str(path.resolve()): _state(path) for path in tables.paths},
+        "metadata": _states(tables.paths),
         "columns": dict(tables.columns),
         "uid_column": tables.uid_column,
         "key_column": tables.key_column,
@@ -342,8 +342,11 @@ def _parquet_paths(given: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(paths[name] for name in sorted(paths))
 
 
-def _state(path: Path) -> str:
-    return next(file.state for file in list_files(path.parent) if file.path.name == path.name)
+def _states(paths: Sequence[Path]) -> dict[str, str]:
+    """Return what tells that one of the files has changed, by where it lies."""
+    folders = {path.parent for path in paths}
+    states = {file.path: file.state for folder in folders for file in list_files(folder)}
+    return {str(path.resolve()): states[path] for path in paths}
 
 
 def _with_uids(tables: Tables, tars_name_uids: bool) -> Tables:

@@ -202,7 +202,7 @@ def test_a_pool_of_shards_alone_is_checked_too(tmp_path, capsys):
         (["index", "nowhere"], "nowhere"),
         (["check", "nowhere"], "there is no pool at nowhere"),
         (["check", "empty"], "empty is no pool"),
-        (["index", "metadata_only"], "metadata_only has no images"),
+        (["index", "metadata_only"], "metadata_only"),
         (["index", "empty", "--workers", "-1"], "--workers -1 is not a whole number"),
         (["check", "empty", "--format", "yaml"], "invalid choice: 'yaml'"),
     ],

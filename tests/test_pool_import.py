@@ -170,9 +170,7 @@ def test_rows_bring_their_own_uids(uid_tars, tmp_path, capsys):
 
 def test_a_pools_own_layout_needs_no_option(uid_tars, tmp_path, capsys):
     pd.DataFrame({"uid": [uid(3)], "text": ["t"], "sha256": ["00" * 32]}).to_parquet(tmp_path / "m.parquet")
-    assert (
-        importing(capsys, "--shards", uid_tars, "--metadata", tmp_path / "m.parquet", "--out", tmp_path / "p")[0] == 0
-    )
+    import_pool(tmp_path / "p", shards_dir=uid_tars, metadata=[tmp_path / "m.parquet"])
     assert check_pool(tmp_path / "p").meeting.rows_present == 1
 
 
