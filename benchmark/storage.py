@@ -150,7 +150,7 @@ def _told(error: Exception, location: str) -> OSError | None:
     if not location or not isinstance(error, OSError) or error.errno == errno.ENOSPC or location in reason:
         return None
     if isinstance(error, FileNotFoundError):
-        bucket = f" ({reason})" if "bucket" in reason.lower() else ""
+        bucket = f" ({reason})" if "bucket does not exist" in reason else ""
         return FileNotFoundError(f"there is nothing at {location}{bucket}")
     if isinstance(error, PermissionError):
         return PermissionError(f"{where}access is denied ({reason}); check the credentials and the bucket's policy")
@@ -182,6 +182,8 @@ def stat_of(path: Path) -> FileState:
     filesystem, name = _opened(path)
     with storage_errors(path):
         info = filesystem.info(name)
+        if info["type"] != "file":
+            raise FileNotFoundError(f"there is no file {path}")
     return FileState(path, int(info["size"]), _state(info))
 
 
@@ -598,6 +600,7 @@ class _Mirror:
         self.remote = remote
         self.folder = folder
         self.manifest_path = manifest_path
+        self.process, self.lock = os.getpid(), threading.Lock()
         self.manifest: dict[str, list[str]] = {}  # name -> remote state, local state
         try:
             known = json.loads(manifest_path.read_bytes())
@@ -632,8 +635,13 @@ class _Mirror:
 
     def follow(self, source: Path, target: Path) -> None:
         """Upload a file that was just renamed, after everything else that is finished, so that records come last."""
-        if not target.is_relative_to(self.folder):
+        # What a forked worker renames goes up with what this process renames next.
+        if not target.is_relative_to(self.folder) or os.getpid() != self.process:
             return
+        with self.lock:
+            self._follow(source, target)
+
+    def _follow(self, source: Path, target: Path) -> None:
         name = target.relative_to(self.folder).as_posix()
         moved = source.relative_to(self.folder).as_posix() if source.is_relative_to(self.folder) else ""
         self._remove({known for known in self.manifest if known != moved and not (self.folder / known).exists()})
