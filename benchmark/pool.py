@@ -72,13 +72,15 @@ class Pool:
         """Open the pool; raises FileNotFoundError where there is none. `strict`: a damaged tar is an error."""
         self.dir = as_location(pool_dir) if isinstance(pool_dir, str) else pool_dir
         self.strict = strict
+        self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise FileNotFoundError(
                 f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
                 "`winnow pool build` draws"
             )
         if not self.metadata_paths and not self.has_images:
-            raise FileNotFoundError(f"{self.dir} is no pool: it has neither metadata/*.parquet nor shards/*.tar")
+            why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"
+            raise FileNotFoundError(f"{self.dir} is no pool: {why}")
         # A request or two each where the pool is remote, so some at once.
         with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
             self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
@@ -96,7 +98,8 @@ class Pool:
         """Return every file of the metadata (parquet and npz) with its state, in order."""
         try:
             return {file.path: file.state for file in list_files(self.dir / "metadata")}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            self._why_no_metadata = one_line(error) if is_remote(self.dir) else ""
             return {}  # a pool of shards alone
 
     @cached_property

@@ -471,3 +471,65 @@ def test_denied_access_is_told_in_a_sentence(server, capsys, pico_pool):
     finally:
         enforce("inf")
     assert "s3://bucket/exp: access is denied" in message
+
+
+@pytest.fixture
+def remote_pool(s3, pico_pool):
+    for folder in ("metadata", "shards"):
+        upload(pico_pool / folder, s3 / "pool" / folder)
+    return s3 / "pool"
+
+
+def test_a_remote_pool_is_indexed_trained_on_and_cut_out_like_a_local_one(remote_pool, pico_pool, tmp_path, cache):
+    """In place by blocks that the whole machine shares, resharded from front to back: the same bytes as locally."""
+    at = {"local": pico_pool, "remote": remote_pool}
+    for name, pool_dir in at.items():
+        common = ["scale=pico", f"pool_dir={pool_dir}", f"exp_dir={tmp_path / name}"]
+        assert main(["filter", *common, "filters=random"]) == 0
+        assert main(["train", *common]) == 0
+        assert main(["reshard", *common, "shard_size=500", "workers=0"]) == 0
+    for name in ("subset.json", "seed-0/checkpoint/checkpoint.json", "seed-0/checkpoint/model.safetensors"):
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "remote" / name).read_bytes(), name
+    for path in (tmp_path / "local" / "shards").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "remote" / "shards" / path.name).read_bytes()
+    assert list((cache / "blocks").glob("*/0*")), "training read blocks"
+    assert set(remote_tree(remote_pool)) == {
+        path.relative_to(pico_pool).as_posix()
+        for name in ("metadata", "shards")
+        for path in (pico_pool / name).iterdir()
+    }, "nothing is written into the pool"
+
+
+def test_filters_see_the_images_of_a_remote_pool(remote_pool, pico_pool, tmp_path):
+    for name, pool_dir in (("local", pico_pool), ("remote", remote_pool)):
+        command = [
+            "filter",
+            "scale=pico",
+            f"pool_dir={pool_dir}",
+            f"exp_dir={tmp_path / name}",
+            "filters=text_masked_clip",
+        ]
+        assert main(command) == 0
+    assert (tmp_path / "local" / "subset.npy").read_bytes() == (tmp_path / "remote" / "subset.npy").read_bytes()
+
+
+def test_an_experiment_with_shards_is_kept_at_a_url(s3, pico_pool, tmp_path):
+    at = ["scale=pico", f"pool_dir={pico_pool}", f"exp_dir={s3 / 'exp'}"]
+    assert main(["filter", *at, "filters=random"]) == 0
+    assert main(["reshard", *at, "shard_size=500", "workers=2"]) == 0
+    assert "shards/reshard.json" in remote_tree(s3 / "exp")
+    assert len([name for name in remote_tree(s3 / "exp") if name.endswith(".tar")]) == 3
+
+
+def test_a_dry_run_counts_the_blocks_of_a_remote_pool(remote_pool, tmp_path, capsys):
+    at = ["scale=pico", f"pool_dir={remote_pool}", f"exp_dir={tmp_path / 'exp'}"]
+    assert main(["filter", *at, "filters=random"]) == 0
+    capsys.readouterr()
+    assert main(["train", *at, "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    tars = [size for name, size in sizes_of(remote_pool) if name.endswith(".tar")]
+    assert f"in place: {sum(tars) / 1e6:.1f} MB in {len(tars)} requests" in out
+
+
+def sizes_of(location):
+    return [(name, len(data)) for name, data in remote_tree(location).items()]
