@@ -44,8 +44,9 @@ RESHARD_VERSION = 1
 SHARDS_NAME = "shards"  # in an experiment: what it is trained on
 RECORD_NAME = "reshard.json"
 PLAN_NAME = "resharding.json"  # while it is under way
+SUBSET_COPY_NAME = "sample_ids.npy"
 SHARD_FORMAT, STATS_FORMAT = "{:08d}.tar", "{:08d}_stats.json"
-WRITE_BYTES = 1 << 22  # handed to the system at once
+WRITE_BYTES = 1 << 20  # handed to the system at once
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ def reshard(
         todo = [plan for plan in plans if not _is_written(out_dir, plan)]
         workers = min(os.cpu_count() or 1, len(todo)) if workers is None else workers
         with cost(out_dir, "reshard", workers=workers, shards=len(todo)):
-            write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir), subset_path=subset_path)
+            subset.save(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
+            write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir))
             written = sum(map_items(write, todo, workers=workers, name="reshard"))
-        subset.save(out_dir / "sample_ids.npy")
         result: dict[str, Json] = {
             "samples": int(counts.sum()),
             "shards": len(plans),
@@ -142,11 +143,12 @@ def count_samples(pool: Pool, subset: Subset, subset_path: Path, max_missing: in
     for number, table in enumerate(index_tables(index_dir_of(pool.dir), pool.summary.tars, columns)):
         uids = unpack_uids(table["uid"])
         copies = count_of(uids, subset.uids)
-        known.mark(uids[copies > 0])
-        copies *= _is_present(table)
-        marks.mark(uids[copies > 0])
-        counts[number] = copies.sum()
-        places += int((copies > 0).sum())
+        is_chosen, is_present = copies > 0, _is_present(table)
+        marks.mark(uids[is_chosen & is_present])
+        known.mark(uids[is_chosen & ~is_present])
+        counts[number] = copies[is_present].sum()
+        places += int((is_chosen & is_present).sum())
+    known.mark_all(marks)
     for path in pool.metadata_paths if known.num_marked < known.num_distinct else []:
         known.mark(pool.read_uids(path))
     refuse_unknown(known, pool, subset_path, max_missing)
@@ -202,9 +204,9 @@ def plan_shards(tars: Sequence[Tar], counts: np.ndarray, shard_size: int) -> lis
     return plans
 
 
-def write_shard(plan: ShardPlan, *, out_dir: Path, index_dir: Path, subset_path: Path) -> int:
-    """Write one output shard and its statistics; return its bytes."""
-    subset = load_subset(subset_path)
+def write_shard(plan: ShardPlan, *, out_dir: Path, index_dir: Path) -> int:
+    """Write one output shard of the subset that lies in `out_dir`, and its statistics; return its bytes."""
+    subset = load_subset(out_dir / SUBSET_COPY_NAME, known_sorted=True)
     path = out_dir / SHARD_FORMAT.format(plan.number)
     with atomic_path(path) as temporary, TarWriter(temporary) as writer:
         first = plan.first

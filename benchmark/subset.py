@@ -71,10 +71,11 @@ def write_subset(path: Path, blocks: Iterable[np.ndarray]) -> int:
     return count
 
 
-def load_subset(path: str | Path) -> Subset:
+def load_subset(path: str | Path, *, known_sorted: bool = False) -> Subset:
     """Read a subset file, memory-mapped: .npy, or raw `u8,u8` pairs without a header.
 
-    Raises FileNotFoundError or ValueError naming the file. One that is not sorted is sorted, with a warning.
+    Raises FileNotFoundError or ValueError naming the file. One that is not sorted is sorted, with a warning;
+    `known_sorted` spares one of our own the pass that finds out.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,7 +87,7 @@ def load_subset(path: str | Path) -> Subset:
     if count == 0:
         return Subset(np.empty(0, dtype=UID_DTYPE))
     uids = np.memmap(path, dtype=UID_DTYPE, mode="r", offset=start, shape=(count,))
-    if not is_sorted(uids):
+    if not known_sorted and not is_sorted(uids):
         warn(f"{path} is not sorted, as DataComp's resharder needs it; it is read in sorted order here")
         return Subset.of(np.asarray(uids))
     return Subset(uids)

@@ -123,6 +123,10 @@ class UidMarks:
         places = places[places >= 0]
         np.bitwise_or.at(self._bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
 
+    def mark_all(self, others: UidMarks) -> None:
+        """Mark what is marked in others of the same subset."""
+        self._bits |= others._bits
+
     @property
     def num_marked(self) -> int:
         """Return how many distinct uids are marked."""
@@ -241,6 +245,7 @@ def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:
 def _runs_of(uids: np.ndarray, sorted_uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where each uid's run in `sorted_uids` begins and ends, (n,) each; they are equal where it has none."""
     first, end = np.empty(len(uids), dtype=np.int64), np.empty(len(uids), dtype=np.int64)
+    sorted_uids = np.asarray(sorted_uids)  # of a map, the plain array: its own indexing is slow
     order = uid_order(uids)
     for start in range(0, len(uids), BLOCK):
         rows = order[start : start + BLOCK]
