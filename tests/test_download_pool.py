@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -483,12 +484,13 @@ def hub(tmp_path):
         }
         for path, body in files.items()
     ]
-    hub.pages[f"/api/datasets/{REPO}/revision/main"] = json.dumps({"id": REPO, "sha": COMMIT}).encode()
-    hub.pages[f"/api/datasets/{REPO}/tree/{COMMIT}"] = json.dumps(tree).encode()
-    for path, body in files.items():
-        hub.pages[f"/datasets/{REPO}/resolve/{COMMIT}/{path}"] = lambda page, body=body: page.answer(
-            body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=COMMIT
-        )
+    for repo in (REPO, "mlfoundations/datacomp_small"):
+        hub.pages[f"/api/datasets/{repo}/revision/main"] = json.dumps({"id": repo, "sha": COMMIT}).encode()
+        hub.pages[f"/api/datasets/{repo}/tree/{COMMIT}"] = json.dumps(tree).encode()
+        for path, body in files.items():
+            hub.pages[f"/datasets/{repo}/resolve/{COMMIT}/{path}"] = lambda page, body=body: page.answer(
+                body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=COMMIT
+            )
     hub.files = files
     hub.variables = {"HF_ENDPOINT": hub.url("").rstrip("/"), "HF_HOME": str(tmp_path / "hf")}
     yield hub
@@ -522,6 +524,19 @@ def test_metadata_comes_from_the_hub_flat_and_only_what_is_missing(hub, tmp_path
     fetched = ["part_0/aa.npz", "part_1/aa.npz", "part_1/aa.parquet", "part_1/bb.npz", "part_1/bb.parquet"]
     assert sorted(got(hub)) == fetched
     assert (out / "metadata" / "part_1_aa.npz").read_bytes() == b"features of part_1/aa.parquet"
+
+
+def test_the_commands_of_the_readme_run_in_their_order(hub, img2dataset, tmp_path, monkeypatch):
+    """On a hub of three pairs whose links are dead."""
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^python scripts/download_pool\.py (.*)$", (ROOT / "README.md").read_text(), re.M)
+    assert [line.split()[-1] for line in lines] == ["--dry-run", "--make-venv", "pools/small", "--retry", "--report"]
+    variables = {**hub.variables, "WINNOW_CACHE_DIR": str(img2dataset.parents[2])}
+    for line in lines:
+        code, said, error = run_script(*line.split(), **variables)
+        assert code == 0, (line, error)
+    assert said.splitlines()[-1] == "0 of 3 pairs (0.0 %)"
+    assert json.loads((tmp_path / "pools" / "small" / "download_report.json").read_text())
 
 
 def test_metadata_with_other_bytes_than_the_hub_says_is_refused(hub, tmp_path):

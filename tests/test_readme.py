@@ -1,12 +1,13 @@
 """Every command of the README runs, in its order, in one empty folder; the embedded scale is `pico` instead of `nano`.
 
 The installation and the first `winnow run` at full scale run in `.ci/run`, word for word; those that need Slurm run
-in `test_slurm.py`, on a fake cluster.
+in `test_slurm.py`, on a fake cluster, downloads in `test_download_pool.py`, from servers on this machine.
 """
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,7 @@ from benchmark.scales import SCALES, get_scale
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
-SLURM_EXTRA = "pip install -e '.[slurm]'"  # which is part of the extra `test`
+EXTRAS = {f"pip install -e '.[{name}]'" for name in ("slurm", "s3", "hf")}  # which are part of the extra `test`
 FIRST = "pip install -e . && winnow run"
 
 
@@ -31,18 +32,19 @@ def blocks(language):
 
 def commands():
     lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
-    return [line for line in lines if line not in {*INSTALLING, FIRST, SLURM_EXTRA} and not needs_slurm(line)]
+    return [line for line in lines if line not in {*INSTALLING, FIRST, *EXTRAS} and not runs_elsewhere(line)]
 
 
-def needs_slurm(command):
-    return command.startswith("scripts/slurm/") or "hydra/launcher=submitit_slurm" in command
+def runs_elsewhere(command):
+    """Tell whether a command is run by the tests of Slurm or of downloads, on what stands in for the real ones."""
+    return command.startswith(("scripts/slurm/", "python scripts/download_pool.py")) or "submitit_slurm" in command
 
 
 def at_pico(command):
     """Return the arguments of a `winnow` command, at the scale of the tests."""
     program, verb, *rest = shlex.split(command.replace("nano", "pico"))
     assert program == "winnow"
-    if verb in ("run", "filter", "train", "evaluate", "report"):
+    if verb in ("run", "filter", "reshard", "train", "evaluate", "report"):
         return [verb, *rest, "scale=pico"]
     return [verb, *rest, "--board", "pico"] if verb == "leaderboard" else [verb, *rest]
 
@@ -63,10 +65,11 @@ def test_the_readme_installs_as_ci_does():
         assert part in ci
 
 
-def test_the_extra_for_slurm_is_part_of_the_one_for_tests():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extras["optional-dependencies"]["slurm"]) <= set(extras["optional-dependencies"]["test"])
-    assert SLURM_EXTRA in README
+def test_the_extras_are_part_of_the_one_for_tests():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in ("slurm", "s3", "hf"):
+        assert set(extras[name]) <= set(extras["test"])
+        assert f"pip install -e '.[{name}]'" in README
 
 
 def test_the_table_is_the_boards(capsys):
@@ -84,7 +87,7 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_filter.py").write_text(blocks("python")[0])
     (tmp_path / "pools").mkdir()
-    (tmp_path / "pools" / "pico").symlink_to(pico_pool)
+    shutil.copytree(pico_pool, tmp_path / "pools" / "pico")
     before = dict(STRATEGIES)
     assert len(commands()) >= 12
     try:
@@ -102,6 +105,7 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
         "clip_score",
         "long_captions",
         "long_captions+dedup",
+        "no_filter",
         "no_filter",
         "no_filter",
         "random",
