@@ -627,24 +627,28 @@ def _subset(arguments: list[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="winnow subset", description=SUBSET_HELP, formatter_class=raw)
     actions = parser.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")
-    actions.add_parser("info").add_argument("file", type=Path)
+    actions.add_parser("info").add_argument("file")
     for name in ("and", "or", "minus", "restrict", "overlap"):
         action = actions.add_parser(name, description=SUBSET_HELP, formatter_class=raw)
-        action.add_argument("file", type=Path, metavar="A")
-        action.add_argument("others", type=Path, nargs="+", metavar="B")
+        action.add_argument("file", metavar="A")
+        action.add_argument("others", nargs="+", metavar="B")
         if name == "overlap":
             action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
         else:
             action.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the result goes")
     options = parser.parse_args(arguments)
+    from benchmark.storage import as_location, local_copy
+    from benchmark.subset import SUBSET_RECORD_NAME
     from benchmark.subset_algebra import combine_files, describe_file, overlap_files
 
+    given = [options.file, *getattr(options, "others", [])]
+    paths = [local_copy(as_location(text), beside=[SUBSET_RECORD_NAME]) for text in given]
     if options.action == "info":
-        print("\n".join(describe_file(options.file)))
+        print("\n".join(describe_file(paths[0])))
     elif options.action == "overlap":
-        print(overlap_files([options.file, *options.others], options.format))
+        print(overlap_files(paths, options.format))
     else:
-        print("\n".join(combine_files(options.action, [options.file, *options.others], options.out)))
+        print("\n".join(combine_files(options.action, paths, options.out)))
     return 0
 
 

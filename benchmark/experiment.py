@@ -221,7 +221,8 @@ def _training_data(
     if shards is not None:
         say(f"train: reads {exp_dir / SHARDS_NAME}")
         resharded = read_resharded(exp_dir, shards)
-        data = TrainingData(resharded.index, resharded.samples, scale, shards.result["absent"])
+        lost = {"num_absent": shards.result["absent"], "num_damaged": shards.result["damaged_tars"]}
+        data = TrainingData(resharded.index, resharded.samples, scale, **lost)
     else:
         assert pool is not None
         subset = load_subset(subset_path)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -223,6 +224,7 @@ def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool
     found = [_read_counts(index_dir, tar, hash_images) for tar in tars]
     if any(counts is None for counts in found):
         with locked(index_dir):
+            _take_over_index(pool_dir, index_dir, tars, hash_images)
             found = [counts or _read_counts(index_dir, t, hash_images) for counts, t in zip(found, tars, strict=True)]
             todo = [tar for tar, counts in zip(tars, found, strict=True) if counts is None]
             if workers is None:
@@ -508,6 +510,17 @@ def _kept_state(tar: Tar) -> str:
 def _time_of(tar: Tar) -> int:
     """Return a local tar's time, in nanoseconds."""
     return int(tar.state.partition("/")[2])
+
+
+def _take_over_index(pool_dir: Path, index_dir: Path, tars: Sequence[Tar], hash_images: bool) -> None:
+    """Copy what fits of the index that a read-only pool has inside, as none can be made there."""
+    inside = pool_dir / "index"
+    if is_remote(pool_dir) or inside == index_dir:
+        return
+    for tar in tars:
+        if _read_counts(index_dir, tar, hash_images) is None and _read_counts(inside, tar, hash_images) is not None:
+            with atomic_path(index_path(index_dir, tar.path)) as temporary:
+                shutil.copy2(index_path(inside, tar.path), temporary)
 
 
 def index_path(index_dir: Path, tar_path: Path) -> Path:

@@ -151,10 +151,15 @@ class TrainState:
 class TrainingData:
     """What the seeds of one experiment share: P, the reader, the tokenizer, and the samples if they fit in memory."""
 
-    def __init__(self, index: PoolIndex, samples: np.ndarray, scale: Scale, num_absent: int = 0) -> None:
-        """Take P as places in the index, copies side by side and alike; `num_absent` uids have no sample there."""
+    def __init__(
+        self, index: PoolIndex, samples: np.ndarray, scale: Scale, *, num_absent: int = 0, num_damaged: int = 0
+    ) -> None:
+        """Take P as places in the index, copies side by side and alike.
+
+        `num_absent` uids have no sample there, and `num_damaged` of the pool's tars are damaged.
+        """
         self.scale = scale
-        self.num_absent = num_absent
+        self.num_absent, self.num_damaged = num_absent, num_damaged
         self.samples = samples
         self.reader = SampleReader(index, samples)
         self._tokenizer: Tokenizer | None = None
@@ -165,7 +170,13 @@ class TrainingData:
         """Take the subset's samples where they lie in the pool; the index need hold no others."""
         found = UidMarks(subset.uids)
         found.mark(index.uids)
-        return cls(index, present_samples(index.uids, subset), scale, found.num_distinct - found.num_marked)
+        return cls(
+            index,
+            present_samples(index.uids, subset),
+            scale,
+            num_absent=found.num_distinct - found.num_marked,
+            num_damaged=len(index.summary.damaged),
+        )
 
     def batches(self, seed: int, ranks: Ranks = ALONE) -> StepBatches:
         """Return the run's batches; the first call decodes the samples."""
@@ -516,6 +527,7 @@ def _finish(folder: Path, state: TrainState, data: TrainingData, made_from: dict
         "steps": scale.steps,
         "samples": len(data.samples),
         "absent_uids": data.num_absent,
+        "damaged_tars": data.num_damaged,
         "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
         "undecodable": curves.undecodable,
         "repeats_in_batch": curves.repeats,

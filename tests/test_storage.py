@@ -15,7 +15,7 @@ from conftest import uid, write_pool
 from moto.server import ThreadedMotoServer
 from test_kill import KILLED, Nursery, same, told, tree
 
-from benchmark import storage
+from benchmark import index, storage
 from benchmark.cli import main
 from benchmark.options import as_path
 from benchmark.pool import Pool
@@ -292,6 +292,12 @@ def test_a_read_only_pool_is_left_as_it_is(pico_pool, tmp_path, monkeypatch, cac
     before = {path: path.stat().st_mtime_ns for path in pool_dir.rglob("*")}
     assert main(["filter", "scale=pico", f"pool_dir={pool_dir}", f"exp_dir={tmp_path / 'exp'}"]) == 0
     assert {path: path.stat().st_mtime_ns for path in pool_dir.rglob("*")} == before
+    monkeypatch.setattr(index, "index_tar", None)
+    shutil.copytree(pico_pool, tmp_path / "other")  # with its times, so that the index in it fits
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path / "other" not in (Path(path), *Path(path).parents))
+    assert Pool(tmp_path / "other").summary.num_rows and not index_dir_of(tmp_path / "other").is_relative_to(
+        tmp_path / "other"
+    )
 
 
 # --- Experiments ----------------------------------------------------------------------------------------------------
@@ -533,3 +539,18 @@ def test_a_dry_run_counts_the_blocks_of_a_remote_pool(remote_pool, tmp_path, cap
 
 def sizes_of(location):
     return [(name, len(data)) for name, data in remote_tree(location).items()]
+
+
+def test_the_tools_work_on_remote_pools_and_files(remote_pool, pico_pool, tmp_path, capsys):
+    assert main(["pool", "index", str(remote_pool), "--workers", "0"]) == 0
+    assert main(["pool", "check", str(remote_pool)]) == 0
+    told = capsys.readouterr().out
+    for name, pool_dir in (("local", pico_pool), ("remote", remote_pool)):
+        assert (
+            main(["pool", "sample", str(pool_dir), "--size", "300", "--seed", "1", "--out", str(tmp_path / name)]) == 0
+        )
+    assert Pool(tmp_path / "local").identity == Pool(tmp_path / "remote").identity
+    assert Pool(pico_pool).fingerprint in told
+    put(remote_pool / "subset.npy", (tmp_path / "local" / "uids.npy").read_bytes())
+    assert main(["subset", "info", str(remote_pool / "subset.npy")]) == 0
+    assert "300 (copies counted)" in capsys.readouterr().out
