@@ -95,11 +95,12 @@ def image_reads(pool: Pool) -> Reading:
     if is_remote(tars[0].path):
         requests = sum(-(-tar.size // SEQUENTIAL_BLOCK_BYTES) for tar in tars)
         return Reading("images", sum(tar.size for tar in tars), requests)
-    lengths = [
-        table["image_length"].to_numpy() for table in index_tables(index_dir_of(pool.dir), tars, ["image_length"])
-    ]
-    present = [each[each >= 0] for each in lengths]
-    return Reading("images", int(sum(each.sum() for each in present)), sum(map(len, present)))
+    num_bytes = count = 0
+    for table in index_tables(index_dir_of(pool.dir), tars, ["image_length"]):
+        lengths = table["image_length"].to_numpy()
+        num_bytes += int(lengths[lengths >= 0].sum(dtype=np.int64))
+        count += int((lengths >= 0).sum())
+    return Reading("images", num_bytes, count)
 
 
 def cutting_reads(index: PoolIndex, samples: np.ndarray) -> Reading:
