@@ -1,4 +1,6 @@
-"""`dry_run=true`: how much a stage will read before it has read anything but footers and the index.
+"""`dry_run=true`: how much a stage will read, found from footers and the index.
+
+Where the index of a remote pool is not made yet, that is all that is said: to make it is to read the pool.
 
 Bytes are those of column chunks, arrays and members as they lie on disk; a request is one read of a local file or one
 range of a remote one. What the operating system reads ahead or keeps in memory is not counted.
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmark.experiment import open_experiment, own_shards
 from benchmark.filtering import Rule
-from benchmark.index import PoolIndex, index_tables
+from benchmark.index import PoolIndex, index_tables, unindexed_tars
 from benchmark.order import SampleOrder, present_samples
 from benchmark.pool import Pool
 from benchmark.reshard import read_resharded
@@ -43,18 +45,18 @@ class TrainingReads:
 
     passes: float  # over P
     in_place: Reading
-    kept_bytes: int  # of P, once
+    written_bytes: int  # by resharding
     resharding: Reading  # to cut P out, once
     resharded: Reading  # training on what was cut out
 
     @property
     def resharding_pays(self) -> bool:
         """Tell whether cutting out, its writing included, and training then moves fewer bytes."""
-        return self.resharding.num_bytes + self.kept_bytes + self.resharded.num_bytes < self.in_place.num_bytes
+        return self.resharding.num_bytes + self.written_bytes + self.resharded.num_bytes < self.in_place.num_bytes
 
     def lines(self) -> list[str]:
         """Return the comparison for people."""
-        cut = f"{self.resharding}, {format_bytes(self.kept_bytes)} written, then {self.resharded}"
+        cut = f"{self.resharding}, {format_bytes(self.written_bytes)} written, then {self.resharded}"
         advice = (
             "`winnow reshard` first is the cheaper way"
             if self.resharding_pays
@@ -103,6 +105,18 @@ def image_reads(pool: Pool) -> Reading:
     return Reading("images", num_bytes, count)
 
 
+def indexing_lines(pool: Pool) -> list[str]:
+    """Say what making the index will read first, where it is not there; empty where it is."""
+    tars = unindexed_tars(pool.dir) if pool.has_images else []
+    if not tars:
+        return []
+    size = sum(tar.size for tar in tars)
+    if is_remote(tars[0].path):
+        requests = sum(-(-tar.size // SEQUENTIAL_BLOCK_BYTES) for tar in tars)
+        return [f"index: {Reading(f'{len(tars):,} tars from front to back', size, requests)}"]
+    return [f"index: the headers and JSON of {len(tars):,} tars of {format_bytes(size)}"]
+
+
 def cutting_reads(index: PoolIndex, samples: np.ndarray) -> Reading:
     """Return what cutting P out of the tars reads; JSON and other members are not counted where the tars are local."""
     places = np.unique(samples)
@@ -126,7 +140,8 @@ def training_reads(index: PoolIndex, samples: np.ndarray, scale: Scale, *, is_he
         if block_bytes <= max_cache_bytes():
             times = 1.0
         in_place = Reading("in place", round(block_bytes * times), round(blocks * times))
-    return TrainingReads(passes, in_place, kept, cutting_reads(index, samples), Reading("training there", *exactly))
+    written = written_bytes(index, samples)
+    return TrainingReads(passes, in_place, written, cutting_reads(index, samples), Reading("training there", *exactly))
 
 
 def _bytes_of(index: PoolIndex, samples: np.ndarray) -> int:
@@ -150,9 +165,9 @@ def _blocks(index: PoolIndex, places: np.ndarray, block_bytes: int) -> tuple[int
 
 
 def written_bytes(index: PoolIndex, samples: np.ndarray) -> int:
-    """Return about how many bytes resharding writes: members and headers, JSON not counted."""
+    """Return about how many bytes resharding writes: members and headers, three blocks for each JSON."""
     lengths = np.concatenate([index.image_length[samples], index.text_length[samples]]).astype(np.int64)
-    return int((lengths + -lengths % BLOCK + BLOCK).sum())
+    return int((lengths + -lengths % BLOCK + BLOCK).sum()) + 3 * BLOCK * len(samples)
 
 
 def format_bytes(count: int) -> str:

@@ -40,7 +40,7 @@ from benchmark.stage import (
     warn,
     write_record,
 )
-from benchmark.subset import SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
+from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
 from benchmark.uids import UidMarks, sort_uids, unique_uids
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from leaderboard.entries import Entry
 
 FILTER_VERSION = 1
-SUBSET_NAME = "subset.npy"
 ENTRY_NAME = "entry.json"
 MAX_NAME = 80  # characters of an entry's name
 
@@ -450,7 +449,9 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
         recipe_hash=scale.hash,
         comparable=scale.is_comparable,
         suite=SuiteName(suite.name, suite.version),
-        pool=PoolUsed(**seeds[0].trained.made_from["pool"]),
+        pool=PoolUsed(
+            **seeds[0].trained.made_from["pool"], damaged_tars=seeds[0].trained.result.get("damaged_tars", 0)
+        ),
         subset=SubsetUsed(record.result["size"], record.result["distinct"], record.result["sha256"]),
         seeds={each.seed: each.scores for each in seeds},
         made_with={package: ", ".join(sorted(found)) for package, found in versions.items()},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from benchmark.index import Tar
 from benchmark.pool import Pool
 from benchmark.samples import decode_image
 from benchmark.storage import SequentialReader, open_sequential
@@ -25,7 +25,7 @@ SLICE_PIXELS = 1 << 26  # and fewer where they are large: a slice ends with the 
 class ImagePlaces:
     """Where the images of a metadata shard's rows lie, in the order of the tars; arrays have shape (images,)."""
 
-    tar_paths: list[Path]
+    tars: list[Tar]
     rows: np.ndarray  # of the metadata shard, each at most once
     tar_number: np.ndarray
     offset: np.ndarray  # in bytes
@@ -39,7 +39,7 @@ def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]
 
     Rows that share a uid share an image: the first of that uid in pool order.
     """
-    index = pool.index
+    index = pool.index if within is None else pool.index_within(within)
     order = uid_order(index.uids)  # stable, so equal uids stay in pool order
     ordered = index.uids[order]
     found = []
@@ -53,7 +53,7 @@ def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]
         rows, samples = rows[in_order], samples[in_order]
         found.append(
             ImagePlaces(
-                [tar.path for tar in index.summary.tars],
+                index.summary.tars,
                 rows,
                 index.tar_number[samples],
                 index.image_offset[samples],
@@ -84,7 +84,7 @@ def read_images(places: ImagePlaces) -> Iterator[tuple[np.ndarray, list[Image.Im
                 if file is not None:
                     file.close()
                 tar_number = int(places.tar_number[place])
-                file = open_sequential(places.tar_paths[tar_number])
+                file = open_sequential(places.tars[tar_number].path, state=places.tars[tar_number].state)
             image = decode_image(file.read(int(places.offset[place]), int(places.length[place])))
             if image is None:
                 num_undecodable += 1

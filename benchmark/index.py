@@ -25,16 +25,19 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from benchmark.executor import map_items
-from benchmark.stage import atomic_path, locked, read_json, warn, write_json
+from benchmark.stage import atomic_path, locked, read_json, warn, write_bytes, write_json
 from benchmark.storage import as_location, index_dir_of, is_remote, list_files, one_line, open_sequential
 from benchmark.subset import Subset, load_subset
-from benchmark.tars import IMAGE_FORMATS, Damage, Member, ReadAt, reading_ahead, scan_tar
+from benchmark.tars import Damage, Member, ReadAt, reading_ahead, scan_tar
 from benchmark.uids import UID_DTYPE, count_of, fingerprint_of, parse_uids
 
 INDEX_VERSION = 2
+IMAGE_ORDER = ("jpg", "png", "jpeg", "webp")  # of a sample with several, the one that open_clip's loader takes
 MAX_JSON_BYTES = 1 << 20
+MAX_EXTENSION = 60  # characters; a longer one leaves no room for a key in a plain tar header
 MAX_MEMBER_BYTES = (1 << 31) - 1  # lengths are 32-bit numbers
 MANY_TARS = 4  # from here on they are indexed by several processes
+HASHED_MARK = "hash_images"  # beside an index: images without a hash in their JSON are read and hashed
 SHARDS_NOTE = "shards.json"  # in a pool whose tars lie elsewhere
 
 INDEX_SCHEMA = pa.schema(
@@ -74,6 +77,7 @@ class ShardsNote:
     shards_dir: str  # a folder or a URL; relative ones from the pool's folder
     only: str | None = None  # a subset file in the pool's folder: other samples are none of this pool's
     assign_uids: bool = False  # from the hashes of image and caption, whatever the JSON says
+    hash_images: bool = False  # those whose JSON names no sha256
 
 
 @dataclass(frozen=True)
@@ -214,13 +218,19 @@ def write_note(pool_dir: Path, note: ShardsNote) -> None:
     write_json(pool_dir / SHARDS_NOTE, asdict(note))
 
 
-def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool = False) -> IndexSummary:
+def build_index(
+    pool_dir: Path, *, workers: int | None = None, hash_images: bool = False, uids_in_keys: bool = False
+) -> IndexSummary:
     """Index every tar that has no index or has changed since; return what all their footers say.
 
     Each tar's index is written atomically, so a killed pass goes on. `workers` None: one process per core where there
-    is much to do. With `hash_images` the images whose JSON names no sha256 are read and hashed.
+    is much to do. With `hash_images` the images whose JSON names no sha256 are read and hashed, now and whenever a tar
+    of this pool is indexed again: the content hash must not hang on when that was.
     """
-    tars, index_dir = list_tars(pool_dir), index_dir_of(pool_dir)
+    tars, index_dir, note = list_tars(pool_dir), index_dir_of(pool_dir), read_note(pool_dir)
+    if hash_images and not (index_dir / HASHED_MARK).exists():
+        write_bytes(index_dir / HASHED_MARK, b"")
+    hash_images = hashes_images(pool_dir)
     found = [_read_counts(index_dir, tar, hash_images) for tar in tars]
     if any(counts is None for counts in found):
         with locked(index_dir):
@@ -229,7 +239,6 @@ def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool
             todo = [tar for tar, counts in zip(tars, found, strict=True) if counts is None]
             if workers is None:
                 workers = 0 if len(todo) < MANY_TARS else min(os.cpu_count() or 1, len(todo))
-            note = read_note(pool_dir)
             only = None if note is None or note.only is None else _beside(pool_dir, note.only)
             work = partial(
                 _index_one,
@@ -237,10 +246,23 @@ def build_index(pool_dir: Path, *, workers: int | None = None, hash_images: bool
                 hash_images=hash_images,
                 only=only,
                 assign_uids=note is not None and note.assign_uids,
+                uids_in_keys=uids_in_keys,
             )
             made = dict(zip(todo, map_items(work, todo, workers=workers, name="index"), strict=True))
             found = [counts or made[tar] for counts, tar in zip(found, tars, strict=True)]
     return IndexSummary(tars, [counts for counts in found if counts is not None])
+
+
+def unindexed_tars(pool_dir: Path) -> list[Tar]:
+    """Return the tars that `build_index` would read."""
+    index_dir, hash_images = index_dir_of(pool_dir), hashes_images(pool_dir)
+    return [tar for tar in list_tars(pool_dir) if _read_counts(index_dir, tar, hash_images) is None]
+
+
+def hashes_images(pool_dir: Path) -> bool:
+    """Tell whether a pool's images are hashed where their JSON names no sha256."""
+    note = read_note(pool_dir)
+    return (index_dir_of(pool_dir) / HASHED_MARK).exists() or (note is not None and note.hash_images)
 
 
 def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
@@ -252,26 +274,32 @@ def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
     assert note is not None and note.only is not None
     only, index_dir, source_index_dir = _only_of(pool_dir, note), index_dir_of(pool_dir), index_dir_of(source_dir)
     for tar in list_tars(pool_dir):
-        counts = _read_counts(source_index_dir, tar, hash_images=False)
-        if counts is None or _read_counts(index_dir, tar, hash_images=False) is not None:
+        counts = _read_counts(source_index_dir, tar, note.hash_images)
+        if counts is None or _read_counts(index_dir, tar, note.hash_images) is not None:
             continue
         (table,) = index_tables(source_index_dir, [tar], INDEX_SCHEMA.names)
         table = table.filter(pa.array(count_of(unpack_uids(table["uid"]), only) > 0)).cast(INDEX_SCHEMA)
         damage = Damage(counts.damage, list(counts.damage_places))
-        is_hashed = _read_counts(source_index_dir, tar, hash_images=True) is not None
         counts = counts_of(table, unpack_uids(table["uid"]), 0, damage)
-        write_index(index_dir, tar, table, counts, hash_images=is_hashed)
+        write_index(index_dir, tar, table, counts, hash_images=note.hash_images)
     return build_index(pool_dir)
 
 
 def index_tar(
-    path: Path, size: int, *, hash_images: bool = False, only: np.ndarray | None = None, assign_uids: bool = False
+    path: Path,
+    size: int,
+    *,
+    hash_images: bool = False,
+    only: np.ndarray | None = None,
+    assign_uids: bool = False,
+    uids_in_keys: bool = False,
 ) -> tuple[pa.Table, TarCounts]:
     """Return the index of one tar and its counts; what cannot be read is listed there, and no more than it is lost.
 
-    `only`: sorted uids, outside of which a sample is left out as if it were not there.
+    `only`: sorted uids, outside of which a sample is left out as if it were not there. `uids_in_keys`: the keys are
+    `{uid}-{copy}`, as in resharded tars, and the JSON is not asked.
     """
-    rows = _Rows(hash_images, assign_uids)
+    rows = _Rows(hash_images, assign_uids, uids_in_keys)
     with open_sequential(path) as file:
         read = reading_ahead(file.read_up_to)
         members: dict[str, Member] = {}
@@ -310,7 +338,7 @@ def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subs
     for number, table in enumerate(index_tables(index_dir_of(pool_dir), summary.tars, columns)):
         uids = unpack_uids(table["uid"])
         arrays = {name: table[name].to_numpy() for name in PLACE_COLUMNS}
-        wanted = (arrays["image_offset"] >= 0) & (arrays["text_offset"] >= 0)
+        wanted = present_rows(table)
         if subset is not None:
             wanted &= count_of(uids, subset.uids) > 0
         parts["uids"].append(uids[wanted])
@@ -319,6 +347,11 @@ def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subs
             parts[name].append(arrays[name][wanted])
     whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     return PoolIndex(summary, **whole)
+
+
+def present_rows(table: pa.Table) -> np.ndarray:
+    """Tell of an index's rows whether image and caption are there: (rows,) bool, from the columns of their offsets."""
+    return (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)
 
 
 def unpack_uids(column: pa.ChunkedArray) -> np.ndarray:
@@ -336,6 +369,7 @@ class _Rows:
 
     hash_images: bool
     assign_uids: bool
+    uids_in_keys: bool
     damage: Damage = field(default_factory=Damage)
     without_json: int = 0
     uids: list[str] = field(default_factory=list)
@@ -350,19 +384,29 @@ class _Rows:
         if not members:
             return
         record = members.get("json")
-        if record is None and not self.assign_uids:
+        if record is None and not (self.assign_uids or self.uids_in_keys):
             self.without_json += 1
             return
-        image = next((member for extension, member in members.items() if extension in IMAGE_FORMATS), None)
+        image = next((members[extension] for extension in IMAGE_ORDER if extension in members), None)
         text = members.get("txt")
         uid, digest = "", None
-        if record is not None:
+        if self.uids_in_keys:
+            uid = key.rpartition("/")[2].partition("-")[0]
+            if not is_uid(uid):
+                self.damage.add(
+                    min(member.offset for member in members.values()), f"the key {key!r} is no uid and copy"
+                )
+                return
+        elif record is not None:
             try:
                 uid, digest = self._identity(record, read)
             except ValueError as error:
                 self.damage.add(record.offset, f"the json of sample {key!r} {error}")
                 return
         for member in members.values():
+            if len(member.extension) > MAX_EXTENSION:
+                self.damage.add(member.offset, f"the extension of {member.name[:80]!r}... is too long")
+                return
             if member.size > MAX_MEMBER_BYTES:
                 self.damage.add(member.offset, f"the member {member.name!r} has {member.size:,} bytes, 2 GiB or more")
                 return
@@ -438,7 +482,7 @@ class _Rows:
 def counts_of(table: pa.Table, uids: np.ndarray, without_json: int, damage: Damage) -> TarCounts:
     """Count what a tar's index holds."""
     has_image, has_text = (table[f"{name}_offset"].to_numpy() >= 0 for name in ("image", "text"))
-    is_present = has_image & has_text
+    is_present = present_rows(table)
     # The sums over the samples that are there, so that content hashes need no second pass.
     total = 0
     hashes, lengths = table["image_sha256"].to_pylist(), table["image_length"].to_numpy()
@@ -480,9 +524,17 @@ def _only_of(pool_dir: Path, note: ShardsNote) -> np.ndarray:
     return load_subset(_beside(pool_dir, note.only or "")).uids
 
 
-def _index_one(tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | None, assign_uids: bool) -> TarCounts:
-    kept = None if only is None else load_subset(only).uids
-    table, counts = index_tar(tar.path, tar.size, hash_images=hash_images, only=kept, assign_uids=assign_uids)
+def _index_one(
+    tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | None, assign_uids: bool, uids_in_keys: bool
+) -> TarCounts:
+    table, counts = index_tar(
+        tar.path,
+        tar.size,
+        hash_images=hash_images,
+        only=None if only is None else load_subset(only, known_sorted=True).uids,
+        assign_uids=assign_uids,
+        uids_in_keys=uids_in_keys,
+    )
     write_index(index_dir, tar, table, counts, hash_images=hash_images)
     return counts
 

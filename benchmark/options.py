@@ -18,7 +18,7 @@ MAX_SEED = 2**63 - 1
 WANDB_MODES = ("disabled", "offline", "online")
 
 
-DRY_RUN = "say how many bytes and requests the stage will read, and read no more than the index"
+DRY_RUN = "say how many bytes and requests the stage will read; reads footers and the index, which it may make"
 MAX_MISSING = "uids of subset= that a pool of shards alone may lack, where images are missing from it"
 
 

@@ -32,8 +32,8 @@ from benchmark.names import nearest_name
 from benchmark.pool import Pool
 from benchmark.pool_check import Meeting, filters_of, measure_meeting
 from benchmark.pool_folder import iter_row_groups, make_pool, parquet_writer, read_parquet_schema, write_npz_rows
-from benchmark.stage import Json, Record
-from benchmark.storage import index_dir_of, list_files, one_line, open_sequential
+from benchmark.stage import Json, Record, digest, sha256_of
+from benchmark.storage import index_dir_of, list_files, local_copy, one_line, open_sequential
 from benchmark.tars import Damage, reading_ahead, scan_tar
 from benchmark.uids import UID_DTYPE, find_uids, format_uids, parse_uids, uid_order
 
@@ -81,6 +81,8 @@ class ImportReport:
             ]
         else:
             lines.append(f"rows          {meeting.rows:,}; {result['left_out']:,} incomplete samples are in none")
+            if meeting.samples_without_row > result["left_out"]:
+                lines.append(f"              {meeting.samples_without_row:,} samples meet no row")
         repeated = meeting.repeated_in_rows, meeting.repeated_in_tars
         if any(repeated):
             lines.append(f"repeated uids {repeated[0]:,} on several rows, {repeated[1]:,} at several places")
@@ -128,12 +130,12 @@ class Probe:
     """What the first samples of every tar have."""
 
     fields: dict[str, Json]  # of the JSON, each with a value that is not null where one was met
-    num_samples: int
-    num_uids: int  # samples whose JSON names a uid
+    num_json: int
+    num_uids: int  # and of these, that name a uid
 
     @property
     def all_have_uids(self) -> bool:
-        return 0 < self.num_samples == self.num_uids
+        return 0 < self.num_json == self.num_uids
 
 
 def import_pool(
@@ -164,6 +166,11 @@ def import_pool(
             f"--uid-column {uid_column}: the json of the first samples in {shards_dir} have no field 'uid' of 32 hex "
             "characters; leave it out, and uids are made from image hash and caption"
         )
+    if uid_column is None and 0 < probe.num_uids < probe.num_json:
+        raise ValueError(
+            f"of the first {probe.num_json:,} json in {shards_dir} only {probe.num_uids:,} name a uid of 32 hex "
+            "characters; --uid-column uid keeps these and leaves the other samples out"
+        )
     tables = Tables(_parquet_paths(metadata), dict(columns or {}), uid_column, key_column)
     if tables.paths:
         tables = _with_uids(tables, probe.all_have_uids)
@@ -175,15 +182,17 @@ def import_pool(
     made_from: dict[str, Json] = {
         "shards_dir": str(shards_dir.resolve()),
         "assign_uids": assign_uids,
-        "metadata": _states(tables.paths),
+        "tars": digest([[tar.path.name, tar.size] for tar in tars]),
+        "metadata": [[path.name, sha256_of(local_copy(path))] for path in tables.paths],
         "columns": dict(tables.columns),
         "uid_column": tables.uid_column,
         "key_column": tables.key_column,
     }
 
     def make() -> dict[str, Json]:
-        write_note(out_dir, ShardsNote(str(shards_dir.resolve()), assign_uids=assign_uids))
-        summary = build_index(out_dir, workers=workers, hash_images=not tables.paths)
+        note = ShardsNote(str(shards_dir.resolve()), assign_uids=assign_uids, hash_images=not tables.paths)
+        write_note(out_dir, note)
+        summary = build_index(out_dir, workers=workers)
         if not summary.num_rows:
             raise ValueError(f"no sample in {shards_dir} has a uid; delete {out_dir} and give other tars")
         if tables.paths:
@@ -200,7 +209,7 @@ def import_pool(
 def probe_tars(tars: Sequence[Tar]) -> Probe:
     """Look at the first samples of every tar."""
     fields: dict[str, Json] = {}
-    num_samples = num_uids = 0
+    num_json = num_uids = 0
     for tar in tars:
         with open_sequential(tar.path) as file:
             read = reading_ahead(file.read_up_to)
@@ -215,10 +224,10 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
                     except ValueError:
                         continue  # the index will list it
                     if isinstance(record, dict):
+                        num_json += 1
                         fields |= {name: value for name, value in record.items() if fields.get(name) is None}
                         num_uids += isinstance(record.get("uid"), str) and is_uid(record["uid"])
-            num_samples += min(len(keys), PROBED)
-    return Probe(fields, num_samples, num_uids)
+    return Probe(fields, num_json, num_uids)
 
 
 # --- Metadata from the tars ----------------------------------------------------------------------------------------
@@ -281,7 +290,7 @@ def _write_metadata_of(tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, 
     schema = pa.schema(
         [(name, COMMON_TYPES[name]) for name in FROM_TARS] + [(new, kind) for new, (_, kind) in wanted.items()]
     )
-    with open_sequential(tar.path) as file, parquet_writer(target, schema) as write:
+    with open_sequential(tar.path, state=tar.state) as file, parquet_writer(target, schema) as write:
         read = reading_ahead(file.read_up_to)
         for start in range(0, table.num_rows, BATCH):
             part = table.slice(start, BATCH)
@@ -340,13 +349,6 @@ def _parquet_paths(given: Sequence[Path]) -> tuple[Path, ...]:
                 raise ValueError(f"--metadata: {paths[path.name]} and {path} have one name; rename one of them")
             paths[path.name] = path
     return tuple(paths[name] for name in sorted(paths))
-
-
-def _states(paths: Sequence[Path]) -> dict[str, str]:
-    """Return what tells that one of the files has changed, by where it lies."""
-    folders = {path.parent for path in paths}
-    states = {file.path: file.state for folder in folders for file in list_files(folder)}
-    return {str(path.resolve()): states[path] for path in paths}
 
 
 def _with_uids(tables: Tables, tars_name_uids: bool) -> Tables:

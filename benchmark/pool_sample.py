@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmark.assets import ASSETS_NAME
 from benchmark.filtering import planted_path
-from benchmark.index import ShardsNote, narrow_index, read_note, shards_dir_of, write_note
+from benchmark.index import ShardsNote, hashes_images, narrow_index, read_note, shards_dir_of, write_note
 from benchmark.order import keyed_uint64
 from benchmark.pool import Pool
 from benchmark.pool_check import index_uids
@@ -115,7 +115,8 @@ def _make(pool: Pool, out_dir: Path, size: int, seed: int, shards_dir: str | Non
     if within is not None:
         chosen = (uids[count_of(uids, within) > 0] for uids in chosen)
     write_subset(out_dir / UIDS_NAME, (unique_uids(block)[0] for block in sorted_blocks(chosen, out_dir)))
-    write_note(out_dir, ShardsNote(shards_dir, UIDS_NAME, note is not None and note.assign_uids))
+    assign_uids = note is not None and note.assign_uids
+    write_note(out_dir, ShardsNote(shards_dir, UIDS_NAME, assign_uids, hashes_images(pool.dir)))
     summary = narrow_index(out_dir, pool.dir)
     summary.refuse_damage(strict=False)
     return {"rows": rows or summary.num_rows, "present": summary.num_present}

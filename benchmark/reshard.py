@@ -18,13 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.executor import map_items
-from benchmark.index import INDEX_SCHEMA, PoolIndex, Tar, index_tables, read_index, unpack_uids
-from benchmark.pool import Pool, PoolIdentity
+from benchmark.index import (
+    INDEX_SCHEMA,
+    PoolIndex,
+    Tar,
+    build_index,
+    index_tables,
+    present_rows,
+    read_index,
+    unpack_uids,
+)
+from benchmark.pool import Pool
 from benchmark.stage import (
     Json,
     Record,
+    announce,
     atomic_path,
     cost,
+    digest,
     finished,
     locked,
     read_json,
@@ -36,7 +47,7 @@ from benchmark.stage import (
     write_record,
 )
 from benchmark.storage import SequentialReader, index_dir_of, open_sequential
-from benchmark.subset import Subset, load_subset
+from benchmark.subset import SUBSET_NAME, Subset, load_subset
 from benchmark.tars import ARCHIVE_END, BLOCK, member_header, padding
 from benchmark.uids import UidMarks, count_of, format_uids
 
@@ -96,23 +107,32 @@ def reshard(
     with locked(out_dir):
         remove_temporary(out_dir)
         record = finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, made_from)
-        if record is not None:
-            _refuse_incomplete(out_dir, record)
-            samples, shards = record.result["samples"], record.result["shards"]
+        shards = 0 if record is None else record.result["shards"]
+        if record is not None and all((out_dir / SHARD_FORMAT.format(n)).exists() for n in range(shards)):
+            (out_dir / PLAN_NAME).unlink(missing_ok=True)  # what a kill right after the record left
+            samples = record.result["samples"]
             say(f"reshard: as before, {samples:,} samples in {shards:,} tars ({out_dir})")
             return record
         counts, coverage = count_samples(pool, subset, subset_path, max_missing)
         plans = plan_shards(pool.summary.tars, counts, shard_size)
         if not plans:
             raise ValueError(f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}")
-        if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, made_from) is None:
-            write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, made_from, {}))
+        # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
+        order = digest([[t.path.name, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
+        plan_made_from = {**made_from, "order of tars": order}
+        if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, plan_made_from) is None:
+            write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, plan_made_from, {}))
         todo = [plan for plan in plans if not _is_written(out_dir, plan)]
         workers = min(os.cpu_count() or 1, len(todo)) if workers is None else workers
         with cost(out_dir, "reshard", workers=workers, shards=len(todo)):
             subset.save(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
             write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir))
-            written = sum(map_items(write, todo, workers=workers, name="reshard"))
+            written = 0
+            for plan, size in zip(todo, map_items(write, todo, workers=workers, name="reshard"), strict=True):
+                written += size
+                if workers:  # who follows the renames of this process has not seen the workers'
+                    announce(out_dir / SHARD_FORMAT.format(plan.number))
+                    announce(out_dir / STATS_FORMAT.format(plan.number))
         result: dict[str, Json] = {
             "samples": int(counts.sum()),
             "shards": len(plans),
@@ -143,7 +163,7 @@ def count_samples(pool: Pool, subset: Subset, subset_path: Path, max_missing: in
     for number, table in enumerate(index_tables(index_dir_of(pool.dir), pool.summary.tars, columns)):
         uids = unpack_uids(table["uid"])
         copies = count_of(uids, subset.uids)
-        is_chosen, is_present = copies > 0, _is_present(table)
+        is_chosen, is_present = copies > 0, present_rows(table)
         marks.mark(uids[is_chosen & is_present])
         known.mark(uids[is_chosen & ~is_present])
         counts[number] = copies[is_present].sum()
@@ -261,7 +281,7 @@ class TarWriter:
 def _copy_samples(plan: ShardPlan, first: int, tar: Tar, table: pa.Table, subset: Subset, writer: TarWriter) -> int:
     """Copy what an output shard has of one tar; return the place in P after the tar's last sample."""
     uids = unpack_uids(table["uid"])
-    copies = count_of(uids, subset.uids) * _is_present(table)
+    copies = count_of(uids, subset.uids) * present_rows(table)
     ends = first + np.cumsum(copies)
     rows = np.flatnonzero((copies > 0) & (ends > plan.start) & (ends - copies < plan.stop))
     chosen = table.take(pa.array(rows))
@@ -269,7 +289,7 @@ def _copy_samples(plan: ShardPlan, first: int, tar: Tar, table: pa.Table, subset
     others = chosen["others"].to_pylist() if chosen["others"].null_count < len(rows) else [None] * len(rows)
     extensions = chosen["image_extension"].to_pylist()
     places = {name: chosen[name].to_pylist() for name in _PLACES}
-    with open_sequential(tar.path) as file:
+    with open_sequential(tar.path, state=tar.state) as file:
         for number, row in enumerate(rows.tolist()):
             members = [
                 (extensions[number], places["image_offset"][number], places["image_length"][number]),
@@ -315,10 +335,6 @@ def _copy_sample(key: str, members: list[tuple[str, int, int]], file: Sequential
 _PLACES = ("image_offset", "image_length", "text_offset", "text_length", "json_offset", "json_length")
 
 
-def _is_present(table: pa.Table) -> np.ndarray:
-    return (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)
-
-
 def _is_written(out_dir: Path, plan: ShardPlan) -> bool:
     """Tell whether an output shard is finished: its statistics come after it."""
     stats_path = out_dir / STATS_FORMAT.format(plan.number)
@@ -336,11 +352,6 @@ class Resharded:
     record: Record
     index: PoolIndex
     samples: np.ndarray  # P: places in the index, those of a sample's copies alike
-
-    @property
-    def identity(self) -> PoolIdentity:
-        """Return the identity of the pool that the samples come from."""
-        return PoolIdentity(**self.record.made_from["pool"])
 
 
 def resharded_record(exp_dir: Path) -> Record | None:
@@ -363,7 +374,8 @@ def resharded_record(exp_dir: Path) -> Record | None:
 def read_resharded(exp_dir: Path, record: Record) -> Resharded:
     """Open an experiment's own shards; raises ValueError where they are not those that their record speaks of."""
     shards_dir = exp_dir / SHARDS_NAME
-    index = read_index(exp_dir)
+    index = read_index(exp_dir, build_index(exp_dir, uids_in_keys=True))
+    index.summary.refuse_damage(strict=True)
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
         stats_path = shards_dir / f"{tar.path.stem}_stats.json"
         if not stats_path.exists() or read_json(stats_path) != {"successes": counts.present}:
@@ -373,9 +385,13 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
             f"{shards_dir} holds {len(index):,} samples in {len(index.summary.tars):,} tars, but its {RECORD_NAME} "
             f"says {record.result['samples']:,} in {record.result['shards']:,}; reshard again"
         )
+    subset = load_subset(exp_dir / SUBSET_NAME)
+    num_foreign = int((count_of(index.uids, subset.uids) == 0).sum())
+    if num_foreign:
+        raise ValueError(f"{shards_dir} holds {num_foreign:,} samples that are none of {SUBSET_NAME}; reshard again")
     # Copies of one sample follow each other from copy 0 on; all of them are read where that one stands.
-    keys = [table["key"] for table in index_tables(index_dir_of(exp_dir), index.summary.tars, ["key"])]
-    is_first = np.concatenate([pc.ends_with(key, "-0").to_numpy() for key in keys])
+    tables = index_tables(index_dir_of(exp_dir), index.summary.tars, ["key"])
+    is_first = np.concatenate([pc.ends_with(table["key"], "-0").to_numpy() for table in tables])
     return Resharded(record, index, np.maximum.accumulate(np.where(is_first, np.arange(len(index)), 0)))
 
 
@@ -385,15 +401,6 @@ def refuse_foreign(out_dir: Path) -> None:
     if not begun and out_dir.is_dir() and any(out_dir.glob("*.tar")):
         raise ValueError(
             f"{out_dir} holds tars that `winnow reshard` did not write; give another out_dir=, or move them away"
-        )
-
-
-def _refuse_incomplete(out_dir: Path, record: Record) -> None:
-    gone = [n for n in range(record.result["shards"]) if not (out_dir / SHARD_FORMAT.format(n)).exists()]
-    if gone:
-        raise ValueError(
-            f"{out_dir} lacks {len(gone):,} of its tars, such as {SHARD_FORMAT.format(gone[0])}; delete {RECORD_NAME} "
-            "there and run the same command again to have them made"
         )
 
 

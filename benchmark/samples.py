@@ -28,12 +28,13 @@ class SampleReader:
     def read(self, place: int) -> tuple[bytes, bytes]:
         """Return image bytes and caption bytes of P's sample at `place`; threads may share the reader.
 
-        Raises ValueError that names the tar where it ends before them.
+        Raises ValueError that names the tar where it has changed since it was indexed.
         """
         row, index = self.samples[place], self.index
-        path = index.summary.tars[index.tar_number[row]].path
-        image = self.ranges.read(path, int(index.image_offset[row]), int(index.image_length[row]))
-        return image, self.ranges.read(path, int(index.text_offset[row]), int(index.text_length[row]))
+        tar = index.summary.tars[index.tar_number[row]]
+        image = self.ranges.read(tar.path, int(index.image_offset[row]), int(index.image_length[row]), state=tar.state)
+        text = self.ranges.read(tar.path, int(index.text_offset[row]), int(index.text_length[row]), state=tar.state)
+        return image, text
 
 
 def decode_image(data: bytes) -> Image.Image | None:

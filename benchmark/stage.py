@@ -84,8 +84,13 @@ _followers: list[Callable[[Path, Path], None]] = []
 def rename(source: Path, target: Path) -> None:
     """Put a finished file in place; every output of a stage goes through here."""
     source.replace(target)
+    announce(target, source)
+
+
+def announce(target: Path, source: Path | None = None) -> None:
+    """Tell who follows the renames that a file is finished: after a rename, or for one that another process made."""
     for follow in tuple(_followers):
-        follow(source, target)
+        follow(source or target.with_name(target.name + TEMPORARY_SUFFIX), target)
 
 
 @contextmanager

@@ -317,13 +317,17 @@ class RangeReader:
         self._lock, self._process = threading.Lock(), os.getpid()
         self._untrimmed: int | None = None  # bytes fetched since the cache was trimmed; None before the first time
 
-    def read(self, path: Path, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on; raises ValueError that names the file where it ends before."""
+    def read(self, path: Path, offset: int, length: int, *, state: str | None = None) -> bytes:
+        """Return `length` bytes from `offset` on.
+
+        Raises ValueError that names the file where it ends before, or is not in the `state` that is given.
+        """
         if self._process != os.getpid():
             self._lock, self._process = threading.Lock(), os.getpid()  # a fork may inherit one that nobody releases
         if not is_remote(path):
-            return self._read_local(path, path, offset, length)
+            return self._read_local(path, path, offset, length, state)
         file, folder = self._look_up(path)
+        _refuse_changed(file, state)
         if offset + length > file.size:
             raise _too_short(path, offset, length, file.size)
         parts = []
@@ -347,19 +351,21 @@ class RangeReader:
             except FileNotFoundError:
                 continue  # another thread closed it and another process removed it, in that moment
 
-    def _read_local(self, path: Path, told: Path, offset: int, length: int) -> bytes:
+    def _read_local(self, path: Path, told: Path, offset: int, length: int, state: str | None = None) -> bytes:
         with self._lock:  # else another thread might close the file
-            data = os.pread(self._descriptor(path), length, offset)
+            data = os.pread(self._descriptor(path, state), length, offset)
             if len(data) < length:
                 raise _too_short(told, offset, length, os.fstat(self._descriptor(path)).st_size)
         return data
 
-    def _descriptor(self, path: Path) -> int:
+    def _descriptor(self, path: Path, state: str | None = None) -> int:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
         if len(self._open) >= MAX_OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
+        if state is not None:
+            _refuse_changed(stat_of(path), state)
         self._open[path] = os.open(path, os.O_RDONLY)
         return self._open[path]
 
@@ -428,9 +434,10 @@ def _make_reader(block_bytes: int) -> RangeReader:
 class SequentialReader:
     """Reads one file from front to back by ranges: few large requests, nothing on disk, two blocks in memory."""
 
-    def __init__(self, path: Path, *, block_bytes: int = SEQUENTIAL_BLOCK_BYTES) -> None:
-        """Open a file; raises FileNotFoundError."""
+    def __init__(self, path: Path, *, state: str | None = None, block_bytes: int = SEQUENTIAL_BLOCK_BYTES) -> None:
+        """Open a file; raises FileNotFoundError, and ValueError where it is not in the `state` that is given."""
         self.file = stat_of(path)
+        _refuse_changed(self.file, state)
         self.block_bytes = block_bytes
         self.num_requests = 0
         self.num_bytes = 0
@@ -465,7 +472,7 @@ class SequentialReader:
 
     def read_up_to(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on, or what the file has of them."""
-        return self.read(offset, max(0, min(length, self.size - offset)))
+        return self.read(offset, min(length, self.size - offset)) if offset < self.size else b""
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `offset` on; raises ValueError that names the file where it ends before."""
@@ -498,9 +505,14 @@ class SequentialReader:
         self.close()
 
 
-def open_sequential(path: Path, *, block_bytes: int = SEQUENTIAL_BLOCK_BYTES) -> SequentialReader:
-    """Open a local or remote file for one pass from front to back. Raises FileNotFoundError."""
-    return SequentialReader(path, block_bytes=block_bytes)
+def open_sequential(
+    path: Path, *, state: str | None = None, block_bytes: int = SEQUENTIAL_BLOCK_BYTES
+) -> SequentialReader:
+    """Open a local or remote file for one pass from front to back.
+
+    Raises FileNotFoundError, and ValueError where it is not in the `state` that is given.
+    """
+    return SequentialReader(path, state=state, block_bytes=block_bytes)
 
 
 def fetch_range(file: FileState, start: int, stop: int) -> bytes:
@@ -510,7 +522,15 @@ def fetch_range(file: FileState, start: int, stop: int) -> bytes:
         data = cast(bytes, filesystem.cat_file(name, start=start, end=stop))
     if len(data) != stop - start:
         raise _too_short(file.path, start, stop - start, start + len(data))
+    _refuse_changed(stat_of(file.path), file.state)  # the bytes may be another object's
     return data
+
+
+def _refuse_changed(file: FileState, state: str | None) -> None:
+    if state is not None and file.state != state:
+        raise ValueError(
+            f"{file.path} has changed since it was indexed; run the same command again to have it indexed anew"
+        )
 
 
 def _too_short(path: Path, offset: int, length: int, size: int) -> ValueError:

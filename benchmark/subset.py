@@ -16,6 +16,7 @@ from benchmark.storage import one_line
 from benchmark.uids import BLOCK, UID_DTYPE, is_sorted, sort_uids, walk_together
 
 NPY_MAGIC = b"\x93NUMPY"
+SUBSET_NAME = "subset.npy"
 SUBSET_RECORD_NAME = "subset.json"  # beside an experiment's subset
 
 

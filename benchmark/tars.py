@@ -21,11 +21,14 @@ ARCHIVE_END = 20 * BLOCK  # tars are padded to a multiple of this
 ZEROS = bytes(BLOCK)
 READ_AHEAD = 8192  # holds what lies between one picture and the next: the JSON, the caption and three headers
 SEARCH_SIZE = 1 << 20  # read at a time where the next sound header is looked for
+MAX_DIGITS = 20  # of a number in a pax header
 MAX_DAMAGE = 100  # places that are listed for a tar; more are counted
+MAX_END = 1 << 20  # bytes of zeros at the end of a tar; more are a download that was not finished
 MAX_EXTENDED = 1 << 16  # bytes of a long name or of a pax header
 
 ReadAt = Callable[[int, int], bytes]  # (offset, length) -> bytes there, fewer at the end of the file
 
+_WITHOUT_DATA = b"123456"  # links, devices, folders
 _REGULAR, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_SUN, _PAX_GLOBAL = b"0\x007", ord("5"), *b"LKxXg"
 _MODULUS = 65521  # of Adler-32
 
@@ -136,7 +139,7 @@ def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
     """Yield the plain files of an uncompressed tar of `size` bytes in its order; what is wrong goes into `damage`.
 
     Behind a header that is no header the walk goes on at the next sound one, so a damaged place loses only what stands
-    there. A tar is whole where zeros end it. `read` is best one that reads ahead.
+    there. A tar is whole where zeros end it, and nothing follows them. `read` is best one that reads ahead.
     """
     position = 0
     name_given: str | None = None  # by a header of its own, for the next member
@@ -144,25 +147,32 @@ def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
     while True:
         header = read(position, BLOCK)
         if header == ZEROS:
-            _check_end(read, position, size, damage)
-            return
+            after = _after_zeros(read, position, size)
+            if after == size and size - position > MAX_END:
+                damage.add(position, f"{size - position:,} zeros end the tar; was it not written to its end?")
+            if after == size:
+                return
+            found = _next_header(read, after // BLOCK * BLOCK, size)
+            damage.add(position, _skipping("zeros stand before the tar's end", position, found, size))
+            if found == size:
+                return
+            position, name_given, size_given = found, None, None
+            continue
         if len(header) < BLOCK:
             where = "inside a header" if header else "between two members, or before its end"
             damage.add(position, f"the tar is cut off {where}")
             return
         if not _is_sound(header):
             found = _next_header(read, position + BLOCK, size)
-            damage.add(
-                position,
-                "stands no header of a member"
-                + (f"; {found - position:,} bytes are skipped" if found < size else ", nor after it"),
-            )
-            if found >= size:
+            damage.add(position, _skipping("stands no header of a member", position, found, size))
+            if found == size:
                 return
             position, name_given, size_given = found, None, None
             continue
-        length = _number(header[124:136]) if size_given is None else size_given
         kind, data = header[156], position + BLOCK
+        length = _number(header[124:136]) if size_given is None else size_given
+        if kind in _WITHOUT_DATA:
+            length = 0  # whatever it says, as in tarfile
         if length < 0 or data + length > size:
             damage.add(position, f"the member {_name(header)!r} is cut off: {size - data:,} of {length:,} bytes")
             return
@@ -171,9 +181,10 @@ def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
             name = _name(header) if name_given is None else name_given
             name_given = size_given = None
             if not name.endswith("/"):  # a folder, in very old tars
-                base = name.removeprefix("./")
-                folder, slash, base = base.rpartition("/")
-                stem, _, extension = base.partition(".")
+                folder, slash, base = name.removeprefix("./").rpartition("/")
+                stem, dot, extension = base.partition(".")
+                if not stem or not dot:
+                    continue  # no member of a sample, in webdataset's eyes either, such as ._0.jpg of macOS
                 yield Member(name, folder + slash + stem, extension.lower(), data, length)
         elif kind in (_LONG_NAME, _PAX, _PAX_OF_SUN):
             if length > MAX_EXTENDED:
@@ -200,7 +211,7 @@ def _is_sound(header: bytes) -> bool:
     and eleven times as quick as Python's.
     """
     stored = _number(header[148:155])  # six digits and a NUL as a rule
-    if stored < 0:
+    if stored < 0 or _number(header[124:136]) < 0:
         return False
     plain = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
     if (stored - plain) % _MODULUS == 0:
@@ -212,13 +223,13 @@ def _is_sound(header: bytes) -> bool:
 def _number(text: bytes) -> int:
     """Read a header's number, octal or binary; -1 where it is none."""
     try:
-        return int(text[:-1], 8)
+        return max(int(text[:-1], 8), -1)
     except ValueError:
         pass
     if text[0] == 0x80:
         return int.from_bytes(text[1:])
     try:
-        return int(text.split(b"\0", 1)[0].strip() or b"0", 8)
+        return max(int(text.split(b"\0", 1)[0].strip() or b"0", 8), -1)
     except ValueError:
         return -1
 
@@ -235,7 +246,7 @@ def _pax_fields(content: bytes) -> dict[str, str]:
     fields: dict[str, str] = {}
     while content:
         digits, _, _ = content.partition(b" ")
-        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(content):
+        if not digits.isdigit() or len(digits) > MAX_DIGITS or not len(digits) + 1 < int(digits) <= len(content):
             break
         key, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
         fields[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
@@ -244,19 +255,26 @@ def _pax_fields(content: bytes) -> dict[str, str]:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    if text is None or not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
+        return None
+    return int(text)
 
 
-def _check_end(read: ReadAt, position: int, size: int, damage: Damage) -> None:
-    """Note what stands behind the zeros that end a tar, such as a second tar."""
+def _after_zeros(read: ReadAt, position: int, size: int) -> int:
+    """Return where the zeros end that begin at a place: at the first other byte, or at the end of the file."""
     while position < size:
         rest = read(position, SEARCH_SIZE)
         if not rest:
-            return
-        if rest.count(0) != len(rest):
-            damage.add(position, "the tar has ended, but something follows; join tars by their members")
-            return
+            return size
+        other = rest.lstrip(b"\0")
+        if other:
+            return position + len(rest) - len(other)
         position += len(rest)
+    return size
+
+
+def _skipping(what: str, position: int, found: int, size: int) -> str:
+    return f"{what}; {found - position:,} bytes are skipped" if found < size else f"{what}, nor a header after it"
 
 
 def _next_header(read: ReadAt, position: int, size: int) -> int:

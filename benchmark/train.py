@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -165,6 +165,14 @@ class TrainingData:
         self._tokenizer: Tokenizer | None = None
         self._held: HeldSamples | None = None
 
+    @cached_property
+    def order(self) -> str:
+        """Return the sha256 of P's uids in their order, which hangs on the tars' names as on nothing else recorded."""
+        told = hashlib.sha256()
+        for start in range(0, len(self.samples), 1 << 20):
+            told.update(self.reader.index.uids[self.samples[start : start + (1 << 20)]].tobytes())
+        return told.hexdigest()
+
     @classmethod
     def of(cls, index: PoolIndex, subset: Subset, scale: Scale) -> TrainingData:
         """Take the subset's samples where they lie in the pool; the index need hold no others."""
@@ -219,7 +227,9 @@ def train(
         batches = data.batches(seed, ranks)
         keep_freed_memory(device)
         state = TrainState.begin(scale, seed, device)
-        name = ranks.on_first(partial(_prepare, checkpoint_dir, made_from, state.model, scale))
+        # A state is of one order of samples alone; the record says which it was.
+        of_state = {**made_from, "order": data.order} if ranks.is_first else made_from
+        name = ranks.on_first(partial(_prepare, checkpoint_dir, of_state, state.model, scale))
         if name is not None:
             state.load(checkpoint_dir / name)
         first_step = state.step
@@ -232,7 +242,7 @@ def train(
                 health.note(state.step, state.curves)
                 asked = ranks.sums(len(stops))[0] > 0
                 if ranks.is_first and state.step < scale.steps:
-                    _save_if_due(state, checkpoint_dir, made_from, scale, asked)
+                    _save_if_due(state, checkpoint_dir, of_state, scale, asked)
                 if asked and state.step < scale.steps:
                     what = f"step {state.step:,} of {scale.steps:,} of seed {seed} is saved"
                     raise Stopped(stops[0] if stops else signal.SIGTERM, what)
@@ -528,6 +538,7 @@ def _finish(folder: Path, state: TrainState, data: TrainingData, made_from: dict
         "samples": len(data.samples),
         "absent_uids": data.num_absent,
         "damaged_tars": data.num_damaged,
+        "order": data.order,
         "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
         "undecodable": curves.undecodable,
         "repeats_in_batch": curves.repeats,

@@ -113,14 +113,17 @@ def reshard(config: Config, command: list[str]) -> None:
             exp_dir = held.enter_context(mirrored(location))
             subset_path, record = open_experiment(exp_dir, pool)
             refuse_changed(subset_path, record.result["sha256"])
-            _log_command(exp_dir, config, command)
         else:
             assert given is not None
             subset_path = local_copy(given)
         if dry_run:
+            if _says_indexing(pool):
+                return
             for line in resharding_lines(pool, subset_path):
                 say(line)
             return
+        if location is not None:
+            _log_command(exp_dir, config, command)
         out_dir = exp_dir / SHARDS_NAME if out is None else held.enter_context(mirrored(out))
         reshard_stage(pool, subset_path, out_dir, shard_size=shard_size, max_missing=max_missing, workers=workers)
 
@@ -148,6 +151,8 @@ def train(config: Config, command: list[str]) -> None:
         pool = None if is_alone else Pool(pool_dir, strict=is_strict)
         ranks.on_first(lambda: open_experiment(exp_dir, pool))
         if dry_run:
+            if ranks.on_first(lambda: _says_indexing(pool)):
+                return
             for line in ranks.on_first(lambda: training_lines(exp_dir, pool, scale)):
                 say(line)
             return
@@ -222,10 +227,26 @@ def _is_strict(config: Config) -> bool:
     return as_flag(config["strict"], "strict")
 
 
+def _says_indexing(pool: Pool | None) -> bool:
+    """Say what making the index would read, where it is not there; tell whether that ends a dry run."""
+    from benchmark.dry_run import indexing_lines
+
+    lines = [] if pool is None else indexing_lines(pool)
+    for line in lines:
+        say(line)
+    if lines and pool is not None and is_remote(pool.dir):
+        say("make it first (`winnow pool index`); the rest is known then")
+        return True
+    return False
+
+
 def _say_reads(pool: Pool, choice: Choice, scale: Scale | None) -> None:
     """Say what filtering, and with a scale training on what it chooses, would read."""
     from benchmark.dry_run import filter_reads, most_training_lines
 
+    needs_index = scale is not None or any(rule.strategy.images for rule in choice.rules)
+    if needs_index and _says_indexing(pool):
+        return
     for reading in filter_reads(pool, choice.rules):
         say(f"filter: {reading}")
     if scale is not None:

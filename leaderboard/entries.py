@@ -60,6 +60,7 @@ class PoolUsed:
     content_hash: Hash
     rows: Annotated[int, pydantic.Field(ge=1)]  # in the metadata
     present: Count  # with an image in the shards
+    damaged_tars: Count = 0  # of which only a part could be read (strict=false)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -278,6 +279,8 @@ def write_entry(path: Path, entry: Entry) -> None:
         del values["chance"]  # an entry made before chance was kept is written as it was read
     if entry.comparable:
         del values["comparable"]  # said where it is not so
+    if not entry.pool.damaged_tars:
+        del values["pool"]["damaged_tars"]
     write_json(path, values)
 
 

@@ -410,7 +410,11 @@ def test_killed_in_the_middle_it_goes_on_and_loses_nothing(web, img2dataset, tmp
     arguments = ["--repo", REPO, "--out", out, "--skip-metadata", "--shard-size", 6, "--threads", 1]
     arguments += ["--processes", 2, "--img2dataset", img2dataset]
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # Where the tests run in the background, SIGINT is ignored, and what they start inherits that.
+    with subprocess.Popen(
+        command, **streams, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ) as process:
         wait_until(lambda: any((out / "shards").glob("*_stats.json")))
         asked = len(web.asked)
         wait_until(lambda: len(web.asked) > asked)

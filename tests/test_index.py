@@ -5,10 +5,11 @@ import io
 import os
 import tarfile
 
+import numpy as np
 import pytest
 
 from benchmark.index import build_index, index_tar, read_index
-from benchmark.tars import iter_members, write_tar
+from benchmark.tars import Damage, iter_members, scan_tar, write_tar
 from benchmark.uids import format_uids
 from tests.conftest import jpeg, members, uid
 
@@ -99,12 +100,91 @@ def test_a_corrupt_header_is_an_error_and_loses_one_member(tmp_path):
     assert (counts.rows, counts.present, counts.without_json, counts.damage) == (3, 3, 1, 1)
 
 
+def test_at_whatever_byte_a_tar_is_cut_off_the_samples_before_are_kept(tmp_path):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, [m for n in range(3) for m in members(f"k{n}", n)])
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        ends = [each.offset_data + each.size for each in tar.getmembers()]
+    for size in range(1, len(whole) - 1024, 97):
+        path.write_bytes(whole[:size])
+        _, counts = index_of(path)
+        there = sum(end <= size for end in ends)
+        assert (counts.present, counts.damage) == (there // 3, int(size < ends[-1] + -ends[-1] % 512 + 512)), size
+
+
+def test_a_hole_of_zeros_loses_what_stands_there(tmp_path):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, [m for n in range(5) for m in members(f"k{n}", n)])
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[3].offset  # k1.jpg
+    data = bytearray(path.read_bytes())
+    data[header : header + 512] = bytes(512)
+    path.write_bytes(data)
+    table, counts = index_of(path)
+    assert table["key"].to_pylist() == ["k0", "k1", "k2", "k3", "k4"]
+    assert (counts.present, counts.without_image, counts.damage) == (4, 1, 1)
+
+
+def test_a_download_whose_end_was_never_written_is_damage(tmp_path):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, members("k", 0))
+    path.write_bytes(path.read_bytes() + bytes(2 << 20))
+    _, counts = index_of(path)
+    assert counts.present == 1 and "zeros end the tar" in counts.damage_places[0]
+
+
+def test_folders_with_a_size_and_what_macos_adds_are_stepped_over(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type, folder.size = tarfile.DIRTYPE, 1024
+        tar.addfile(folder)
+        for name, data in members("k", 1):
+            for each in ("._" + name, name, "README"):
+                info = tarfile.TarInfo(each)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    table, counts = index_of(path)
+    assert (table["key"].to_pylist(), counts.present, counts.damage) == (["k"], 1, 0)
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-5", ""])
+def test_a_made_up_pax_header_stops_nothing(tmp_path, size):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("x.bin")
+        info.pax_headers = {"size": size, "comment": "c"}
+        tar.addfile(info)
+        for name, data in members("k", 1):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert index_of(path)[1].present == 1
+
+
+def test_flipped_bytes_never_stop_the_walk_and_lose_what_they_hit(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [m for n in range(6) for m in members(f"k{n}", n)])
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    with tarfile.open(path) as tar:
+        heads = {each.offset: each.name for each in tar.getmembers()}
+    sound = [each.name for each in iter_members(path)]
+    for _ in range(200):
+        data = bytearray(whole)
+        block = int(rng.integers(len(whole) // 512 - 4)) * 512
+        data[block : block + 512] = rng.integers(0, 256, 512, dtype=np.uint8).tobytes()
+        damage = Damage()
+        found = [each.name for each in scan_tar(lambda at, n, d=bytes(data): d[at : at + n], len(data), damage)]
+        assert found == [name for name in sound if name != heads.get(block)] and damage.count <= 1
+
+
 def test_a_second_tar_behind_the_end_of_the_first_is_damage(tmp_path):
     path = tmp_path / "shards" / "a.tar"
     write_tar(path, members("k", 0))
     path.write_bytes(path.read_bytes() * 2)
     (counts,) = build_index(tmp_path).counts
-    assert counts.rows == 1 and "something follows" in counts.damage_places[0]
+    assert (counts.rows, counts.damage) == (2, 1) and "zeros stand before the tar's end" in counts.damage_places[0]
 
 
 def test_links_are_damage_and_no_samples(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import webdataset
 
+from benchmark import reshard as reshard_module
 from benchmark.cli import EXIT_USER, main
 from benchmark.index import build_index
 from benchmark.pool import Pool
-from benchmark.reshard import count_samples, plan_shards, read_resharded, reshard, resharded_record
+from benchmark.reshard import count_samples, plan_shards, read_resharded, reshard, resharded_record, write_shard
+from benchmark.samples import SampleReader
 from benchmark.subset import Subset, load_subset
 from benchmark.tars import member_header, write_tar
-from benchmark.uids import UID_DTYPE, parse_uids
+from benchmark.uids import UID_DTYPE, count_of, parse_uids
 from tests.conftest import jpeg, members, uid, write_pool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,26 +189,54 @@ def test_a_damaged_tar_is_an_error_and_with_strict_false_a_counted_loss(pool_dir
     assert (record["result"]["samples"], record["result"]["damaged_tars"]) == (2, 1)
 
 
-def test_a_tar_that_changes_after_it_was_indexed_is_an_error(pool_dir, tmp_path, monkeypatch):
+def test_a_tar_that_changes_after_it_was_indexed_is_an_error(pool_dir, tmp_path):
+    """By one of the same size too, whose samples stand elsewhere: under the old uids they would look right."""
     pool = Pool(pool_dir)
-    assert pool.summary.num_present == 7
+    index = pool.index
     path = pool_dir / "shards" / "00000001.tar"
-    path.write_bytes(path.read_bytes()[:1024])
-    with pytest.raises(ValueError, match=r"00000001\.tar is too short"):
+    write_tar(path, [m for n in (8, 5, 6, 7) for m in members(f"b{n}", n, text=f"text {n}") if m[0] != "b6.txt"][:-1])
+    with pytest.raises(ValueError, match=r"00000001\.tar has changed since it was indexed"):
         reshard(pool, subset_of(tmp_path / "s.npy", 8), tmp_path / "out", shard_size=9, workers=0)
     assert not (tmp_path / "out" / "00000000.tar").exists()
+    with pytest.raises(ValueError, match=r"00000001\.tar has changed since it was indexed"):
+        SampleReader(index, np.arange(len(index))).read(len(index) - 1)
 
 
-def test_other_settings_other_tars_and_lost_tars_are_refused(pool_dir, tmp_path):
+def test_other_settings_and_other_tars_are_refused(pool_dir, tmp_path):
     path, out_dir = subset_of(tmp_path / "s.npy", 1, 2, 3), tmp_path / "out"
     reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
     with pytest.raises(ValueError, match="shard_size is 2 there and 3 now"):
         reshard(Pool(pool_dir), path, out_dir, shard_size=3, workers=0)
-    (out_dir / "00000001.tar").unlink()
-    with pytest.raises(ValueError, match=r"lacks 1 of its tars, such as 00000001\.tar"):
-        reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
     with pytest.raises(ValueError, match="did not write"):
         reshard(Pool(pool_dir), path, pool_dir / "shards", shard_size=2, workers=0)
+
+
+def test_lost_tars_are_made_again_and_a_plan_that_a_kill_left_is_removed(pool_dir, tmp_path):
+    path, out_dir = subset_of(tmp_path / "s.npy", 1, 2, 3), tmp_path / "out"
+    reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
+    before = {each.name: each.read_bytes() for each in out_dir.iterdir() if each.name != "costs.jsonl"}
+    (out_dir / "00000001.tar").unlink()
+    reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
+    (out_dir / "resharding.json").write_text("{}")
+    reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
+    assert {each.name: each.read_bytes() for each in out_dir.iterdir() if each.name != "costs.jsonl"} == before
+
+
+def test_tars_finished_in_another_order_of_the_pool_are_not_taken_over(pool_dir, tmp_path, monkeypatch):
+    path, out_dir = subset_of(tmp_path / "s.npy", *range(9)), tmp_path / "out"
+
+    def killed(plan, **more):
+        if plan.number:
+            raise KeyboardInterrupt
+        return write_shard(plan, **more)
+
+    monkeypatch.setattr(reshard_module, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reshard(Pool(pool_dir), path, out_dir, shard_size=4, workers=0)
+    monkeypatch.undo()
+    (pool_dir / "shards" / "00000000.tar").rename(pool_dir / "shards" / "00000005.tar")
+    with pytest.raises(ValueError, match="order of tars is"):
+        reshard(Pool(pool_dir), path, out_dir, shard_size=4, workers=0)
 
 
 def test_a_subset_of_which_nothing_is_there_is_an_error(pool_dir, tmp_path):
@@ -327,15 +358,49 @@ def resharded_is_refused(folder):
 def test_shards_that_are_not_the_records_are_refused(chosen, pico_pool, tmp_path):
     exp_dir = tmp_path / "exp"
     reshard(Pool(pico_pool), chosen / "s.npy", exp_dir / "shards", shard_size=300, workers=0)
+    shutil.copy(chosen / "s.npy", exp_dir / "subset.npy")
     record = resharded_record(exp_dir)
-    data = (exp_dir / "shards" / "00000001.tar").read_bytes()
-    (exp_dir / "shards" / "00000001.tar").write_bytes((exp_dir / "shards" / "00000002.tar").read_bytes())
-    (exp_dir / "shards" / "00000002.tar").unlink()
-    with pytest.raises(ValueError, match="reshard again"):
+    assert len(read_resharded(exp_dir, record).samples) == record.result["samples"]
+    shards = [exp_dir / "shards" / f"{n:08d}.tar" for n in range(3)]
+    data = shards[1].read_bytes()
+    shards[1].write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"1 of .* tars are damaged"):
         read_resharded(exp_dir, record)
-    (exp_dir / "shards" / "00000001.tar").write_bytes(data)
-    with pytest.raises(ValueError, match=r"holds .* samples in .* tars, but its reshard\.json says"):
+    uids = Pool(pico_pool).all_uids()
+    foreign = Subset.of(uids[count_of(uids, load_subset(chosen / "s.npy").uids) == 0][:330])
+    foreign.save(tmp_path / "f.npy")
+    reshard(Pool(pico_pool), tmp_path / "f.npy", tmp_path / "f", shard_size=300, workers=0)
+    shards[1].write_bytes((tmp_path / "f" / "00000000.tar").read_bytes())
+    with pytest.raises(ValueError, match=r"holds 300 samples that are none of subset\.npy"):
         read_resharded(exp_dir, record)
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=r"but its reshard\.json says"):
+        read_resharded(exp_dir, record)
+
+
+def test_a_pool_whose_uids_are_made_up_is_cut_out_and_read_back(tmp_path):
+    """Its JSON names no uid, so the shards' keys are what tells."""
+    samples = [m for n in range(6) for m in ((f"k{n}.jpg", jpeg((n, 0, 0))), (f"k{n}.txt", f"text {n}".encode()))]
+    write_tar(tmp_path / "tars" / "0.tar", samples)
+    assert main(["pool", "import", "--shards", str(tmp_path / "tars"), "--out", str(tmp_path / "pool")]) == 0
+    pool, exp_dir = Pool(tmp_path / "pool"), tmp_path / "exp"
+    Subset.of(np.repeat(pool.all_uids()[:3], 2)).save(tmp_path / "exp" / "subset.npy")
+    record = reshard(pool, exp_dir / "subset.npy", exp_dir / "shards", shard_size=4, workers=0)
+    resharded = read_resharded(exp_dir, record)
+    reader = SampleReader(resharded.index, resharded.samples)
+    assert [reader.read(n)[1] for n in range(6)] == [b"text 0"] * 2 + [b"text 1"] * 2 + [b"text 2"] * 2
+    assert resharded.samples.tolist() == [0, 0, 2, 2, 4, 4]
+
+
+def test_of_two_pictures_the_same_one_is_seen_in_place_and_on_shards(tmp_path):
+    sample = [("k.png", b"png"), ("k.jpg", b"jpg!"), ("k.txt", b"t"), ("k.json", json.dumps({"uid": uid(1)}).encode())]
+    write_tar(tmp_path / "pool" / "shards" / "0.tar", sample)
+    pool = Pool(tmp_path / "pool")
+    path = subset_of(tmp_path / "exp" / "subset.npy", 1)
+    record = reshard(pool, path, tmp_path / "exp" / "shards", shard_size=4, workers=0)
+    resharded = read_resharded(tmp_path / "exp", record)
+    assert SampleReader(pool.index, np.arange(1)).read(0) == (b"jpg!", b"t")
+    assert SampleReader(resharded.index, resharded.samples).read(0) == (b"jpg!", b"t")
 
 
 def test_the_shards_of_another_subset_are_not_trained_on(chosen, pico_pool, tmp_path, capsys):

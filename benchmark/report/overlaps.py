@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.assets import find_assets
-from benchmark.experiment import FILTER_VERSION, SUBSET_NAME, Choice
+from benchmark.experiment import FILTER_VERSION, Choice
 from benchmark.filtering import Rule, run_filters
 from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
@@ -22,7 +22,7 @@ from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
 from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
 from benchmark.storage import cache_dir
-from benchmark.subset import SUBSET_RECORD_NAME, Subset, load_subset
+from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.uids import count_of, unique_uids
 
 CACHE_VERSION = 1

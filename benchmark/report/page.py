@@ -168,7 +168,7 @@ def _facts_html(contents: Contents, pool: Pool) -> str:
         facts.append(("subset", f"a file taken as it is, sha256 {made_from['subset'][:12]}"))
     if made_from["within"]:
         facts.append(("within", f"an earlier subset, sha256 {made_from['within'][:12]}, of {result['rows']:,} rows"))
-    present = f", {len(pool.index):,} samples present" if pool.has_images else ", no images here"
+    present = f", {pool.summary.num_present:,} samples present" if pool.has_images else ", no images here"
     facts.append(("pool", f"{made_from['pool'][:12]}: {pool.num_rows:,} rows{present}"))
     copies = "" if result["size"] == result["distinct"] else f"; {result['size']:,} with copies"
     facts.append(
