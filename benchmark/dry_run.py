@@ -22,7 +22,15 @@ from benchmark.order import SampleOrder, present_samples
 from benchmark.pool import Pool
 from benchmark.reshard import read_resharded
 from benchmark.scales import Scale
-from benchmark.storage import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, index_dir_of, is_remote, max_cache_bytes, open_file
+from benchmark.storage import (
+    BLOCK_BYTES,
+    SEQUENTIAL_BLOCK_BYTES,
+    format_bytes,
+    index_dir_of,
+    is_remote,
+    max_cache_bytes,
+    open_file,
+)
 from benchmark.subset import load_subset
 from benchmark.tars import BLOCK
 
@@ -168,14 +176,6 @@ def written_bytes(index: PoolIndex, samples: np.ndarray) -> int:
     """Return about how many bytes resharding writes: members and headers, three blocks for each JSON."""
     lengths = np.concatenate([index.image_length[samples], index.text_length[samples]]).astype(np.int64)
     return int((lengths + -lengths % BLOCK + BLOCK).sum()) + 3 * BLOCK * len(samples)
-
-
-def format_bytes(count: int) -> str:
-    """Spell a number of bytes with the unit that suits it."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def training_lines(exp_dir: Path, pool: Pool | None, scale: Scale) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,8 +40,8 @@ def map_items(
             progress.update()
     else:
         context = multiprocessing.get_context("spawn")
-        load = None if plugins is None else partial(load_strategies, tuple(plugins))
-        with ProcessPoolExecutor(workers, context, initializer=load) as pool:
+        begin = partial(_begin, None if plugins is None else tuple(plugins))
+        with ProcessPoolExecutor(workers, context, initializer=begin) as pool:
             waiting: list[Future[Result]] = []
             position = 0
             try:
@@ -57,3 +59,17 @@ def map_items(
                 for future in waiting:
                     future.cancel()
     progress.close()
+
+
+def _begin(plugins: tuple[str, ...] | None) -> None:
+    """Begin a worker: it ends with the process that it works for, however that ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if plugins is not None:
+        load_strategies(plugins)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

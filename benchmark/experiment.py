@@ -113,7 +113,12 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
             assert trained is not None
             _refuse_foreign_checkpoint(path.parent.parent, trained, record)
         write_record(record_path, record)
-    say(f"filter: kept {result['size']:,} of {result['rows']:,} rows ({exp_dir / SUBSET_NAME})")
+    copies = "" if result["size"] == result["distinct"] else f", {result['size']:,} samples with copies"
+    missing = f"; the pool lacks {result['unknown_uids']:,} of these" if result["unknown_uids"] else ""
+    say(
+        f"filter: kept {result['distinct']:,} uids{copies}, of {result['rows']:,} rows{missing} "
+        f"({exp_dir / SUBSET_NAME})"
+    )
     return record
 
 
@@ -461,8 +466,11 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
 
 def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]) -> dict[str, Json]:
     """Write subset.npy and return the record's results."""
+    reports: list[RuleReport] = []
+    unknown = 0
     if choice.subset_path is not None:
-        subset, rows, repeated, reports = _given_subset(pool, choice.subset_path, choice.max_missing)
+        given = _given_subset(pool, choice.subset_path, choice.max_missing)
+        subset, rows, repeated, unknown = given.subset, given.rows, given.repeated_uids, given.unknown_uids
     else:
         within = load_subset(choice.within_path) if choice.within_path else None
         outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins)
@@ -474,6 +482,7 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
         "max_copies": subset.max_copies,
         "rows": rows,
         "repeated_uids": repeated,
+        "unknown_uids": unknown,
         "rules": [asdict(report) for report in reports],
         "reference": any(rule.strategy.reference for rule in choice.rules)
         or any(is_reference_subset(path) for path in (choice.within_path, choice.subset_path) if path),
@@ -481,7 +490,17 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
     }
 
 
-def _given_subset(pool: Pool, path: Path, max_missing: int) -> tuple[Subset, int, int, list[RuleReport]]:
+@dataclass(frozen=True)
+class _Given:
+    """A subset file of somebody's, against the pool."""
+
+    subset: Subset
+    rows: int
+    repeated_uids: int
+    unknown_uids: int
+
+
+def _given_subset(pool: Pool, path: Path, max_missing: int) -> _Given:
     subset = load_subset(path)
     if len(subset) == 0:
         raise ValueError(f"{path} is empty")
@@ -489,7 +508,8 @@ def _given_subset(pool: Pool, path: Path, max_missing: int) -> tuple[Subset, int
     found.mark(known)
     refuse_unknown(found, pool, path, max_missing)
     num_distinct = len(unique_uids(sort_uids(known))[0])
-    return Subset(np.asarray(subset.uids)), len(known), len(known) - num_distinct, []
+    num_unknown = found.num_distinct - found.num_marked
+    return _Given(Subset(np.asarray(subset.uids)), len(known), len(known) - num_distinct, num_unknown)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from benchmark.assets import find_assets, hash_assets
 from benchmark.executor import map_items
 from benchmark.images import ImagePlaces, locate_images, read_images
+from benchmark.index import shards_dir_of
 from benchmark.pool import Pool
 from benchmark.registry import Strategy, get_strategy
 from benchmark.stage import Json, sha256_of, warn
@@ -163,6 +164,11 @@ def run_filters(
 
 def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
     """Raise ValueError or FileNotFoundError where a column, array or file that a rule needs is missing."""
+    if rules and not pool.metadata_paths:
+        raise ValueError(
+            f"{pool.dir} has shards alone, and filters need metadata: `winnow pool import` makes them from the tars; "
+            "or give subset= of a file"
+        )
     for rule in rules:
         needed_by = f"{rule.strategy.kind} {rule.name!r}"
         pool.check_columns(rule.strategy.needed_columns(rule.options), needed_by)
@@ -171,7 +177,7 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
         if rule.strategy.planted and not has_file(planted_path(pool)):
             raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
         if rule.strategy.images and not pool.has_images:
-            raise FileNotFoundError(f"{needed_by} needs the images, but there is no tar in {pool.dir / 'shards'}")
+            raise FileNotFoundError(f"{needed_by} needs the images, but there is no tar in {shards_dir_of(pool.dir)}")
 
 
 def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -461,7 +467,8 @@ def _check_within(uids: np.ndarray, within: Subset) -> None:
     unknown = distinct[count_of(distinct, sort_uids(uids)) == 0]
     if len(unknown):
         raise ValueError(
-            f"within: {len(unknown):,} of {len(distinct):,} uids are not in the pool, such as {_spell(unknown)}"
+            f"within=: {len(unknown):,} of {len(distinct):,} uids of the subset file are not in the pool, such as "
+            f"{_spell(unknown)}"
         )
 
 

@@ -37,6 +37,7 @@ MAX_JSON_BYTES = 1 << 20
 MAX_EXTENSION = 60  # characters; a longer one leaves no room for a key in a plain tar header
 MAX_MEMBER_BYTES = (1 << 31) - 1  # lengths are 32-bit numbers
 MANY_TARS = 4  # from here on they are indexed by several processes
+PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2|txz|zip)$")
 HASHED_MARK = "hash_images"  # beside an index: images without a hash in their JSON are read and hashed
 SHARDS_NOTE = "shards.json"  # in a pool whose tars lie elsewhere
 
@@ -181,17 +182,32 @@ def list_tars(pool_dir: Path) -> list[Tar]:
         files = list_files(shards_dir)
     except FileNotFoundError:
         files = []
-    tars = [Tar(file.path, file.size, file.state) for file in files if file.path.name.endswith(".tar")]
+    tars = [Tar(file.path, file.size, file.state) for file in files if file.path.suffix.lower() == ".tar"]
     if not tars:
+        if not is_remote(pool_dir) and not pool_dir.is_dir():
+            raise FileNotFoundError(f"there is no pool at {pool_dir}")
         raise FileNotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
     return sorted(tars, key=lambda tar: tar.path.name)
 
 
+def not_taken(pool_dir: Path) -> list[str]:
+    """Return the names in the folder of the tars that look like more samples, and are none that can be read."""
+    files = list_files(shards_dir_of(pool_dir), recursive=True)
+    top = shards_dir_of(pool_dir)
+    names = [str(file.path).removeprefix(str(top)).strip("/") for file in files]
+    return [name for name in names if PACKED.search(name.lower()) or ("/" in name and name.lower().endswith(".tar"))]
+
+
 def has_tars(pool_dir: Path) -> bool:
     """Tell whether a pool has any tar; it may be metadata alone."""
+    note = read_note(pool_dir)
     try:
         return bool(list_tars(pool_dir))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if note is not None:
+            raise FileNotFoundError(
+                f"the tars of {pool_dir} are gone: its {SHARDS_NOTE} says that they are in {note.shards_dir}"
+            ) from error
         return False
 
 

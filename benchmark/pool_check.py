@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmark.filtering import check_pool_has
-from benchmark.index import IndexSummary, Tar, build_index, index_path, index_tables, unpack_uids
+from benchmark.index import IndexSummary, Tar, build_index, index_path, index_tables, not_taken, unpack_uids
 from benchmark.options import known_strategies, make_rule
 from benchmark.pool import Pool, npz_shapes
 from benchmark.stage import Json, atomic_path, locked
@@ -33,6 +33,7 @@ class IndexReport:
     """What a pool's index says of its tars."""
 
     summary: IndexSummary
+    not_taken: list[str]  # names that look like more tars
     index_bytes: int
     num_repeated: int  # uids at several places
     repeated: dict[str, list[str]]  # the first of them, and where: "TAR KEY"
@@ -56,6 +57,7 @@ class IndexReport:
             f"index            {self.index_bytes:,} bytes ({a_sample})",
             f"content hash     {self.summary.content_hash}",
             f"numbering        {_gaps(self.summary)}",
+            *([f"not taken        {_told(self.not_taken)}: packed, or in folders"] if self.not_taken else []),
             f"repeated uids    {self.num_repeated:,}"
             + (f", all their places in {self.repeats_path}" if self.num_repeated else ""),
             *_repeat_lines(self.repeated),
@@ -85,6 +87,7 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
     first = repeated[:SHOWN]
     return IndexReport(
         summary,
+        not_taken(pool_dir),
         sum(index_path(index_dir, tar.path).stat().st_size for tar in summary.tars),
         len(repeated),
         _gather(first, _places(index_dir, summary.tars, first)),
@@ -115,8 +118,12 @@ def _gaps(summary: IndexSummary) -> str:
     gaps = summary.gaps
     if not gaps:
         return "without gaps"
-    more = f" and {len(gaps) - SHOWN:,} more" if len(gaps) > SHOWN else ""
-    return f"{len(gaps):,} gaps: {', '.join(gaps[:SHOWN])}{more}"
+    return f"{len(gaps):,} gaps: {_told(gaps)}"
+
+
+def _told(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _places(index_dir: Path, tars: Sequence[Tar], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
@@ -185,6 +192,8 @@ class PoolReport:
     content_hash: str | None  # None without tars, as of `num_tars` 0
     num_shards: int  # of the metadata
     num_tars: int
+    without_json: int  # samples that no uid is known of
+    numbering: str  # of the tars, and its gaps
     meeting: Meeting
     repeated: dict[str, list[str]]  # the first repeated uids, and where they are
     columns: dict[str, str]  # of the first metadata shard, with their types
@@ -205,6 +214,8 @@ class PoolReport:
             "tars": self.num_tars,
             "samples": meeting.samples,
             "present": meeting.present,
+            "without_json": self.without_json,
+            "numbering": self.numbering,
             "coverage": {
                 "rows_present": meeting.rows_present,
                 "share": meeting.coverage,
@@ -240,7 +251,11 @@ class PoolReport:
                     f"caption ({meeting.coverage:.2%})",
                     f"              {meeting.samples_without_row:,} samples are in no row",
                 ]
-            lines.append(f"content hash  {self.content_hash}")
+            lines += [
+                f"              {self.without_json:,} samples have no json, and no uid is known of them",
+                f"content hash  {self.content_hash}",
+                f"numbering     {self.numbering}",
+            ]
         else:
             lines.append("samples       none: the pool is metadata alone")
         if self.num_shards:
@@ -283,12 +298,16 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
     problems += differing + mismatched
     if summary is not None:
         problems += damage_lines(summary)
+        if packed := not_taken(pool.dir):
+            problems.append(f"{_told(packed)}: not taken, as they are packed or in folders of their own")
     return PoolReport(
         pool.dir,
         fingerprint,
         None if summary is None else summary.content_hash,
         len(pool.metadata_paths),
         0 if summary is None else len(summary.tars),
+        0 if summary is None else sum(each.without_json for each in summary.counts),
+        "" if summary is None else _gaps(summary),
         meeting,
         repeated,
         columns,

@@ -72,6 +72,7 @@ class ImportReport:
             f"uids          {uids}",
             f"samples       {meeting.samples:,} with a uid in {len(self.summary.tars):,} tars, {meeting.present:,} of "
             "them with image and caption",
+            f"              {sum(c.without_json for c in self.summary.counts):,} more without a json are left out",
         ]
         if made_from["metadata"]:
             lines += [
@@ -193,8 +194,10 @@ def import_pool(
         note = ShardsNote(str(shards_dir.resolve()), assign_uids=assign_uids, hash_images=not tables.paths)
         write_note(out_dir, note)
         summary = build_index(out_dir, workers=workers)
-        if not summary.num_rows:
-            raise ValueError(f"no sample in {shards_dir} has a uid; delete {out_dir} and give other tars")
+        if not summary.num_present:
+            raise ValueError(
+                f"no sample in {shards_dir} has image, caption and a uid; delete {out_dir} and give other tars"
+            )
         if tables.paths:
             return _import_tables(out_dir, tables, summary)
         return _import_tars(out_dir, summary, _wanted_fields(tables.columns, probe.fields), workers)

@@ -30,6 +30,7 @@ from benchmark.index import (
 )
 from benchmark.pool import Pool
 from benchmark.stage import (
+    LOCK_NAME,
     Json,
     Record,
     announce,
@@ -43,10 +44,11 @@ from benchmark.stage import (
     remove_temporary,
     say,
     sha256_of,
+    warn,
     write_json,
     write_record,
 )
-from benchmark.storage import SequentialReader, index_dir_of, open_sequential
+from benchmark.storage import SequentialReader, format_bytes, index_dir_of, open_sequential
 from benchmark.subset import SUBSET_NAME, Subset, load_subset
 from benchmark.tars import ARCHIVE_END, BLOCK, member_header, padding
 from benchmark.uids import UidMarks, count_of, format_uids
@@ -97,6 +99,8 @@ def reshard(
     from something else.
     """
     subset = load_subset(subset_path)
+    if not len(subset):
+        raise ValueError(f"{subset_path} is empty")
     made_from: dict[str, Json] = {
         "pool": pool.identity.as_json(),
         "subset": sha256_of(subset_path),
@@ -107,8 +111,10 @@ def reshard(
     with locked(out_dir):
         remove_temporary(out_dir)
         record = finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, made_from)
+        if record is not None:
+            _drop_changed(out_dir, record)
         shards = 0 if record is None else record.result["shards"]
-        if record is not None and all((out_dir / SHARD_FORMAT.format(n)).exists() for n in range(shards)):
+        if record is not None and all((out_dir / STATS_FORMAT.format(n)).exists() for n in range(shards)):
             (out_dir / PLAN_NAME).unlink(missing_ok=True)  # what a kill right after the record left
             samples = record.result["samples"]
             say(f"reshard: as before, {samples:,} samples in {shards:,} tars ({out_dir})")
@@ -138,13 +144,14 @@ def reshard(
             "shards": len(plans),
             **asdict(coverage),
             "damaged_tars": len(pool.summary.damaged),
+            "tar_sizes": [(out_dir / SHARD_FORMAT.format(plan.number)).stat().st_size for plan in plans],
         }
         write_json(out_dir / "meta.json", _meta(pool, subset_path, out_dir, shard_size, result))
         record = Record("reshard", RESHARD_VERSION, made_from, result)
         write_record(out_dir / RECORD_NAME, record)
         (out_dir / PLAN_NAME).unlink()
     say(
-        f"reshard: {result['samples']:,} samples in {len(plans):,} tars, {written / 1e9:.2f} GB written ({out_dir}); "
+        f"reshard: {result['samples']:,} samples in {len(plans):,} tars, {format_bytes(written)} written ({out_dir}); "
         f"{describe_coverage(coverage)}"
     )
     return record
@@ -189,7 +196,8 @@ def refuse_unknown(known: UidMarks, pool: Pool, subset_path: Path, max_missing: 
     example = ", ".join(format_uids(known.unmarked(3)))
     told = f"{subset_path}: {num_unknown:,} of {known.num_distinct:,} uids are not in {pool.dir}, such as {example}"
     if pool.metadata_paths:
-        raise ValueError(f"{told}; is it a subset of another pool?")
+        note = "; max_missing= is for pools of shards alone" if max_missing else ""
+        raise ValueError(f"{told}; is it a subset of another pool?{note}")
     if num_unknown > max_missing:
         raise ValueError(
             f"{told}. It has shards alone; where images are missing from them, allow for it with "
@@ -375,11 +383,18 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
     """Open an experiment's own shards; raises ValueError where they are not those that their record speaks of."""
     shards_dir = exp_dir / SHARDS_NAME
     index = read_index(exp_dir, build_index(exp_dir, uids_in_keys=True))
-    index.summary.refuse_damage(strict=True)
+    if index.summary.damaged:
+        tar, damaged = index.summary.damaged[0]
+        raise ValueError(
+            f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, with "
+            "the shard_size that it had, makes it anew"
+        )
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
         stats_path = shards_dir / f"{tar.path.stem}_stats.json"
         if not stats_path.exists() or read_json(stats_path) != {"successes": counts.present}:
-            raise ValueError(f"{tar.path} does not hold the samples that {stats_path.name} counts; reshard again")
+            raise ValueError(
+                f"{tar.path} does not hold the samples that {stats_path.name} counts; delete it and reshard again"
+            )
     if (len(index.summary.tars), len(index)) != (record.result["shards"], record.result["samples"]):
         raise ValueError(
             f"{shards_dir} holds {len(index):,} samples in {len(index.summary.tars):,} tars, but its {RECORD_NAME} "
@@ -396,12 +411,25 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
 
 
 def refuse_foreign(out_dir: Path) -> None:
-    """Raise ValueError where tars stand in a folder that this program has not begun."""
-    begun = any((out_dir / name).exists() for name in (RECORD_NAME, PLAN_NAME))
-    if not begun and out_dir.is_dir() and any(out_dir.glob("*.tar")):
+    """Raise ValueError where anything stands in a folder that this program has not begun."""
+    if not out_dir.exists() or any((out_dir / name).exists() for name in (RECORD_NAME, PLAN_NAME)):
+        return
+    if not out_dir.is_dir():
+        raise ValueError(f"{out_dir} is no folder; give another out_dir=")
+    found = sorted(path.name for path in out_dir.iterdir() if path.name != LOCK_NAME)
+    if found:
         raise ValueError(
-            f"{out_dir} holds tars that `winnow reshard` did not write; give another out_dir=, or move them away"
+            f"{out_dir} is not empty and not of `winnow reshard` (it holds {found[0]}); give another out_dir="
         )
+
+
+def _drop_changed(out_dir: Path, record: Record) -> None:
+    """Remove the statistics of tars that are gone or of another size, so that these are made again."""
+    for number, size in enumerate(record.result["tar_sizes"]):
+        path = out_dir / SHARD_FORMAT.format(number)
+        if not path.exists() or path.stat().st_size != size:
+            warn(f"{path} is gone or was changed after it was made, and is made again")
+            (out_dir / STATS_FORMAT.format(number)).unlink(missing_ok=True)
 
 
 def _meta(pool: Pool, subset_path: Path, out_dir: Path, shard_size: int, result: dict[str, Json]) -> dict[str, Json]:
@@ -415,5 +443,5 @@ def _meta(pool: Pool, subset_path: Path, out_dir: Path, shard_size: int, result:
         "output_shard_stats_format": STATS_FORMAT,
         "output_shard_count": result["shards"],
         "output_count": result["samples"],
-        **{name: value for name, value in result.items() if name not in ("shards", "samples")},
+        **{name: value for name, value in result.items() if name not in ("shards", "samples", "tar_sizes")},
     }

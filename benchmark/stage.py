@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -83,6 +84,9 @@ _followers: list[Callable[[Path, Path], None]] = []
 
 def rename(source: Path, target: Path) -> None:
     """Put a finished file in place; every output of a stage goes through here."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)  # a worker that outlived its process would put this under the feet of a successor
     source.replace(target)
     announce(target, source)
 

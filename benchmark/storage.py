@@ -205,7 +205,16 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is nothing at {folder}")
         paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
-        return [stat_of(path) for path in paths if not path.is_dir()]
+        found = []
+        for path in paths:
+            try:
+                if not path.is_dir():
+                    found.append(stat_of(path))
+            except FileNotFoundError as error:
+                if path.is_symlink():
+                    raise ValueError(f"{path} is a link that leads nowhere; mend or remove it") from error
+                # else it went while the folder was listed
+        return found
     filesystem, name = _opened(folder)
     if recursive:
         files = _files_under(folder)
@@ -296,6 +305,14 @@ def _state(info: Mapping[str, Any]) -> str:
     tags = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
     tag = next((str(info[name]).strip('"') for name in tags if info.get(name)), "")
     return f"{info['size']}/{tag}"
+
+
+def format_bytes(count: int) -> str:
+    """Spell a number of bytes with the unit that suits it."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
 
 
 # --- Ranges --------------------------------------------------------------------------------------------------------

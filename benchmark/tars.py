@@ -19,6 +19,7 @@ IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 BLOCK = 512  # bytes; tars are made of these
 ARCHIVE_END = 20 * BLOCK  # tars are padded to a multiple of this
 ZEROS = bytes(BLOCK)
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 READ_AHEAD = 8192  # holds what lies between one picture and the next: the JSON, the caption and three headers
 SEARCH_SIZE = 1 << 20  # read at a time where the next sound header is looked for
 MAX_DIGITS = 20  # of a number in a pax header
@@ -163,6 +164,9 @@ def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
             damage.add(position, f"the tar is cut off {where}")
             return
         if not _is_sound(header):
+            if position == 0 and header.startswith(COMPRESSED):
+                damage.add(0, "the file is compressed; tars must be plain, so that their members have a place")
+                return
             found = _next_header(read, position + BLOCK, size)
             damage.add(position, _skipping("stands no header of a member", position, found, size))
             if found == size:

@@ -25,6 +25,7 @@ from benchmark.experiment import (
     train_stage,
     write_experiment_entry,
 )
+from benchmark.index import has_tars
 from benchmark.options import (
     MISSING,
     as_accumulation,
@@ -65,10 +66,10 @@ def run(config: Config, command: list[str]) -> None:
     tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
-    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(pool, choice, scale)
+        _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, scale)
         return
+    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
     eval_dir = _eval_dir(config, pool_dir, scale, tasks)
     check_evaluation_data(scale, tasks, eval_dir)
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
@@ -85,10 +86,10 @@ def filter_pool(config: Config, command: list[str]) -> None:
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     choice = _choice(config)
     as_workers(config["workers"])
-    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(pool, choice, None)
+        _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, None)
         return
+    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         _filter(exp_dir, config, command, pool, choice)
 
@@ -113,6 +114,7 @@ def reshard(config: Config, command: list[str]) -> None:
             exp_dir = held.enter_context(mirrored(location))
             subset_path, record = open_experiment(exp_dir, pool)
             refuse_changed(subset_path, record.result["sha256"])
+            max_missing = max(max_missing, record.result.get("unknown_uids", 0))  # as was allowed when it was chosen
         else:
             assert given is not None
             subset_path = local_copy(given)
@@ -218,7 +220,8 @@ def open_pool(scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = Tr
             raise ValueError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
         return Pool(pool_dir, strict=strict)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
-    if scale.is_embedded and (is_drawn or not any((pool_dir / "metadata").glob("*.parquet"))):
+    is_own = any((pool_dir / "metadata").glob("*.parquet")) or has_tars(pool_dir)
+    if scale.is_embedded and (is_drawn or not is_own):
         build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
     return Pool(pool_dir, strict=strict)
 

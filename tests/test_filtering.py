@@ -242,7 +242,7 @@ def test_within_is_the_pool_and_fractions_count_it(tmp_path):
     assert chosen(pool, top(0.6667), within=within)[0] == [2, 3, 3]  # gates keep its copies
     assert chosen(pool, top(0.3334), Rule("t_copies"), within=within)[0] == [2, 2, 2]  # ints replace them
     assert chosen(pool, Rule("t_twice", {"seed": 0}), within=within)[0] == [2, 2, 3, 5]  # selectors see only it
-    with pytest.raises(ValueError, match="within: 1 of 2 uids are not in the pool"):
+    with pytest.raises(ValueError, match="within=: 1 of 2 uids of the subset file are not in the pool"):
         chosen(pool, top(0.5), within=Subset.of(parse_uids([uid(2), uid(99)])))
 
 
@@ -318,7 +318,7 @@ def test_more_copies_than_make_sense_are_refused(tmp_path):
 
 def test_within_is_checked_before_any_filter_runs(tmp_path):
     within = Subset.of(parse_uids([uid(99)]))
-    with pytest.raises(ValueError, match="within: 1 of 1 uids are not in the pool"):
+    with pytest.raises(ValueError, match="within=: 1 of 1 uids of the subset file are not in the pool"):
         chosen(scored(tmp_path, [2.0, 1.0]), Rule("t_raises"), within=within)
 
 

@@ -1,5 +1,6 @@
 """The index: offsets that lead to the bytes, order, counts, damage."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -8,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from benchmark.index import build_index, index_tar, read_index
+from benchmark.index import ShardsNote, build_index, has_tars, index_tar, not_taken, read_index, write_note
 from benchmark.tars import Damage, iter_members, scan_tar, write_tar
 from benchmark.uids import format_uids
 from tests.conftest import jpeg, members, uid
@@ -316,3 +317,28 @@ def test_a_damaged_index_is_made_anew(tmp_path):
     path.write_bytes(b"PAR1")
     os.utime(path, ns=(times, times))
     assert format_uids(read_index(tmp_path).uids) == [uid(1)]
+
+
+def test_a_link_that_leads_nowhere_is_named_and_hides_nothing(tmp_path):
+    write_tar(tmp_path / "shards" / "a.tar", members("k", 1))
+    (tmp_path / "shards" / "b.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(ValueError, match=r"b\.tar is a link that leads nowhere"):
+        has_tars(tmp_path)
+
+
+def test_tars_that_a_note_names_and_that_are_gone_are_an_error(tmp_path):
+    write_note(tmp_path, ShardsNote(str(tmp_path / "elsewhere")))
+    with pytest.raises(FileNotFoundError, match=r"are gone: its shards\.json says that they are in .*elsewhere"):
+        has_tars(tmp_path)
+
+
+def test_a_compressed_tar_is_told_and_packed_ones_are_counted(tmp_path):
+    write_tar(tmp_path / "shards" / "a.tar", members("k", 1))
+    write_tar(tmp_path / "shards" / "B.TAR", members("k", 2))
+    write_tar(tmp_path / "shards" / "inner" / "c.tar", members("k", 3))
+    packed = gzip.compress((tmp_path / "shards" / "a.tar").read_bytes())
+    (tmp_path / "shards" / "d.tar.gz").write_bytes(packed)
+    assert build_index(tmp_path).num_rows == 2
+    assert sorted(not_taken(tmp_path)) == ["d.tar.gz", "inner/c.tar"]
+    (tmp_path / "shards" / "a.tar").write_bytes(packed)
+    assert "the file is compressed" in build_index(tmp_path).counts[1].damage_places[0]

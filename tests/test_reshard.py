@@ -107,6 +107,7 @@ def test_what_was_never_there_is_counted_and_needs_no_permission(pool_dir, tmp_p
         "unknown": 0,
         "repeated": 0,
         "damaged_tars": 0,
+        "tar_sizes": [10240],
     }
 
 
@@ -207,8 +208,11 @@ def test_other_settings_and_other_tars_are_refused(pool_dir, tmp_path):
     reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
     with pytest.raises(ValueError, match="shard_size is 2 there and 3 now"):
         reshard(Pool(pool_dir), path, out_dir, shard_size=3, workers=0)
-    with pytest.raises(ValueError, match="did not write"):
-        reshard(Pool(pool_dir), path, pool_dir / "shards", shard_size=2, workers=0)
+    for folder in (pool_dir, pool_dir / "shards", tmp_path):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(ValueError, match="is not empty and not of `winnow reshard`"):
+            reshard(Pool(pool_dir), path, folder, shard_size=2, workers=0)
+        assert sorted(folder.rglob("*")) == before
 
 
 def test_lost_tars_are_made_again_and_a_plan_that_a_kill_left_is_removed(pool_dir, tmp_path):
@@ -216,6 +220,9 @@ def test_lost_tars_are_made_again_and_a_plan_that_a_kill_left_is_removed(pool_di
     reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
     before = {each.name: each.read_bytes() for each in out_dir.iterdir() if each.name != "costs.jsonl"}
     (out_dir / "00000001.tar").unlink()
+    reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
+    (out_dir / "00000000.tar").write_bytes(b"cut")
+    (out_dir / "00000001_stats.json").unlink()
     reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
     (out_dir / "resharding.json").write_text("{}")
     reshard(Pool(pool_dir), path, out_dir, shard_size=2, workers=0)
@@ -346,6 +353,22 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(chosen, pico_pool, tmp_pat
             assert (killed / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_workers_end_with_the_process_that_they_work_for(chosen, pico_pool, tmp_path):
+    arguments = ["reshard", f"pool_dir={pico_pool}", f"subset={chosen / 's.npy'}", "shard_size=20", "workers=2"]
+    command = [sys.executable, "-m", "benchmark", *arguments, f"out_dir={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*_stats.json")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(children) >= 2
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
 def resharded_is_refused(folder):
     """Tell whether training refuses shards that are not finished."""
     (folder.parent / "exp").mkdir()
@@ -364,7 +387,7 @@ def test_shards_that_are_not_the_records_are_refused(chosen, pico_pool, tmp_path
     shards = [exp_dir / "shards" / f"{n:08d}.tar" for n in range(3)]
     data = shards[1].read_bytes()
     shards[1].write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"1 of .* tars are damaged"):
+    with pytest.raises(ValueError, match=r"00000001\.tar is damaged: at byte .* cut off.*; delete it"):
         read_resharded(exp_dir, record)
     uids = Pool(pico_pool).all_uids()
     foreign = Subset.of(uids[count_of(uids, load_subset(chosen / "s.npy").uids) == 0][:330])

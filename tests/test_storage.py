@@ -533,6 +533,10 @@ def test_a_dry_run_counts_the_blocks_of_a_remote_pool(remote_pool, tmp_path, cap
     capsys.readouterr()
     assert main(["train", *at, "dry_run=true"]) == 0
     out = capsys.readouterr().out
+    assert "index: 4 tars from front to back" in out and "in place" not in out, "the index is not made for a dry run"
+    assert main(["pool", "index", str(remote_pool), "--workers", "0"]) == 0
+    assert main(["train", *at, "dry_run=true"]) == 0
+    out = capsys.readouterr().out
     tars = [size for name, size in sizes_of(remote_pool) if name.endswith(".tar")]
     assert f"in place: {sum(tars) / 1e6:.1f} MB in {len(tars)} requests" in out
 
