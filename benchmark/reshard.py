@@ -386,8 +386,8 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
     if index.summary.damaged:
         tar, damaged = index.summary.damaged[0]
         raise ValueError(
-            f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, with "
-            "the shard_size that it had, makes it anew"
+            f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, "
+            "with the shard_size that it had, makes it anew"
         )
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
         stats_path = shards_dir / f"{tar.path.stem}_stats.json"
