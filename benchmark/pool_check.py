@@ -12,7 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmark.filtering import check_pool_has
-from benchmark.index import IndexSummary, Tar, build_index, index_path, index_tables, not_taken, unpack_uids
+from benchmark.index import (
+    IndexSummary,
+    Tar,
+    build_index,
+    index_path,
+    index_tables,
+    not_taken,
+    present_rows,
+    unpack_uids,
+)
 from benchmark.options import known_strategies, make_rule
 from benchmark.pool import Pool, npz_shapes
 from benchmark.stage import Json, atomic_path, locked
@@ -100,7 +109,7 @@ def index_uids(index_dir: Path, tars: Sequence[Tar], *, present: bool = False) -
     for table in index_tables(index_dir, tars, ["uid", "image_offset", "text_offset"]):
         uids = unpack_uids(table["uid"])
         if present:
-            uids = uids[(table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)]
+            uids = uids[present_rows(table)]
         yield uids
 
 

@@ -25,6 +25,7 @@ from benchmark.index import (
     build_index,
     index_tables,
     is_uid,
+    present_rows,
     unpack_uids,
     write_note,
 )
@@ -288,8 +289,7 @@ def _write_metadata_of(tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, 
         return int(pq.read_metadata(target).num_rows)
     names = ["uid", "key", "image_offset", "text_offset", "text_length", "json_offset", "json_length", "image_sha256"]
     (table,) = index_tables(index_dir_of(out_dir), [tar], names)
-    is_present = (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)
-    table = table.filter(pa.array(is_present))
+    table = table.filter(pa.array(present_rows(table)))
     schema = pa.schema(
         [(name, COMMON_TYPES[name]) for name in FROM_TARS] + [(new, kind) for new, (_, kind) in wanted.items()]
     )

@@ -81,9 +81,12 @@ def flat_names(files: Iterable[HubFile]) -> dict[str, HubFile]:
     files = list(files)
     shared = Counter(Path(file.path).name for file in files)
     stems = {Path(name).stem for name, count in shared.items() if count > 1}  # a parquet and its .npz share a name
-    return {
+    names = {
         file.path.replace("/", "_") if Path(file.path).stem in stems else Path(file.path).name: file for file in files
     }
+    if len(names) < len(files):
+        raise ValueError("two of the repository's metadata files would have one name in one folder; fetch them apart")
+    return names
 
 
 def fetch_file(repo: str, commit: str, file: HubFile, partial_dir: Path, target: Path) -> None:
