@@ -310,7 +310,7 @@ def _write_metadata_of(tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, 
                 values = [_field(record, new, old) for record in records]
                 arrays.append(_as_array(values, kind, f"{tar.path}: column {new!r} (field {old!r})", part["key"]))
             write(pa.Table.from_arrays(arrays, schema=schema))
-    return int(is_present.sum())
+    return table.num_rows
 
 
 def _read_record(data: bytes) -> dict[str, Json]:
