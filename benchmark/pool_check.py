@@ -30,6 +30,8 @@ from benchmark.subset import load_subset, write_subset
 from benchmark.uids import UID_DTYPE, count_of, format_uids, repeated_uids, sorted_blocks, walk_together
 
 REPEATS_NAME = "repeated_uids.csv"  # in the index's folder
+COUNTS_NAME = "tars.csv"  # there too: what the index counts of each tar
+COUNTED = ("rows", "present", "without_image", "without_text", "without_json", "damage")
 SHOWN = 10  # repeated uids that are named
 MAX_PLACES = 100  # that are named of one uid; a file lists all
 
@@ -47,6 +49,7 @@ class IndexReport:
     num_repeated: int  # uids at several places
     repeated: dict[str, list[str]]  # the first of them, and where: "TAR KEY"
     repeats_path: Path
+    counts_path: Path
 
     @property
     def is_whole(self) -> bool:
@@ -63,7 +66,7 @@ class IndexReport:
             f"  without image  {sum(each.without_image for each in counts):,}",
             f"  without text   {sum(each.without_text for each in counts):,}",
             f"without json     {sum(each.without_json for each in counts):,} (no uid is known of them)",
-            f"index            {self.index_bytes:,} bytes ({a_sample})",
+            f"index            {self.index_bytes:,} bytes ({a_sample}), each tar's counts in {self.counts_path}",
             f"content hash     {self.summary.content_hash}",
             f"numbering        {_gaps(self.summary)}",
             *([f"not taken        {_told(self.not_taken)}: packed, or in folders"] if self.not_taken else []),
@@ -84,6 +87,12 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
     summary = build_index(pool_dir, workers=workers, hash_images=hash_images)
     index_dir = index_dir_of(pool_dir)
     with locked(index_dir):
+        with atomic_path(index_dir / COUNTS_NAME) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["tar", *COUNTED, "damage_places"])
+            for tar, counts in zip(summary.tars, summary.counts, strict=True):
+                numbers = [getattr(counts, name) for name in COUNTED]
+                writer.writerow([tar.path.name, *numbers, "; ".join(counts.damage_places)])
         repeated = repeated_uids(index_uids(index_dir, summary.tars), index_dir)
         repeats_path = index_dir / REPEATS_NAME
         if not len(repeated):
@@ -101,6 +110,7 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
         len(repeated),
         _gather(first, _places(index_dir, summary.tars, first)),
         repeats_path,
+        index_dir / COUNTS_NAME,
     )
 
 

@@ -65,7 +65,13 @@ def test_index_prints_what_it_counts_and_every_place_of_a_uid(tmp_path, capsys):
         "without image 1",
         "without text 1",
         "without json 1 (no uid is known of them)",
-        f"index {size:,} bytes ({size / 8:.1f} bytes a sample)",
+        f"index {size:,} bytes ({size / 8:.1f} bytes a sample), each tar's counts in {tmp_path / 'index' / 'tars.csv'}",
+    ]
+    assert (tmp_path / "index" / "tars.csv").read_text().splitlines() == [
+        "tar,rows,present,without_image,without_text,without_json,damage,damage_places",
+        "a1.tar,2,2,0,0,0,0,",
+        "a4.tar,3,3,0,0,0,0,",
+        "a5.tar,3,1,1,1,1,0,",
     ]
     assert lines[8] == "numbering 1 gaps: 2-3"
     assert lines[9].startswith("repeated uids 1, all their places in ")
