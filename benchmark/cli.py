@@ -395,11 +395,16 @@ def _verb_help(verb: str) -> str:
     from benchmark.options import VERBS, describe_options, takes_filters
 
     lines = [(VERBS[verb].__doc__ or "").strip(), "", f"  winnow {verb} key=value ...      -m sweeps over a,b,c", ""]
+    width = max(len(name) for name, _, _ in describe_options(verb))
     for name, default, text in describe_options(verb):
-        lines.append(f"  {name:<10} {text}" + (f" (default: {default})" if default else ""))
+        lines.append(f"  {name:<{width}} {text}" + (f" (default: {default})" if default else ""))
     if takes_filters(verb):
         default = ",".join(_default_filters(verb))
-        lines += [f"  {'filters':<10} the strategy, one name or a list of them (default: {default})", "", "Filters:"]
+        lines += [
+            f"  {'filters':<{width}} the strategy, one name or a list of them (default: {default})",
+            "",
+            "Filters:",
+        ]
         lines += _filter_lines()
     return "\n".join(lines) + "\n"
 

@@ -52,6 +52,7 @@ class TrainingReads:
     """What training reads of a subset, and what cutting it out first would change."""
 
     passes: float  # over P
+    is_held: bool  # decoded, in memory, so that the bytes are read in the first pass alone
     in_place: Reading
     written_bytes: int  # by resharding
     resharding: Reading  # to cut P out, once
@@ -70,7 +71,12 @@ class TrainingReads:
             if self.resharding_pays
             else "training in place is the cheaper way"
         )
-        return [f"train: {self.passes:.2f} passes over the subset", f"  {self.in_place}", f"  {cut}", f"  {advice}"]
+        return [self.first_line, f"  {self.in_place}", f"  {cut}", f"  {advice}"]
+
+    @property
+    def first_line(self) -> str:
+        held = ", which is held in memory after the first" if self.is_held else ""
+        return f"train: {self.passes:.2f} passes over the subset{held}"
 
 
 def filter_reads(pool: Pool, rules: Sequence[Rule]) -> list[Reading]:
@@ -149,7 +155,8 @@ def training_reads(index: PoolIndex, samples: np.ndarray, scale: Scale, *, is_he
             times = 1.0
         in_place = Reading("in place", round(block_bytes * times), round(blocks * times))
     written = written_bytes(index, samples)
-    return TrainingReads(passes, in_place, written, cutting_reads(index, samples), Reading("training there", *exactly))
+    cutting = cutting_reads(index, samples)
+    return TrainingReads(passes, is_held, in_place, written, cutting, Reading("training there", *exactly))
 
 
 def _bytes_of(index: PoolIndex, samples: np.ndarray) -> int:
@@ -194,7 +201,7 @@ def training_lines(exp_dir: Path, pool: Pool | None, scale: Scale) -> list[str]:
         samples = present_samples(index.uids, subset)
     reads = training_reads(index, samples, scale, is_held=fits_memory(SampleOrder(samples, scale, 0)))
     if shards is not None:
-        return [f"train: {reads.passes:.2f} passes over the subset", f"  {reads.resharded}"]
+        return [reads.first_line, f"  {reads.resharded}"]
     return reads.lines()
 
 
