@@ -163,8 +163,12 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
         with pytest.raises(KilledError):
             run(data, tmp_path)
     with pytest.raises(ValueError, match='other settings: recipe is "short" there and "long" now'):
-        newest_state(tmp_path, {"recipe": "long"})
-    name = newest_state(tmp_path, MADE_FROM)
+        newest_state(tmp_path, {"recipe": "long", "order": data.order})
+    with pytest.raises(ValueError, match="other settings: order is"):
+        other = data.samples.copy()
+        other[[0, 1]] = other[[1, 0]]
+        run(TrainingData(data.reader.index, other, SHORT), tmp_path)
+    name = newest_state(tmp_path, {**MADE_FROM, "order": data.order})
     state = TrainState.begin(SHORT, 0, "cpu")
     state.load(tmp_path / name)
     assert state.step == len(state.curves.stats) == 3
