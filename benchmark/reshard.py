@@ -51,7 +51,7 @@ from benchmark.stage import (
 from benchmark.storage import SequentialReader, format_bytes, index_dir_of, open_sequential
 from benchmark.subset import SUBSET_NAME, Subset, load_subset
 from benchmark.tars import ARCHIVE_END, BLOCK, member_header, padding
-from benchmark.uids import UidMarks, count_of, format_uids
+from benchmark.uids import UidMarks, count_of, format_uids, runs_of
 
 RESHARD_VERSION = 1
 SHARDS_NAME = "shards"  # in an experiment: what it is trained on
@@ -169,10 +169,11 @@ def count_samples(pool: Pool, subset: Subset, subset_path: Path, max_missing: in
     columns = ["uid", "image_offset", "text_offset"]
     for number, table in enumerate(index_tables(index_dir_of(pool.dir), pool.summary.tars, columns)):
         uids = unpack_uids(table["uid"])
-        copies = count_of(uids, subset.uids)
+        first, end = runs_of(uids, subset.uids)
+        copies = end - first
         is_chosen, is_present = copies > 0, present_rows(table)
-        marks.mark(uids[is_chosen & is_present])
-        known.mark(uids[is_chosen & ~is_present])
+        marks.mark_places(first[is_chosen & is_present])
+        known.mark_places(first[is_chosen & ~is_present])
         counts[number] = copies[is_present].sum()
         places += int((is_chosen & is_present).sum())
     known.mark_all(marks)

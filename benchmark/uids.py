@@ -96,7 +96,7 @@ def count_of(uids: np.ndarray, sorted_uids: np.ndarray) -> np.ndarray:
 
     A memory-mapped `sorted_uids` is searched where it lies, never copied whole.
     """
-    first, end = _runs_of(uids, sorted_uids)
+    first, end = runs_of(uids, sorted_uids)
     return end - first
 
 
@@ -105,8 +105,22 @@ def find_uids(uids: np.ndarray, sorted_uids: np.ndarray) -> np.ndarray:
 
     A memory-mapped `sorted_uids` is searched where it lies, never copied whole.
     """
-    first, end = _runs_of(uids, sorted_uids)
+    first, end = runs_of(uids, sorted_uids)
     return np.where(first < end, first, -1)
+
+
+def runs_of(uids: np.ndarray, sorted_uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each uid's run in `sorted_uids` begins and ends, (n,) each; they are equal where it has none.
+
+    A memory-mapped `sorted_uids` is searched where it lies, never copied whole.
+    """
+    first, end = np.empty(len(uids), dtype=np.int64), np.empty(len(uids), dtype=np.int64)
+    sorted_uids = np.asarray(sorted_uids)  # of a map, the plain array: its own indexing is slow
+    order = uid_order(uids)
+    for start in range(0, len(uids), BLOCK):
+        rows = order[start : start + BLOCK]
+        first[rows], end[rows] = _runs_of_block(np.take(uids, rows), sorted_uids)
+    return first, end
 
 
 class UidMarks:
@@ -120,7 +134,10 @@ class UidMarks:
     def mark(self, uids: np.ndarray) -> None:
         """Mark those of the subset's uids that occur in `uids`, which may be in any order, repeated or foreign."""
         places = find_uids(uids, self._uids)
-        places = places[places >= 0]
+        self.mark_places(places[places >= 0])
+
+    def mark_places(self, places: np.ndarray) -> None:
+        """Mark uids by the first places that they have in the subset."""
         np.bitwise_or.at(self._bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
 
     def mark_all(self, others: UidMarks) -> None:
@@ -242,19 +259,8 @@ def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:
         )
 
 
-def _runs_of(uids: np.ndarray, sorted_uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each uid's run in `sorted_uids` begins and ends, (n,) each; they are equal where it has none."""
-    first, end = np.empty(len(uids), dtype=np.int64), np.empty(len(uids), dtype=np.int64)
-    sorted_uids = np.asarray(sorted_uids)  # of a map, the plain array: its own indexing is slow
-    order = uid_order(uids)
-    for start in range(0, len(uids), BLOCK):
-        rows = order[start : start + BLOCK]
-        first[rows], end[rows] = _runs_of_block(np.take(uids, rows), sorted_uids)
-    return first, end
-
-
 def _runs_of_block(asked: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Do the work of `_runs_of` for few uids that are sorted."""
+    """Do the work of `runs_of` for few uids that are sorted."""
     start = int(_bisect(asked[:1], held, 0, len(held), "left")[0])
     window = held[start : int(_bisect(asked[-1:], held, start, len(held), "right")[0])]
     if len(window) <= DENSE * len(asked):
