@@ -193,7 +193,7 @@ def report(samples: Sequence[int], timings: dict[tuple[str, int], list[Timing]],
     for leg in LEGS:
         medians = [statistics.median(each.seconds for each in timings[leg, n]) for n in samples]
         cpu = [statistics.median(each.cpu_seconds for each in timings[leg, n]) for n in samples]
-        peaks = [max(each.peak_mib for each in timings[leg, n]) for n in samples]
+        peaks = [statistics.median(each.peak_mib for each in timings[leg, n]) for n in samples]
         slopes[leg] = (many - few) / max(medians[-1] - medians[-2], 1e-9)
         lines.append(
             f"| {leg} | "
