@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmark.experiment import open_experiment, own_shards
 from benchmark.filtering import Rule
@@ -29,7 +28,6 @@ from benchmark.storage import (
     index_dir_of,
     is_remote,
     max_cache_bytes,
-    open_file,
 )
 from benchmark.subset import load_subset
 from benchmark.tars import BLOCK
@@ -85,8 +83,7 @@ def filter_reads(pool: Pool, rules: Sequence[Rule]) -> list[Reading]:
     features = {name for rule in rules for name in rule.strategy.needed_features(rule.options)}
     metadata_bytes = metadata_requests = feature_bytes = feature_requests = 0
     for path in pool.metadata_paths:
-        with open_file(path) as file:
-            footer = pq.ParquetFile(file).metadata
+        footer = pool.footer(path)
         metadata_requests += 1
         for group in range(footer.num_row_groups):
             for number in range(footer.num_columns):

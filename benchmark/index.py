@@ -26,7 +26,7 @@ from pydantic_core import from_json
 
 from benchmark.executor import map_items
 from benchmark.stage import atomic_path, locked, read_json, warn, write_bytes, write_json
-from benchmark.storage import as_location, index_dir_of, is_remote, list_files, one_line, open_sequential
+from benchmark.storage import FileState, as_location, index_dir_of, is_remote, list_files, one_line, open_sequential
 from benchmark.subset import Subset, load_subset
 from benchmark.tars import Damage, Member, ReadAt, reading_ahead, scan_tar
 from benchmark.uids import UID_DTYPE, count_of, fingerprint_of, parse_uids
@@ -62,13 +62,7 @@ INDEX_SCHEMA = pa.schema(
 PLACE_COLUMNS = ("image_offset", "image_length", "text_offset", "text_length")
 
 
-@dataclass(frozen=True)
-class Tar:
-    """A tar of a pool, as it is now."""
-
-    path: Path
-    size: int  # bytes
-    state: str  # changes when the file does
+Tar = FileState  # of a pool, as it was when it was listed
 
 
 @dataclass(frozen=True)
@@ -178,16 +172,28 @@ class PoolIndex:
 def list_tars(pool_dir: Path) -> list[Tar]:
     """Return the pool's tars in its order; raises FileNotFoundError where it has none."""
     shards_dir = shards_dir_of(pool_dir)
-    try:
-        files = list_files(shards_dir)
-    except FileNotFoundError:
-        files = []
-    tars = [Tar(file.path, file.size, file.state) for file in files if file.path.suffix.lower() == ".tar"]
+    tars = tars_in(shards_dir)
     if not tars:
         if not is_remote(pool_dir) and not pool_dir.is_dir():
             raise FileNotFoundError(f"there is no pool at {pool_dir}")
         raise FileNotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
-    return sorted(tars, key=lambda tar: tar.path.name)
+    return tars
+
+
+def tars_in(shards_dir: Path) -> list[Tar]:
+    """Return the tars of a folder by name; none where there is no such folder."""
+    try:
+        files = list_files(shards_dir)
+    except FileNotFoundError:
+        return []
+    return sorted((file for file in files if file.path.suffix.lower() == ".tar"), key=lambda file: file.path.name)
+
+
+def workers_for(tars: Sequence[Tar], workers: int | None) -> int:
+    """Return how many processes take tars one by one: as many as asked for, else a core each where there are many."""
+    if workers is not None:
+        return workers
+    return 0 if len(tars) < MANY_TARS else min(os.cpu_count() or 1, len(tars))
 
 
 def not_taken(pool_dir: Path) -> list[str]:
@@ -229,6 +235,12 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
         raise ValueError(f"{path} is no note on shards: {error}") from error
 
 
+def only_path(pool_dir: Path) -> Path | None:
+    """Return the subset file outside of which the tars' samples are none of this pool's, or None where all are."""
+    note = read_note(pool_dir)
+    return None if note is None or note.only is None else _beside(pool_dir, note.only)
+
+
 def write_note(pool_dir: Path, note: ShardsNote) -> None:
     """Write where a pool's tars lie when they are not its own."""
     write_json(pool_dir / SHARDS_NOTE, asdict(note))
@@ -253,9 +265,7 @@ def build_index(
             _take_over_index(pool_dir, index_dir, tars, hash_images)
             found = [counts or _read_counts(index_dir, t, hash_images) for counts, t in zip(found, tars, strict=True)]
             todo = [tar for tar, counts in zip(tars, found, strict=True) if counts is None]
-            if workers is None:
-                workers = 0 if len(todo) < MANY_TARS else min(os.cpu_count() or 1, len(todo))
-            only = None if note is None or note.only is None else _beside(pool_dir, note.only)
+            only = only_path(pool_dir)
             work = partial(
                 _index_one,
                 index_dir=index_dir,
@@ -264,7 +274,8 @@ def build_index(
                 assign_uids=note is not None and note.assign_uids,
                 uids_in_keys=uids_in_keys,
             )
-            made = dict(zip(todo, map_items(work, todo, workers=workers, name="index"), strict=True))
+            done = map_items(work, todo, workers=workers_for(todo, workers), name="index")
+            made = dict(zip(todo, done, strict=True))
             found = [counts or made[tar] for counts, tar in zip(found, tars, strict=True)]
     return IndexSummary(tars, [counts for counts in found if counts is not None])
 
@@ -286,9 +297,9 @@ def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
 
     The bytes are those of `build_index`, which does the rest.
     """
-    note = read_note(pool_dir)
-    assert note is not None and note.only is not None
-    only, index_dir, source_index_dir = _only_of(pool_dir, note), index_dir_of(pool_dir), index_dir_of(source_dir)
+    note, path = read_note(pool_dir), only_path(pool_dir)
+    assert note is not None and path is not None
+    only, index_dir, source_index_dir = load_subset(path).uids, index_dir_of(pool_dir), index_dir_of(source_dir)
     for tar in list_tars(pool_dir):
         counts = _read_counts(source_index_dir, tar, note.hash_images)
         if counts is None or _read_counts(index_dir, tar, note.hash_images) is not None:
@@ -533,11 +544,6 @@ def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *
 def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
     """Return the uid of a sample that has none: 32 hex characters of the sha256 of image hash and caption."""
     return hashlib.sha256(image_sha256 + caption).hexdigest()[:32]
-
-
-def _only_of(pool_dir: Path, note: ShardsNote) -> np.ndarray:
-    """Return the sorted uids outside of which samples are none of a pool's; its note names them."""
-    return load_subset(_beside(pool_dir, note.only or "")).uids
 
 
 def _index_one(

@@ -148,7 +148,7 @@ class Pool:
         """Return the number of metadata rows; of samples with a uid where the pool has shards alone."""
         if not self.metadata_paths:
             return self.summary.num_rows
-        return sum(self._footer(path).num_rows for path in self.metadata_paths)
+        return sum(self.footer(path).num_rows for path in self.metadata_paths)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -188,7 +188,7 @@ class Pool:
         """Read columns of one metadata shard with pandas' default types."""
         table = read_parquet(path, columns)
         # A plain RangeIndex even where no column is asked for.
-        return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(self._footer(path).num_rows))
+        return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
 
     def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Read arrays of the .npz beside a metadata shard, each (rows, dimension)."""
@@ -226,7 +226,7 @@ class Pool:
             if npz_path not in self.metadata_states:
                 raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
             shapes = npz_shapes(npz_path)
-            rows = self._footer(path).num_rows
+            rows = self.footer(path).num_rows
             for feature in features:
                 if feature not in shapes:
                     raise ValueError(
@@ -238,7 +238,7 @@ class Pool:
                     )
 
     def _columns(self, path: Path) -> list[str]:
-        return self._footer(path).schema.to_arrow_schema().names
+        return self.footer(path).schema.to_arrow_schema().names
 
     def feature_sizes(self, path: Path) -> dict[str, int]:
         """Return the bytes of each array of the .npz beside a metadata shard."""
@@ -249,7 +249,8 @@ class Pool:
         except DAMAGE as error:
             raise ValueError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
 
-    def _footer(self, path: Path) -> pq.FileMetaData:
+    def footer(self, path: Path) -> pq.FileMetaData:
+        """Return what a metadata shard's parquet file says of itself; read once."""
         return self._footers[path] if path in self._footers else read_footer(path)
 
 

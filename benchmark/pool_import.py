@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,6 @@ from pydantic_core import from_json
 
 from benchmark.executor import map_items
 from benchmark.index import (
-    MANY_TARS,
     MAX_JSON_BYTES,
     IndexSummary,
     ShardsNote,
@@ -26,7 +24,9 @@ from benchmark.index import (
     index_tables,
     is_uid,
     present_rows,
+    tars_in,
     unpack_uids,
+    workers_for,
     write_note,
 )
 from benchmark.names import nearest_name
@@ -34,7 +34,7 @@ from benchmark.pool import Pool
 from benchmark.pool_check import Meeting, filters_of, measure_meeting
 from benchmark.pool_folder import iter_row_groups, make_pool, parquet_writer, read_parquet_schema, write_npz_rows
 from benchmark.stage import Json, Record, digest, sha256_of
-from benchmark.storage import index_dir_of, list_files, local_copy, one_line, open_sequential
+from benchmark.storage import index_dir_of, local_copy, one_line, open_sequential
 from benchmark.tars import Damage, reading_ahead, scan_tar
 from benchmark.uids import UID_DTYPE, find_uids, format_uids, parse_uids, uid_order
 
@@ -158,10 +158,9 @@ def import_pool(
     theirs from `uid_column`, from the sample whose key is in `key_column`, or from the columns sha256 and text. A row
     without a uid is left out and counted. A finished import is left as it is, a killed call goes on.
     """
-    files = [file for file in list_files(shards_dir) if file.path.name.endswith(".tar")]
-    if not files:
+    tars = tars_in(shards_dir)
+    if not tars:
         raise FileNotFoundError(f"--shards {shards_dir}: there is no tar")
-    tars = [Tar(file.path, file.size, file.state) for file in sorted(files, key=lambda file: file.path.name)]
     probe = probe_tars(tars)
     if uid_column is not None and not probe.num_uids:
         raise ValueError(
@@ -275,10 +274,8 @@ def _type_of(value: Json) -> pa.DataType:
 def _import_tars(
     out_dir: Path, summary: IndexSummary, wanted: dict[str, tuple[str, pa.DataType]], workers: int | None
 ) -> dict[str, Json]:
-    if workers is None:
-        workers = 0 if len(summary.tars) < MANY_TARS else min(os.cpu_count() or 1, len(summary.tars))
     work = partial(_write_metadata_of, out_dir=out_dir, wanted=wanted)
-    rows = sum(map_items(work, summary.tars, workers=workers, name="metadata"))
+    rows = sum(map_items(work, summary.tars, workers=workers_for(summary.tars, workers), name="metadata"))
     return {"rows": rows, "left_out": summary.num_rows - rows}
 
 

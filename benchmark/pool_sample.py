@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmark.assets import ASSETS_NAME
 from benchmark.filtering import planted_path
-from benchmark.index import ShardsNote, hashes_images, narrow_index, read_note, shards_dir_of, write_note
+from benchmark.index import ShardsNote, hashes_images, narrow_index, only_path, read_note, shards_dir_of, write_note
 from benchmark.order import keyed_uint64
 from benchmark.pool import Pool
 from benchmark.pool_check import index_uids
@@ -110,7 +110,8 @@ def _make(pool: Pool, out_dir: Path, size: int, seed: int, shards_dir: str | Non
     if shards_dir is None:
         return {"rows": rows, "present": 0}
     note = read_note(pool.dir)
-    within = None if note is None or note.only is None else load_subset(pool.dir / note.only).uids
+    parents_only = only_path(pool.dir)
+    within = None if parents_only is None else load_subset(parents_only).uids
     chosen = (uids[cut.holds(uids)] for uids in _uids_of(pool))
     if within is not None:
         chosen = (uids[count_of(uids, within) > 0] for uids in chosen)
