@@ -460,10 +460,16 @@ class _Engine:
             if tier == IMAGE:
                 self._tell_images()
             if filters and num_passing == 0 and num_rows:
-                raise _nothing_left(
-                    self.rules, {number: tallies[number].num_kept for number in filters}, tallies, num_rows
-                )
+                kept = {number: self._num_kept(number, tallies[number], num_rows) for number in filters}
+                raise _nothing_left(self.rules, kept, tallies, num_rows)
         return tallies
+
+    def _num_kept(self, number: int, tally: _Tally, num_rows: int) -> int:
+        """Return how many rows a rule keeps, or will keep."""
+        cut = self.rules[number].cut
+        if cut is None or cut.kind == "threshold":
+            return tally.num_kept
+        return min(round(cut.value * num_rows), tally.num_judged)
 
     def _tell_images(self) -> None:
         """Warn of rows whose image could not be seen; raises ValueError where none could."""

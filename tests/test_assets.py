@@ -199,9 +199,9 @@ def test_a_report_compares_with_shipped_filters_whose_assets_are_there(tmp_path)
     assert "normsim" in {each.rule.name for each in found} and "normsim" not in skipped
 
 
-def test_a_rule_without_assets_is_recorded_as_it_was_given():
+def test_a_rule_without_assets_is_recorded_as_it_was_given(pico_pool):
     rule = Rule("random", {"seed": 3})
-    assert rule.as_json(Path("pool")) == {
+    assert rule.as_json(Pool(pico_pool)) == {
         "name": "random",
         "options": {"seed": 3},
         "cut": None,

@@ -372,7 +372,7 @@ def test_null_and_malformed_uids_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"\.parquet: the uid in row 1 is null"):
         chosen(write_pool(tmp_path / "a", {"uid": [uid(0), None], "score": [1.0, 1.0]}), top(0.5))
     with pytest.raises(ValueError, match=r"\.parquet: the uid in row 0 is 'abc'"):
-        chosen(write_pool(tmp_path / "b", {"uid": ["abc"], "score": [1.0]}), top(0.5))
+        chosen(write_pool(tmp_path / "b", {"uid": ["abc"], "score": [1.0]}), top(1.0))
 
 
 def test_an_empty_result_tells_who_dropped_what(tmp_path):
