@@ -72,6 +72,8 @@ STRATEGIES = {
     "semdedup": Strategy(("semdedup",)),
     "dedup": Strategy(("dedup",)),
     "negcliploss": Strategy(("negcliploss",)),
+    "soft_cap_sampling": Strategy(("soft_cap_sampling",)),
+    "density_pruning": Strategy(("density_pruning",)),
 }
 
 
