@@ -26,12 +26,12 @@ def soft_cap_sampling(
     Each round draws a batch without replacement, with probabilities softmax(z - penalty * copies), until `draws` times
     the pool's rows are drawn; `batch` is a part of the rows, at least 1. The defaults are the paper's for DataComp's
     medium scale: 128 million draws from 128 million pairs, 100,000 at a time, penalty 0.15 (at small: 0.5). Its hard
-    cap, HCS, is penalty=0 and max_copies=15: a pair with so many copies is drawn no more (there whole batches are drawn
-    with replacement, here pair by pair without).
+    cap, HCS, is penalty=0 and max_copies=15: a pair with so many copies is drawn no more (HCS draws its batches with
+    replacement; these are without).
 
     z is the score, shifted and scaled to a mean of 0 and a standard deviation of `spread` over the pool. The paper's
-    scorer learns z with its scale (M-FLYT's comes to about 2); with `spread` any column of numbers will do. A pair
-    without a finite score is never drawn. Numbers are drawn by the seed, in the order of uids.
+    scorer learns z with its scale; `spread` gives one to any column of numbers, and its default is ours. A pair without
+    a finite score is never drawn. Numbers are drawn by the seed, in the order of uids.
 
     Every round costs a few passes over the pool: about 0.5 s for 12.8 million rows, so 10 minutes with these defaults.
     """
