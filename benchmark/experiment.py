@@ -86,7 +86,9 @@ def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:
     return Path("experiments") / scale.name / f"{choice.name}-{digest(choice.made_from(pool))[:8]}"
 
 
-def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plugins: Sequence[str]) -> Record:
+def filter_stage(
+    exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plugins: Sequence[str], executor: str = "local"
+) -> Record:
     """Choose the subset, or reuse the one that is there and fits."""
     check_pool_has(pool, choice.rules)
     made_from = choice.made_from(pool)
@@ -102,8 +104,8 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
         try:
-            with cost(exp_dir, "filter", workers=workers):
-                result = _choose(exp_dir, pool, choice, workers, plugins)
+            with cost(exp_dir, "filter", workers=workers, executor=executor):
+                result = _choose(exp_dir, pool, choice, workers, plugins, executor)
         except BaseException:
             _remove_if_empty(exp_dir)
             raise
@@ -464,7 +466,9 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
     )
 
 
-def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]) -> dict[str, Json]:
+def _choose(
+    exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str], executor: str
+) -> dict[str, Json]:
     """Write subset.npy and return the record's results."""
     reports: list[RuleReport] = []
     unknown = 0
@@ -473,7 +477,7 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
         subset, rows, repeated, unknown = given.subset, given.rows, given.repeated_uids, given.unknown_uids
     else:
         within = load_subset(choice.within_path) if choice.within_path else None
-        outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins)
+        outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins, executor=executor)
         subset, rows, repeated, reports = outcome.subset, outcome.rows, outcome.repeated_uids, outcome.reports
     subset.save(exp_dir / SUBSET_NAME)
     return {

@@ -113,6 +113,7 @@ def run_filters(
     within: Subset | None = None,
     workers: int = 0,
     plugins: Sequence[str] = (),
+    executor: str = "local",
 ) -> FilterOutcome:
     """Apply the rules to the pool, or to the rows of `within`.
 
@@ -123,7 +124,7 @@ def run_filters(
         _check_within(np.concatenate([pool.read_uids(path) for path in pool.metadata_paths]), within)
     rules = [rule.with_assets(pool.dir) for rule in rules]
     filters = [rule for rule in rules if rule.strategy.kind == "filter"]
-    uids, values = _filter_values(pool, filters, within, workers, plugins)
+    uids, values = _filter_values(pool, filters, within, workers, plugins, executor)
 
     pool_copies = np.ones(len(uids), dtype=np.int64) if within is None else _copies_per_row(uids, within)
     in_pool = pool_copies > 0
@@ -227,13 +228,18 @@ class _ShardResult:
 
 
 def _filter_values(
-    pool: Pool, rules: Sequence[Rule], within: Subset | None, workers: int, plugins: Sequence[str]
+    pool: Pool,
+    rules: Sequence[Rule],
+    within: Subset | None,
+    workers: int,
+    plugins: Sequence[str],
+    executor: str = "local",
 ) -> tuple[np.ndarray, list[_Verdicts]]:
     seeing = [rule.name for rule in rules if rule.strategy.images]
     places = locate_images(pool, within) if seeing else [None] * len(pool.metadata_paths)
     items = list(zip(pool.metadata_paths, places, strict=True))
     evaluate = partial(_evaluate_shard, pool, list(rules))
-    parts = list(map_items(evaluate, items, workers=workers, plugins=plugins, name="filter"))
+    parts = list(map_items(evaluate, items, workers=workers, plugins=plugins, name="filter", executor=executor))
     if seeing:
         _report_images(seeing, [each for each in places if each is not None], sum(p.num_undecodable for p in parts))
     uids = np.concatenate([part.uids for part in parts])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from benchmark.executor import EXECUTORS
 from benchmark.filtering import Cut, Rule
 from benchmark.names import nearest_name
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_strategy
@@ -61,6 +62,7 @@ class ChoiceOptions(PoolOptions):
     plugins: Any = _option((), "your own files with filters or tasks: [my_filter.py,...]")
     dry_run: Any = _option(False, DRY_RUN)
     workers: Any = _option(0, "worker processes; 0 works in this one; results do not depend on it")
+    executor: Any = _option("local", "local or ray: worker processes here, or tasks of a Ray cluster")
 
 
 @dataclass
@@ -208,6 +210,13 @@ def as_count(value: Any, name: str) -> int:
 def as_workers(value: Any) -> int | None:
     """Return the number of worker processes, None where it is left open."""
     return None if value is None else as_count(value, "workers")
+
+
+def as_executor(value: Any) -> str:
+    """Return who does the work; raises ValueError for another than local or ray."""
+    if value not in EXECUTORS:
+        raise ValueError(f"executor={value} is not one of {', '.join(EXECUTORS)}")
+    return str(value)
 
 
 def as_positive(value: Any, name: str) -> int:
