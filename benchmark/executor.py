@@ -210,7 +210,7 @@ def _map_on_ray(
         ) from error
     finally:
         for reference in running:
-            ray.cancel(reference)
+            ray.cancel(reference, force=True)  # a plain one would wait for what does not return to Python
 
 
 def _connected_ray() -> Any:
@@ -230,7 +230,7 @@ def _connected_ray() -> Any:
     elif address != "local" and "://" not in address:
         _check_answers(address)  # Ray itself would wait for minutes
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address or "local", include_dashboard=False, logging_level=logging.ERROR)
+    ray.init(address or "local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
     return ray
