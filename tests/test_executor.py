@@ -3,6 +3,7 @@
 The second node dies half way through a filter run. Ray is started once for all tests.
 """
 
+import itertools
 import json
 import operator
 import os
@@ -25,7 +26,6 @@ from benchmark.filtering import Cut, Rule
 from benchmark.pool import Pool
 from benchmark.registry import get_strategy
 
-ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 
 # Half of the shards wait for a file, so that both nodes are at work when one is killed.
@@ -105,10 +105,18 @@ def test_what_is_given_up_is_cancelled(cluster):
     assert time.monotonic() - start < 40
 
 
-def test_tasks_write_files(cluster, tmp_path):
+def test_workers_bounds_the_tasks_at_once(cluster):
+    clock = "[__import__('time').monotonic(), __import__('time').sleep(0.05), __import__('time').monotonic()]"
+    times = list(executor.map_items(eval, [clock] * 4, workers=1, name="test", executor="ray"))
+    assert all(later[0] >= earlier[2] for earlier, later in itertools.pairwise(times))
+
+
+def test_tasks_write_files_under_names_of_their_own(cluster, tmp_path):
     paths = [tmp_path / "a" / str(number) for number in range(3)]
     assert mapped(partial(stage.write_bytes, data=b"bytes"), paths, "ray") == [None] * 3
     assert sorted((tmp_path / "a").iterdir()) == paths and paths[2].read_bytes() == b"bytes"
+    (writer,) = mapped(eval, ["__import__('benchmark.stage').stage._writer"], "ray")
+    assert stage._writer == "" and len(writer) > 30
 
 
 def test_a_node_with_other_code_is_named(cluster, monkeypatch):
