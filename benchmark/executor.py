@@ -210,7 +210,7 @@ def _map_on_ray(
         ) from error
     finally:
         for reference in running:
-            ray.cancel(reference, force=True)  # a plain one would wait for what does not return to Python
+            ray.cancel(reference)  # its worker lives on; those that do not heed it end with this process
 
 
 def _connected_ray() -> Any:
