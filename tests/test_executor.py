@@ -161,6 +161,7 @@ def test_gpus_that_no_node_has_are_an_error(cluster):
 
 
 def test_a_node_that_dies_half_way_changes_no_byte(cluster, tmp_path):
+    ray.shutdown()  # with the other tests' workers
     notes = tmp_path / "notes"
     notes.mkdir()
     rows = 5000
