@@ -22,9 +22,9 @@ from ray.cluster_utils import Cluster
 
 from benchmark import executor, stage
 from benchmark.experiment import Choice, filter_stage
-from benchmark.filtering import Cut, Rule
 from benchmark.pool import Pool
 from benchmark.registry import get_strategy
+from benchmark.rules import Cut, Rule
 
 MIB = 1 << 20
 
