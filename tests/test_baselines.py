@@ -87,7 +87,9 @@ ODD = [
     "a " * 5000,
 ]
 SIDES = [-200, -1, 0, 1, 66, 67, 199, 200, 201, 300, 500, 597, 598, 599, 600, 601, 602, 603, 800, 4000, 2**31 - 1]
-HALF_SIDES = [199.5, 200.5, 601.5, 600.25, 200.1, 600.3, 66.7, 3 * 200.1]
+HALF_SIDES = [(199.5, 300.0), (200.5, 601.5), (601.5, 200.25), (600.3, 200.1)]
+HALF_SIDES += [(float(np.nextafter(3 * side, np.inf)), side) for side in (200.1, 201.7, 233.3, 250.9)]  # 3.0 or above
+HALF_SIDES += [(float(np.nextafter(np.float32(3 * side), np.float32(np.inf))), side) for side in (200, 201, 255, 300)]
 SCORES = [-1.0, -0.0, 0.0, 0.1, 0.26, 0.2799999, 0.28, 0.2800001, 0.3, 0.3, 0.31, 1.0]
 DIMENSION = 4
 
@@ -150,9 +152,8 @@ def pool_dir(request, tmp_path_factory):
         columns = draw_rows(len(request.param) + 100 * number, count)
         rng = np.random.default_rng(number)
         if sides.startswith("float"):
-            places = rng.random(count) < 0.3
-            width = np.where(places, rng.choice(HALF_SIDES, count), columns["original_width"])
-            columns["original_width"] = width.tolist()
+            for row in range(0, count, 3):
+                columns["original_width"][row], columns["original_height"][row] = HALF_SIDES[row % len(HALF_SIDES)]
         arrays = {
             name: pa.array(
                 np.array(values, dtype=sides if name.startswith("original") else scores)
