@@ -67,8 +67,8 @@ REPEATED = ("image", "Share this", "Product photo", "logo", "View larger image",
 def make_pool(pool_dir: Path, rows: int, *, seed: int = 0, shard_rows: int = SHARD_ROWS) -> None:
     """Write the metadata of a pool; one that is there is kept.
 
-    Two fifths of the captions are English, 3 % are one of a few that come again and again, a third of the images are
-    too small or too thin for `basic`; scores are float32.
+    As in CommonPool (DataComp, App. on filtering baselines) half of the captions are English, two thirds long enough
+    for `basic`, and three fifths of the images large enough; 3 % of the captions are some that come again and again.
     """
     english = np.array(ENGLISH.split() + _nouns())
     others = [np.array(words.split()) for words in OTHERS]
@@ -79,7 +79,7 @@ def make_pool(pool_dir: Path, rows: int, *, seed: int = 0, shard_rows: int = SHA
         count = min(shard_rows, rows - start)
         rng = np.random.default_rng((seed, number))
         spelt = rng.bytes(16 * count).hex()
-        sides = np.exp(rng.normal(6.2, 0.65, (count, 1)) + rng.normal(0, 0.33, (count, 2))).astype(np.int64)
+        sides = np.exp(rng.normal(5.82, 0.8, (count, 1)) + rng.normal(0, 0.35, (count, 2))).astype(np.int64)
         scores = {name: rng.normal(0.2, 0.05, count).astype(np.float32) for name in ("b32", "l14")}
         columns = {
             "uid": [spelt[32 * row : 32 * row + 32] for row in range(count)],
@@ -372,13 +372,14 @@ def _ratio(timing: Timing, other: Timing | None) -> str:
 
 def _captions(rng: np.random.Generator, count: int, english: np.ndarray, others: list[np.ndarray]) -> list[str]:
     vocabularies = [english, np.array(CODES.split()), *others]
-    kinds = rng.choice(len(vocabularies), count, p=[0.42, 0.08, *[0.5 / len(others)] * len(others)])
-    lengths = np.minimum(rng.geometric(0.11, count), 60)  # words
+    kinds = rng.choice(len(vocabularies), count, p=[0.5, 0.08, *[0.42 / len(others)] * len(others)])
+    long = 2 + np.minimum(rng.geometric(0.13, count), 60)
+    lengths = np.where(rng.random(count) < 0.3, rng.integers(1, 3, count), long)  # words
     texts = np.empty(count, dtype=object)
     for kind, vocabulary in enumerate(vocabularies):
         rows = np.flatnonzero(kinds == kind)
         ends = np.cumsum(lengths[rows])
-        places = len(vocabulary) * rng.random(int(ends[-1]) if len(ends) else 0) ** 3  # the first words most often
+        places = len(vocabulary) * rng.random(int(ends[-1]) if len(ends) else 0) ** 6  # the first words most often
         words = vocabulary[places.astype(np.int64)].tolist()
         for row, length, end in zip(rows, lengths[rows], ends, strict=True):
             texts[row] = " ".join(words[end - length : end])
