@@ -9,11 +9,12 @@ import pytest
 from benchmark import register_filter
 from benchmark.cli import EXIT_USER, main
 from benchmark.experiment import Choice, entry_name
-from benchmark.filtering import Rule, run_filters
+from benchmark.filtering import run_filters
 from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.registry import STRATEGIES, load_plugins
 from benchmark.report.overlaps import comparables
+from benchmark.rules import Rule
 from benchmark.stage import Record, sha256_of
 from benchmark.uids import format_uids
 from tests.conftest import uid, write_pool
