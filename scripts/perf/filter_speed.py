@@ -212,12 +212,17 @@ LEGS: dict[str, Callable[[Path], np.ndarray]] = {
 
 
 def measure(leg: str, pool_dir: Path, work_dir: Path, *, workers: int = 0) -> Timing:
-    """Time one whole process: a filter's name, `<name>, first` where the pool's fingerprint is to be made, or a leg."""
+    """Time one whole process: a leg or a filter's name.
+
+    `<name>, first`: the pool's fingerprint is to be made; `<name>, again`: the filter's values are kept from before.
+    """
     out_dir, own_cache = work_dir / "out", work_dir / "cache"
     shutil.rmtree(out_dir, ignore_errors=True)
-    name, _, first = leg.partition(", ")
-    if first:
+    name, _, when = leg.partition(", ")
+    if when == "first":
         shutil.rmtree(own_cache, ignore_errors=True)
+    if when != "again":
+        shutil.rmtree(pool_dir / "signals", ignore_errors=True)
     if leg in LEGS:
         command = [sys.executable, "-m", "scripts.perf.filter_speed", "--leg", leg, str(pool_dir), str(out_dir)]
     else:
@@ -244,7 +249,7 @@ def report(timings: dict[tuple[str, int], list[Timing]]) -> str:
     ]
     for leg in legs:
         sizes = sorted(rows for other, rows in medians if other == leg)
-        name = leg.removeprefix("loop ").removesuffix(", first")
+        name = leg.removeprefix("loop ").partition(", ")[0]
         for rows in sizes:
             here = medians[leg, rows]
             floor, loop = medians.get((f"floor {name}", rows)), medians.get((f"loop {name}", rows))
@@ -313,7 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     only = options.only.split(",")
     unknown = set(only) - {*FILTERS, "image_based"}
-    if unknown or min(map(len, map(set, (options.rows, options.loop_rows, options.image_rows)))) < 2:
+    slopes = () if options.memory else (options.rows, options.loop_rows, options.image_rows)
+    if unknown or any(len(set(sizes)) < 2 for sizes in slopes):
         parser.error(f"unknown filters {sorted(unknown)}" if unknown else "a slope needs two sizes of pool or more")
     print(report_memory(measure_memory(options, only)) if options.memory else report(measure_all(options, only)))
 
@@ -324,9 +330,10 @@ def measure_all(options: argparse.Namespace, only: Sequence[str]) -> dict[tuple[
     for rows in sorted(set(options.rows)) if set(only) - {"image_based"} else []:
         pool_dir = options.work_dir / f"pool-{rows}"
         make_pool(pool_dir, rows)
-        legs = [f"{only[0]}, first"] if only[0] in FILTERS else []
-        for name in (each for each in FILTERS if each in only):
-            legs += [name, *(f"{kind} {name}" for kind in ("floor", "loop") if name in LOOPS)]
+        chosen = [each for each in FILTERS if each in only]
+        legs = [f"{chosen[0]}, first"]
+        for name in chosen:
+            legs += [name, f"{name}, again", *(f"{kind} {name}" for kind in ("floor", "loop") if name in LOOPS)]
         jobs += [(leg, rows, pool_dir) for leg in legs]
     for rows in sorted(set(options.loop_rows)) if "text_based" in only else []:
         make_pool(options.work_dir / f"pool-{rows}", rows)
