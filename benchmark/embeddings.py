@@ -9,6 +9,7 @@ import numpy as np
 
 BLOCK_ROWS = 4096
 FLOAT32_MARGIN = 1e-5  # of the product of two norms; rounding changes an inner product by far less
+UNSURE_ROWS = 64  # that are compared with all centres at once
 KMEANS_ITERATIONS = 20
 
 
@@ -77,7 +78,7 @@ def nearest_rows(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     a vector's answer does not depend on the vectors beside it.
     """
     nearest = np.zeros(len(vectors), dtype=np.int64)
-    longest = max(np.linalg.norm(block, axis=1).max() for block in row_blocks(centres))
+    longest = np.sqrt(max(row_cosines(block, block).max() for block in row_blocks(centres)))
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = vectors[start : start + BLOCK_ROWS].astype(np.float32)
         at = np.arange(len(block))
@@ -91,13 +92,17 @@ def nearest_rows(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
             second = np.maximum(np.maximum(second, products.max(axis=1)), np.minimum(best, highest))
             found[highest > best] = winner[highest > best] + number * BLOCK_ROWS
             best = np.maximum(best, highest)
-        margins = FLOAT32_MARGIN * longest * np.linalg.norm(block, axis=1)
-        for row in np.flatnonzero(second >= best - margins):
-            products = np.concatenate([others @ block[row] for others in row_blocks(centres)])
-            close = np.flatnonzero(products >= best[row] - margins[row])
-            # Row by row, so that equal centres tie to the last bit.
-            exact = np.einsum("ij,j->i", centres[close].astype(np.float64), block[row].astype(np.float64))
-            found[row] = close[exact.argmax()]
+        norms = np.linalg.norm(block, axis=1)
+        lowest = best - FLOAT32_MARGIN * longest * norms
+        unsure = np.flatnonzero((second >= lowest) & (norms > 0))  # zeros tie with all, and have the first
+        for first in range(0, len(unsure), UNSURE_ROWS):
+            rows = unsure[first : first + UNSURE_ROWS]
+            products = np.concatenate([block[rows] @ others.T for others in row_blocks(centres)], axis=1)
+            for row, is_close in zip(rows, products >= lowest[rows, np.newaxis], strict=True):
+                close = np.flatnonzero(is_close)
+                # Row by row, so that equal centres tie to the last bit.
+                exact = np.einsum("ij,j->i", centres[close].astype(np.float64), block[row].astype(np.float64))
+                found[row] = close[exact.argmax()]
     return nearest
 
 

