@@ -8,7 +8,6 @@ finds it in those folders too, or else has it fetched into the user's; what no o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -77,12 +76,12 @@ def asset_url(name: str) -> str:
     return f"{(os.environ.get('WINNOW_ASSETS_URL') or KNOWN_ASSETS[name].folder_url).rstrip('/')}/{name}"
 
 
-def fetch_asset(name: str) -> Path:
-    """Fetch a known asset into the user's folder, unless it is there; return its path.
+def fetch_asset(name: str, folder: Path | None = None) -> Path:
+    """Fetch a known asset into a folder (None: the user's), unless it is there; return its path.
 
     Raises ConnectionError, with the url, hash and folder, where there is no way to it, and ValueError for other bytes.
     """
-    path = user_assets_dir() / name
+    path = (folder or user_assets_dir()) / name
     if not path.exists():
         from benchmark.fetch import fetch_file
 
@@ -109,7 +108,7 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
         if name == WORDNET:
             paths = [_find_wordnet(given[0] if given else None, pool_dir, where)]
         else:
-            paths = [_find_given(text, pool_dir, where) for text in given] or _look_up(name, pool_dir)
+            paths = [find_file(text, pool_dir, where) for text in given] or _look_up(name, pool_dir)
         if not paths:
             missing.append(f"{name} (option {where})")
             continue
@@ -124,35 +123,11 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
     return found
 
 
-def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]:
-    """Return the options with the sha256 of every asset instead of its path: wherever it lies, it is the same."""
-    found = {option: [_hash(Path(path)) for path in as_list(options[option])] for option in strategy.assets}
-    return options | {name: hashes if strategy.options[name].is_list else hashes[0] for name, hashes in found.items()}
+def find_file(text: str, pool_dir: Path, where: str) -> Path:
+    """Return the local path of the file that an option names: a path, a URL, or a name in the folders or the table.
 
-
-def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: Path) -> dict[str, Json]:
-    """Return, by option, the hash as in `hash_assets` of the file that is found where none is given; None without."""
-    defaults: dict[str, Json] = {}
-    for option, name in strategy.needed_assets(options).items():
-        hashes = [_hash(path) for path in _look_up(name, pool_dir)]
-        defaults[option] = None if not hashes else hashes if strategy.options[option].is_list else hashes[0]
-    return defaults
-
-
-def default_place(name: str) -> str:
-    """Say where a strategy's asset is looked for while no option names another."""
-    package = KNOWN_ASSETS[name].package if name in KNOWN_ASSETS else ""
-    or_package = f", else that of {package}" if package else ", else the one installed" if name == WORDNET else ""
-    return f"{name} in <pool_dir>/assets or {user_assets_dir()}{or_package}"
-
-
-def as_list(value: Any) -> list[str]:
-    """Take one path or hash for a list of one, and nothing for none."""
-    return [] if not value else value if isinstance(value, list) else [value]
-
-
-def _find_given(text: str, pool_dir: Path, where: str) -> Path:
-    """Return the local path of the file that an option names: a path, a URL, or a name in the folders or the table."""
+    Raises FileNotFoundError naming `where`, the option, and ValueError where a known asset has other bytes.
+    """
     path = local_copy(as_location(text))
     if path.is_file():
         return _checked(path)
@@ -167,6 +142,43 @@ def _find_given(text: str, pool_dir: Path, where: str) -> Path:
     raise FileNotFoundError(f"{where}: there is no file {path}")
 
 
+def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]:
+    """Return the options with the sha256 of every asset instead of its path: wherever it lies, it is the same."""
+    found = {option: [hash_file(Path(path)) for path in as_list(options[option])] for option in strategy.assets}
+    return options | {name: hashes if strategy.options[name].is_list else hashes[0] for name, hashes in found.items()}
+
+
+def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: Path) -> dict[str, Json]:
+    """Return, by option, the hash as in `hash_assets` of the file that is found where none is given; None without."""
+    defaults: dict[str, Json] = {}
+    for option, name in strategy.needed_assets(options).items():
+        hashes = [hash_file(path) for path in _look_up(name, pool_dir)]
+        defaults[option] = None if not hashes else hashes if strategy.options[option].is_list else hashes[0]
+    return defaults
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file, or of what counts in WordNet's folder; once for a file's size and time."""
+    if path.is_dir() or path.suffix == ".zip":
+        from benchmark.wordnet import hash_wordnet
+
+        return hash_wordnet(path)
+    stat = path.stat()
+    return _hash_state(path, stat.st_size, stat.st_mtime_ns)
+
+
+def default_place(name: str) -> str:
+    """Say where a strategy's asset is looked for while no option names another."""
+    package = KNOWN_ASSETS[name].package if name in KNOWN_ASSETS else ""
+    or_package = f", else that of {package}" if package else ", else the one installed" if name == WORDNET else ""
+    return f"{name} in <pool_dir>/assets or {user_assets_dir()}{or_package}"
+
+
+def as_list(value: Any) -> list[str]:
+    """Take one path or hash for a list of one, and nothing for none."""
+    return [] if not value else value if isinstance(value, list) else [value]
+
+
 def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
     from benchmark.wordnet import find_wordnet
 
@@ -176,7 +188,7 @@ def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
     return local_copy(inside) if has_file(inside / "index.noun") else find_wordnet(None, option=where)
 
 
-def _look_up(name: str, pool_dir: Path) -> Sequence[Path]:
+def _look_up(name: str, pool_dir: Path) -> list[Path]:
     """Return the first file of that name in the folders, or that of an installed package, or nothing."""
     if name == WORDNET:
         try:
@@ -189,20 +201,20 @@ def _look_up(name: str, pool_dir: Path) -> Sequence[Path]:
     return _packaged(name)
 
 
-def _packaged(name: str) -> Sequence[Path]:
+def _packaged(name: str) -> list[Path]:
     """Return a known asset that an installed package brings, where that has the known bytes; loads no package."""
     known = KNOWN_ASSETS.get(name)
     spec = find_spec(known.package) if known and known.package else None
     if known is None or spec is None:
         return []
     paths = [Path(folder) / known.inner for folder in spec.submodule_search_locations or ()]
-    return [path for path in paths if path.is_file() and _hash(path) == known.sha256]
+    return [path for path in paths if path.is_file() and hash_file(path) == known.sha256]
 
 
 def _checked(path: Path) -> Path:
     """Return a path; raises ValueError where its name is a known asset's and its bytes are others."""
     known = KNOWN_ASSETS.get(path.name)
-    if known is not None and (found := _hash(path)) != known.sha256:
+    if known is not None and (found := hash_file(path)) != known.sha256:
         raise ValueError(
             f"{path} has the sha256 {found}, but {path.name} of {known.folder_url} has {known.sha256}: "
             "delete it to have it fetched anew, or give it another name if it is another file"
@@ -210,18 +222,8 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _hash(path: Path) -> str:
-    if path.is_dir() or path.suffix == ".zip":
-        from benchmark.wordnet import hash_wordnet
-
-        return hash_wordnet(path)
-    stat = path.stat()
-    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
-
-
 @lru_cache
-def _hash_file(path: Path, _size: int, _changed: int) -> str:
-    """Return a file's sha256, read again only when its size or time changed."""
+def _hash_state(path: Path, _size: int, _changed: int) -> str:
     return sha256_of(path)
 
 

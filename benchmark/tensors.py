@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX, open_memmap
+
+from benchmark.storage import one_line
 
 FEATURES_KEY = "image_features"  # under which DataComp's files of ImageNet's embeddings hold them
 FLOATS = ("f2", "f4", "f8")
@@ -24,17 +27,19 @@ def open_array(path: Path) -> np.ndarray:
     Of a dict, as DataComp's files hold one, it is what stands under "image_features". Raises ValueError where the file
     holds something else, such as a pickle with code, which is not run.
     """
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        is_numpys = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+    if not is_numpys and zipfile.is_zipfile(path):
         try:
             return _open_zip(path)
         except (*NOT_ARRAYS, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no tensor of floats ({error})") from error
-    if path.suffix == ".pt":
+            raise ValueError(f"{path} holds no tensor of floats ({one_line(error)})") from error
+    if not is_numpys and path.suffix == ".pt":
         return _load_old(path)
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        return open_memmap(path, mode="r")
     except ValueError as error:
-        raise ValueError(f"{path} is neither an .npy file of numbers nor a tensor of torch's ({error})") from error
+        raise ValueError(f"{path} is not an .npy file of numbers, nor torch's ({error})") from error
 
 
 def _open_zip(path: Path) -> np.ndarray:
@@ -78,7 +83,7 @@ def _load_old(path: Path) -> np.ndarray:
         value = value.get(FEATURES_KEY) if isinstance(value, dict) else value
         return _features(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
     except (*NOT_ARRAYS, RuntimeError) as error:
-        raise ValueError(f"{path} holds no tensor of floats ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path} holds no tensor of floats ({one_line(error)})") from error
 
 
 # --- Unpickling: what a file names is never imported, these stand for it -------------------------------------------

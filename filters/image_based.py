@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmark import register_filter
 from benchmark.embeddings import embedding_blocks, has_embedding, nearest_rows
-from benchmark.language import count_tokens, language_of, load_language_model
+from benchmark.language import is_described_in_english, load_language_model
 
 
 @register_filter(
@@ -48,10 +48,7 @@ def image_based(
     is_judged = rows["text"].notna().to_numpy(dtype=bool) & has_embedding(images)
     model = load_language_model(language_model, option="filters.image_based.language_model")
     keep = np.array(
-        [
-            judged and len(text) > 5 and count_tokens(text) > 1 and language_of(model, text) == "en"
-            for judged, text in zip(is_judged, rows["text"], strict=True)
-        ],
+        [judged and is_described_in_english(model, text) for judged, text in zip(is_judged, rows["text"], strict=True)],
         dtype=bool,
     )
     assert centroids is not None and targets is not None  # the engine has found them
