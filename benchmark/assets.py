@@ -108,7 +108,7 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
         if name == WORDNET:
             paths = [_find_wordnet(given[0] if given else None, pool_dir, where)]
         else:
-            paths = [find_file(text, pool_dir, where) for text in given] or _look_up(name, pool_dir)
+            paths = [find_file(text, pool_dir, where) for text in given] or find_default(name, pool_dir)
         if not paths:
             missing.append(f"{name} (option {where})")
             continue
@@ -123,6 +123,19 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
     return found
 
 
+def find_default(name: str, pool_dir: Path) -> list[Path]:
+    """Return the file that is found where no option names another: in the folders, of a package, or nothing."""
+    if name == WORDNET:
+        try:
+            return [_find_wordnet(None, pool_dir, name)]
+        except FileNotFoundError:
+            return []
+    for folder in _folders(pool_dir):
+        if has_file(folder / name):
+            return [_checked(local_copy(folder / name))]  # a filter opens its assets itself, so they are local
+    return _packaged(name)
+
+
 def find_file(text: str, pool_dir: Path, where: str) -> Path:
     """Return the local path of the file that an option names: a path, a URL, or a name in the folders or the table.
 
@@ -132,7 +145,7 @@ def find_file(text: str, pool_dir: Path, where: str) -> Path:
     if path.is_file():
         return _checked(path)
     if Path(text).name == text:
-        if there := _look_up(text, pool_dir):
+        if there := find_default(text, pool_dir):
             return there[0]
         if text in KNOWN_ASSETS:
             try:
@@ -152,7 +165,7 @@ def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: 
     """Return, by option, the hash as in `hash_assets` of the file that is found where none is given; None without."""
     defaults: dict[str, Json] = {}
     for option, name in strategy.needed_assets(options).items():
-        hashes = [hash_file(path) for path in _look_up(name, pool_dir)]
+        hashes = [hash_file(path) for path in find_default(name, pool_dir)]
         defaults[option] = None if not hashes else hashes if strategy.options[option].is_list else hashes[0]
     return defaults
 
@@ -186,19 +199,6 @@ def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
         return find_wordnet(str(local_copy(as_location(given))), option=where)
     inside = pool_dir / ASSETS_NAME / WORDNET
     return local_copy(inside) if has_file(inside / "index.noun") else find_wordnet(None, option=where)
-
-
-def _look_up(name: str, pool_dir: Path) -> list[Path]:
-    """Return the first file of that name in the folders, or that of an installed package, or nothing."""
-    if name == WORDNET:
-        try:
-            return [_find_wordnet(None, pool_dir, name)]
-        except FileNotFoundError:
-            return []
-    for folder in _folders(pool_dir):
-        if has_file(folder / name):
-            return [_checked(local_copy(folder / name))]  # a filter opens its assets itself, so they are local
-    return _packaged(name)
 
 
 def _packaged(name: str) -> list[Path]:

@@ -196,7 +196,9 @@ def improve(
     for start in range(0, len(rows), block_rows):
         block = torch.from_numpy(np.asarray(rows[start : start + block_rows], dtype=np.float32)).to(device)
         nearest = _nearest(block, centres, halves)
+        torch.use_deterministic_algorithms(True)  # a GPU would else add in another order each time
         sums.index_add_(0, nearest, block.double())
+        torch.use_deterministic_algorithms(False)
         counts += torch.bincount(nearest, minlength=len(centres))
         advance(len(block))
     means = (sums / counts.clamp(min=1)[:, None]).float().cpu().numpy()
