@@ -157,7 +157,10 @@ def find_file(text: str, pool_dir: Path, where: str) -> Path:
 
 def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]:
     """Return the options with the sha256 of every asset instead of its path: wherever it lies, it is the same."""
-    found = {option: [hash_file(Path(path)) for path in as_list(options[option])] for option in strategy.assets}
+    found = {
+        option: [_hash(name, Path(path)) for path in as_list(options[option])]
+        for option, name in strategy.assets.items()
+    }
     return options | {name: hashes if strategy.options[name].is_list else hashes[0] for name, hashes in found.items()}
 
 
@@ -165,17 +168,13 @@ def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: 
     """Return, by option, the hash as in `hash_assets` of the file that is found where none is given; None without."""
     defaults: dict[str, Json] = {}
     for option, name in strategy.needed_assets(options).items():
-        hashes = [hash_file(path) for path in find_default(name, pool_dir)]
+        hashes = [_hash(name, path) for path in find_default(name, pool_dir)]
         defaults[option] = None if not hashes else hashes if strategy.options[option].is_list else hashes[0]
     return defaults
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, or of what counts in WordNet's folder; once for a file's size and time."""
-    if path.is_dir() or path.suffix == ".zip":
-        from benchmark.wordnet import hash_wordnet
-
-        return hash_wordnet(path)
+    """Return a file's sha256; it is read again only when its size or time changed."""
     stat = path.stat()
     return _hash_state(path, stat.st_size, stat.st_mtime_ns)
 
@@ -199,6 +198,15 @@ def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
         return find_wordnet(str(local_copy(as_location(given))), option=where)
     inside = pool_dir / ASSETS_NAME / WORDNET
     return local_copy(inside) if has_file(inside / "index.noun") else find_wordnet(None, option=where)
+
+
+def _hash(name: str, path: Path) -> str:
+    """Return the sha256 of an asset of that name, or of what counts in WordNet's files."""
+    if name == WORDNET:
+        from benchmark.wordnet import hash_wordnet
+
+        return hash_wordnet(path)
+    return hash_file(path)
 
 
 def _packaged(name: str) -> list[Path]:
