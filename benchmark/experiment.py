@@ -473,6 +473,10 @@ def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Se
         subset, rows, repeated, unknown = given.subset, given.rows, given.repeated_uids, given.unknown_uids
     else:
         within = load_subset(choice.within_path) if choice.within_path else None
+        for rule in choice.rules:
+            for package, version in rule.strategy.package_versions().items():
+                if version is None:
+                    warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
         outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins)
         subset, rows, repeated, reports = outcome.subset, outcome.rows, outcome.repeated_uids, outcome.reports
     subset.save(exp_dir / SUBSET_NAME)

@@ -66,13 +66,16 @@ class Rule:
     def as_json(self, pool_dir: Path) -> dict[str, Json]:
         """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
 
-        Raises FileNotFoundError where an asset is nowhere.
+        And the versions of optional packages, where the strategy declares any. Raises FileNotFoundError where an asset
+        is nowhere.
         """
+        packages = self.strategy.package_versions()
         return {
             "name": self.name,
             "options": hash_assets(self.strategy, self.with_assets(pool_dir).options),
             "cut": None if self.cut is None else {self.cut.kind: self.cut.value},
             "source": sha256_of(self.strategy.source_path),
+            **({"packages": packages} if packages else {}),
         }
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
 import math
@@ -64,6 +65,7 @@ class Strategy:
     columns: tuple[str, ...] = ()  # of the metadata; `{option}` is filled in
     features: tuple[str, ...] = ()  # arrays of the .npz
     assets: dict[str, str] = field(default_factory=dict)  # option -> file name, `{option}` filled in (assets.py)
+    packages: dict[str, str] = field(default_factory=dict)  # optional ones -> what happens without
     planted: tuple[str, ...] = ()  # of planted.parquet; references only
     images: bool = False  # sees the decoded images
     fraction: float | None = None  # the declared cut
@@ -90,6 +92,10 @@ class Strategy:
         """Return the names of the asset files looked for with these options, by the option that may name another."""
         return {option: name.format(**options) for option, name in self.assets.items()}
 
+    def package_versions(self) -> dict[str, str | None]:
+        """Return the installed version of each optional package, None where it is not installed."""
+        return {name: _version_of(name) for name in self.packages}
+
 
 STRATEGIES: dict[str, Strategy] = {}
 TASKS: dict[str, Task] = {}
@@ -104,6 +110,7 @@ def register_filter(
     columns: Sequence[str] = (),
     features: Sequence[str] = (),
     assets: Mapping[str, str] = types.MappingProxyType({}),
+    packages: Mapping[str, str] = types.MappingProxyType({}),
     planted: Sequence[str] = (),
     images: bool = False,
     fraction: float | None = None,
@@ -119,6 +126,8 @@ def register_filter(
     not handed over and gets no verdict. `assets` are files that it needs beside the pool: from an option
     (`str | None = None`, or `list[str] | None = None`) to the name of the file that is looked for where the option is
     not given; its path is then that option's value. `{option}` in a name is filled in with that option's value.
+    `packages` are optional ones that change what it keeps, with what happens where one is not installed: their versions
+    are part of the record.
     """
     if fraction is not None and threshold is not None:
         raise ValueError("a filter declares fraction= or threshold=, not both")
@@ -137,6 +146,7 @@ def register_filter(
             fraction,
             threshold,
             reference,
+            dict(packages),
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
@@ -263,6 +273,7 @@ def _make_strategy(
     fraction: float | None,
     threshold: float | None,
     reference: bool,
+    packages: dict[str, str] | None = None,
 ) -> Strategy:
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
@@ -297,6 +308,7 @@ def _make_strategy(
         columns=columns,
         features=features,
         assets=assets,
+        packages=packages or {},
         planted=planted,
         images=images,
         fraction=fraction,
@@ -332,6 +344,13 @@ def _load_file(path: Path) -> None:
         del sys.modules[module_name]
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     _LOADED.add(path)
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _first_line(docstring: str | None) -> str:

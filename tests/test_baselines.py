@@ -6,7 +6,6 @@ exactly round(f * n), and null text and NaN give no verdict, where DataComp cras
 """
 
 import hashlib
-import sys
 from collections import Counter
 from functools import cache, lru_cache
 from pathlib import Path
@@ -181,8 +180,8 @@ def pool_dir(request, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _loaded_without_cld3(strategies, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcld3", None)  # laion2b falls back on fastText
+def _loaded(strategies):
+    """Have the strategies loaded."""
 
 
 # What DataComp's code does, row by row.
@@ -259,8 +258,16 @@ def passes_score(row, name: str, threshold: float) -> bool:
     return bool(score >= type(score)(threshold))
 
 
-def passes_laion2b(row) -> bool:
-    return passes_score(row, "b32", 0.28) and is_english(row["text"])
+def passes_laion2b(row, language_rule) -> bool:
+    return passes_score(row, "b32", 0.28) and language_rule(row["text"])
+
+
+@cache
+def is_english_to_cld3(text: str) -> bool:
+    from gcld3 import NNetLanguageIdentifier
+
+    identifier = NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
+    return identifier.FindLanguage(text=text.replace("\n", " ")).language == "en"
 
 
 def passes_text_based(row) -> bool:
@@ -345,8 +352,15 @@ def test_clip_score_compares_a_threshold_in_the_columns_type(pool_dir, arch, thr
     assert_same(pool_dir, [make_rule("clip_score", {"arch": arch, "threshold": threshold})], wanted)
 
 
-def test_laion2b_with_fasttext_is_datacomps_rule(pool_dir):
-    assert_same(pool_dir, [make_rule("laion2b", {})], [row for row in read_row_by_row(pool_dir) if passes_laion2b(row)])
+def test_laion2b_is_datacomps(pool_dir):
+    wanted = [row for row in read_row_by_row(pool_dir) if passes_laion2b(row, is_english_to_cld3)]
+    assert_same(pool_dir, [make_rule("laion2b", {})], wanted)
+
+
+def test_laion2b_with_fasttext_is_datacomps_but_for_the_language(pool_dir, strategies, monkeypatch):
+    monkeypatch.setitem(strategies["laion2b"].function.__globals__, "_cld3", lambda: None)
+    wanted = [row for row in read_row_by_row(pool_dir) if passes_laion2b(row, is_english)]
+    assert_same(pool_dir, [make_rule("laion2b", {})], wanted)
 
 
 def test_text_based_is_datacomps(pool_dir):
