@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from benchmark.registry import register_filter, register_selector, register_suite, register_task
+from benchmark.registry import register_filter, register_selector, register_signal, register_suite, register_task
 
-__all__ = ["register_filter", "register_selector", "register_suite", "register_task"]
+__all__ = ["register_filter", "register_selector", "register_signal", "register_suite", "register_task"]

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.experiment import open_experiment, own_shards
-from benchmark.filtering import Rule
 from benchmark.index import PoolIndex, index_tables, unindexed_tars
 from benchmark.order import SampleOrder, present_samples
 from benchmark.pool import Pool
 from benchmark.reshard import read_resharded
+from benchmark.rules import Rule
 from benchmark.scales import Scale
 from benchmark.storage import (
     BLOCK_BYTES,

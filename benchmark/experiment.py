@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from benchmark.assets import as_list, hash_default_assets
-from benchmark.filtering import Rule, RuleReport, check_pool_has, run_filters
+from benchmark.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
+from benchmark.judging import Effort
 from benchmark.pool import Pool, PoolIdentity
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
 from benchmark.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
+from benchmark.rules import Rule
 from benchmark.scales import Scale
 from benchmark.stage import (
     LOCK_NAME,
@@ -32,6 +32,7 @@ from benchmark.stage import (
     cost,
     digest,
     finished,
+    last_cost,
     locked,
     read_record,
     remove_temporary,
@@ -41,7 +42,7 @@ from benchmark.stage import (
     write_record,
 )
 from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
-from benchmark.uids import UidMarks, sort_uids, unique_uids
+from benchmark.uids import UidMarks, find_uids
 
 if TYPE_CHECKING:
     from benchmark.ranks import Ranks
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from benchmark.train import TrainingData
     from leaderboard.entries import Entry
 
-FILTER_VERSION = 1
+FILTER_VERSION = 2  # 2: `repeated_uids` counts chosen rows
 ENTRY_NAME = "entry.json"
 MAX_NAME = 80  # characters of an entry's name
 
@@ -67,7 +68,7 @@ class Choice:
         """Return what identifies the subset; its hash names the experiment's folder."""
         made_from: dict[str, Json] = {
             "pool": pool.fingerprint,
-            "filters": [rule.as_json(pool.dir) for rule in self.rules],
+            "filters": [rule.as_json(pool) for rule in self.rules],
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
@@ -86,7 +87,16 @@ def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:
     return Path("experiments") / scale.name / f"{choice.name}-{digest(choice.made_from(pool))[:8]}"
 
 
-def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plugins: Sequence[str]) -> Record:
+def filter_stage(
+    exp_dir: Path,
+    pool: Pool,
+    choice: Choice,
+    *,
+    workers: int,
+    plugins: Sequence[str],
+    executor: str = "local",
+    device: str = "cpu",
+) -> Record:
     """Choose the subset, or reuse the one that is there and fits."""
     check_pool_has(pool, choice.rules)
     made_from = choice.made_from(pool)
@@ -102,8 +112,28 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
         try:
-            with cost(exp_dir, "filter", workers=workers):
-                result = _choose(exp_dir, pool, choice, workers, plugins)
+            with cost(exp_dir, "filter", workers=workers, executor=executor) as spent:
+                if choice.subset_path is not None:
+                    result = _take(exp_dir, pool, choice.subset_path, choice.max_missing)
+                else:
+                    within = load_subset(choice.within_path) if choice.within_path else None
+                    for rule in choice.rules:
+                        for package, version in rule.strategy.package_versions().items():
+                            if version is None:
+                                warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
+                    outcome = write_filtered(
+                        pool,
+                        choice.rules,
+                        exp_dir / SUBSET_NAME,
+                        within=within,
+                        workers=workers,
+                        plugins=plugins,
+                        executor=executor,
+                        device=device,
+                    )
+                    result = _outcome_as_json(outcome)
+                    spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
+                result |= {"reference": _is_reference(choice), "sha256": sha256_of(exp_dir / SUBSET_NAME)}
         except BaseException:
             _remove_if_empty(exp_dir)
             raise
@@ -122,15 +152,31 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, *, workers: int, plu
     return record
 
 
-def describe_filters(record: Record) -> list[str]:
-    """Return one line per rule: what it dropped, alone and together with others."""
+def describe_filters(exp_dir: Path, record: Record) -> list[str]:
+    """Return one line per rule: what it dropped, alone and together with others, and the time it took.
+
+    Then one for each signal and for reading images, where that took any.
+    """
     reports = [RuleReport(**report) for report in record.result["rules"]]
-    width = max([len(report.name) for report in reports], default=0)
+    spent = {name: Effort(**each) for name, each in last_cost(exp_dir, "filter").get("strategies", {}).items()}
+    others = [name for name in spent if name not in {report.name for report in reports}]
+    width = max([len(name) for name in (*others, *(report.name for report in reports))], default=0)
     return [
         f"  {report.name:<{width}}  kept {report.kept:>10,}   dropped {report.dropped:>10,}"
         f"   only it dropped {report.only_dropped:>10,}   no verdict {report.no_verdict:>8,}"
+        f"   {_describe_effort(spent.get(report.name))}".rstrip()
         for report in reports
-    ]
+    ] + [f"  {name:<{width}}  {_describe_effort(spent[name])}" for name in others]
+
+
+def _describe_effort(effort: Effort | None) -> str:
+    """Spell what a strategy cost; of rows that it had judged before, nothing."""
+    if effort is None:
+        return ""
+    if effort.rows == 0:
+        return "as kept before"
+    told = f"{effort.seconds:.1f} s" if effort.seconds >= 0.05 else "<0.1 s"
+    return told if effort.rows >= effort.asked else f"{told} for {effort.rows:,} rows, the others as kept before"
 
 
 def train_stage(
@@ -464,34 +510,39 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
     )
 
 
-def _choose(exp_dir: Path, pool: Pool, choice: Choice, workers: int, plugins: Sequence[str]) -> dict[str, Json]:
-    """Write subset.npy and return the record's results."""
-    reports: list[RuleReport] = []
-    unknown = 0
-    if choice.subset_path is not None:
-        given = _given_subset(pool, choice.subset_path, choice.max_missing)
-        subset, rows, repeated, unknown = given.subset, given.rows, given.repeated_uids, given.unknown_uids
-    else:
-        within = load_subset(choice.within_path) if choice.within_path else None
-        for rule in choice.rules:
-            for package, version in rule.strategy.package_versions().items():
-                if version is None:
-                    warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
-        outcome = run_filters(pool, choice.rules, within=within, workers=workers, plugins=plugins)
-        subset, rows, repeated, reports = outcome.subset, outcome.rows, outcome.repeated_uids, outcome.reports
-    subset.save(exp_dir / SUBSET_NAME)
+def _outcome_as_json(outcome: FilterOutcome) -> dict[str, Json]:
+    """Return the record's results for a subset that rules chose."""
     return {
-        "size": len(subset),
-        "distinct": subset.num_distinct,
-        "max_copies": subset.max_copies,
-        "rows": rows,
-        "repeated_uids": repeated,
-        "unknown_uids": unknown,
-        "rules": [asdict(report) for report in reports],
-        "reference": any(rule.strategy.reference for rule in choice.rules)
-        or any(is_reference_subset(path) for path in (choice.within_path, choice.subset_path) if path),
-        "sha256": sha256_of(exp_dir / SUBSET_NAME),
+        "size": len(outcome.subset),
+        "distinct": outcome.distinct,
+        "max_copies": outcome.max_copies,
+        "rows": outcome.rows,
+        "repeated_uids": outcome.repeated_uids,
+        "unknown_uids": 0,
+        "rules": [asdict(report) for report in outcome.reports],
     }
+
+
+def _take(exp_dir: Path, pool: Pool, path: Path, max_missing: int) -> dict[str, Json]:
+    """Write subset.npy from somebody else's file and return the record's results."""
+    given = _given_subset(pool, path, max_missing)
+    given.subset.save(exp_dir / SUBSET_NAME)
+    return {
+        "size": len(given.subset),
+        "distinct": given.subset.num_distinct,
+        "max_copies": given.subset.max_copies,
+        "rows": given.rows,
+        "repeated_uids": given.repeated_uids,
+        "unknown_uids": given.unknown_uids,
+        "rules": [],
+    }
+
+
+def _is_reference(choice: Choice) -> bool:
+    """Tell whether a subset comes about by what no participant may use."""
+    return any(rule.strategy.reference for rule in choice.rules) or any(
+        is_reference_subset(path) for path in (choice.within_path, choice.subset_path) if path
+    )
 
 
 @dataclass(frozen=True)
@@ -499,8 +550,8 @@ class _Given:
     """A subset file of somebody's, against the pool."""
 
     subset: Subset
-    rows: int
-    repeated_uids: int
+    rows: int  # of the pool
+    repeated_uids: int  # rows of the subset's uids beyond the first of each
     unknown_uids: int
 
 
@@ -508,12 +559,14 @@ def _given_subset(pool: Pool, path: Path, max_missing: int) -> _Given:
     subset = load_subset(path)
     if len(subset) == 0:
         raise ValueError(f"{path} is empty")
-    known, found = pool.all_uids(), UidMarks(subset.uids)
-    found.mark(known)
+    found, rows, rows_found = UidMarks(subset.uids), 0, 0
+    for uids in pool.uid_parts():
+        places = find_uids(uids, subset.uids)
+        found.mark_places(places[places >= 0])
+        rows, rows_found = rows + len(uids), rows_found + int((places >= 0).sum())
     refuse_unknown(found, pool, path, max_missing)
-    num_distinct = len(unique_uids(sort_uids(known))[0])
     num_unknown = found.num_distinct - found.num_marked
-    return _Given(Subset(np.asarray(subset.uids)), len(known), len(known) - num_distinct, num_unknown)
+    return _Given(subset, rows, rows_found - found.num_marked, num_unknown)
 
 
 def _remove_if_empty(folder: Path) -> None:

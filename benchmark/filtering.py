@@ -2,81 +2,55 @@
 
 Filters vote on every row of the pool: masks and cut scores gate, ints give copies (the minimum of several). A
 selector sees the whole pool, and its subset counts as an int vote. Nothing depends on the order of files or rows.
+
+The pool is walked shard by shard, and memory does not grow with it: rules judge the rows, the cheap ones first, and
+what they say is kept (benchmark/judging.py); cuts are found by counting (benchmark/cuts.py); then every shard's votes
+are put together, and the chosen uids are sorted through files.
 """
 
 from __future__ import annotations
 
-import math
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+import pyarrow as pa
 
-from benchmark.assets import find_assets, hash_assets
+from benchmark.cuts import OpenCut, RowKeys, TopCut, count_digits, gather_keys
 from benchmark.executor import map_items
-from benchmark.images import ImagePlaces, locate_images, read_images
+from benchmark.images import ImagePlaces, locate_images
 from benchmark.index import shards_dir_of
+from benchmark.judging import COLUMN, IMAGE, Effort, Judge, failure, file_not_found, planted_path
 from benchmark.pool import Pool
-from benchmark.registry import Strategy, get_strategy
-from benchmark.stage import Json, sha256_of, warn
+from benchmark.rules import Rule
+from benchmark.signals import Values, begin_keeping, common_type, user_signal
+from benchmark.stage import TEMPORARY_SUFFIX, locked, warn
 from benchmark.storage import has_file
-from benchmark.subset import Subset
-from benchmark.tables import read_parquet
-from benchmark.uids import count_of, format_uids, sort_uids, uid_order, unique_uids
+from benchmark.subset import Subset, load_subset, write_subset
+from benchmark.uids import (
+    UID_DTYPE,
+    UidMarks,
+    count_of,
+    find_uids,
+    format_uids,
+    is_sorted,
+    sort_uids,
+    sorted_blocks,
+    uid_order,
+    unique_uids,
+)
 
 MAX_COPIES = 1000  # of a row, on average
-SLICE_ROWS = 4096  # a filter is handed at most this many rows at once
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How scores become choices: the top `fraction` of the pool's rows, or scores >= `threshold`."""
-
-    kind: str  # "fraction" or "threshold"
-    value: float
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise ValueError(f"{self.kind}={self.value} is not a finite number")
-        if self.kind == "fraction" and not 0 < self.value <= 1:
-            raise ValueError(f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A strategy with its options, and its cut where it scores. Plain data, so that worker processes can be sent it."""
-
-    name: str
-    options: dict[str, Json] = field(default_factory=dict)
-    cut: Cut | None = None
-
-    @property
-    def strategy(self) -> Strategy:
-        return get_strategy(self.name)
-
-    def with_assets(self, pool_dir: Path) -> Rule:
-        """Return the rule with the paths of its assets among its options; raises FileNotFoundError."""
-        return replace(self, options=find_assets(self.strategy, self.options, pool_dir))
-
-    def as_json(self, pool_dir: Path) -> dict[str, Json]:
-        """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
-
-        And the versions of optional packages, where the strategy declares any. Raises FileNotFoundError where an asset
-        is nowhere.
-        """
-        packages = self.strategy.package_versions()
-        return {
-            "name": self.name,
-            "options": hash_assets(self.strategy, self.with_assets(pool_dir).options),
-            "cut": None if self.cut is None else {self.cut.kind: self.cut.value},
-            "source": sha256_of(self.strategy.source_path),
-            **({"packages": packages} if packages else {}),
-        }
+MAX_SORTED = 1 << 20  # uids that are sorted in memory; more go through files
+DECODING = "images read and decoded"  # among the efforts
+SCRATCH_NAME = f"filter{TEMPORARY_SUFFIX}"  # beside the subset, while it is made
 
 
 @dataclass(frozen=True)
@@ -95,9 +69,12 @@ class FilterOutcome:
     """A subset and how it came about."""
 
     subset: Subset
+    distinct: int  # uids
+    max_copies: int  # of the most repeated one
     rows: int  # of the pool, or of `within`
-    repeated_uids: int  # rows beyond the first of their uid
+    repeated_uids: int  # chosen rows beyond the first of their uid
     reports: list[RuleReport]
+    efforts: dict[str, Effort]  # by strategy, signals among them
 
 
 @dataclass(frozen=True)
@@ -105,8 +82,8 @@ class PoolView:
     """What a selector sees: every row of the pool, with the columns and features that it declared."""
 
     uids: np.ndarray  # (rows,) UID_DTYPE
-    columns: pd.DataFrame  # (rows, declared columns)
-    features: dict[str, np.ndarray]  # each (rows, dimension)
+    columns: pd.DataFrame  # (rows, declared columns and signals)
+    features: dict[str, np.ndarray]  # each (rows, dimension), memory-mapped
 
 
 def run_filters(
@@ -116,67 +93,72 @@ def run_filters(
     within: Subset | None = None,
     workers: int = 0,
     plugins: Sequence[str] = (),
+    executor: str = "local",
+    device: str = "cpu",
 ) -> FilterOutcome:
-    """Apply the rules to the pool, or to the rows of `within`.
+    """Apply the rules as `write_filtered` does, and return the subset in memory."""
+    with tempfile.TemporaryDirectory(prefix="winnow-") as folder:
+        outcome = write_filtered(
+            pool,
+            rules,
+            Path(folder) / "subset.npy",
+            within=within,
+            workers=workers,
+            plugins=plugins,
+            executor=executor,
+            device=device,
+        )
+        return FilterOutcome(**{**vars(outcome), "subset": Subset(np.array(outcome.subset.uids))})
 
-    Raises ValueError, before anything expensive, where the pool lacks what a rule needs, and where nothing is left.
+
+def write_filtered(
+    pool: Pool,
+    rules: Sequence[Rule],
+    subset_path: Path,
+    *,
+    within: Subset | None = None,
+    workers: int = 0,
+    plugins: Sequence[str] = (),
+    executor: str = "local",
+    device: str = "cpu",
+) -> FilterOutcome:
+    """Apply the rules to the pool, or to the rows of `within`, and write the subset file.
+
+    `device` is what strategies with a `setup` compute on. Raises ValueError, before anything expensive, where the pool
+    lacks what a rule needs, and where nothing is left.
     """
     check_pool_has(pool, rules)
-    if within is not None:
-        _check_within(np.concatenate([pool.read_uids(path) for path in pool.metadata_paths]), within)
     rules = [rule.with_assets(pool.dir) for rule in rules]
-    filters = [rule for rule in rules if rule.strategy.kind == "filter"]
-    uids, values = _filter_values(pool, filters, within, workers, plugins)
-
-    pool_copies = np.ones(len(uids), dtype=np.int64) if within is None else _copies_per_row(uids, within)
-    in_pool = pool_copies > 0
-    uids, pool_copies = uids[in_pool], pool_copies[in_pool]
-
-    votes: list[np.ndarray] = []  # per rule, copies per row: (rows,) int64
-    unjudged: list[int] = []
-    gates = np.ones(len(uids), dtype=bool)
-    wanted_copies: np.ndarray | None = None
-    for rule in rules:
-        if rule.strategy.kind == "selector":
-            vote, num_unjudged, is_gate = _run_selector(pool, rule, uids, in_pool), 0, False
-        else:
-            verdicts = values[filters.index(rule)]
-            vote, num_unjudged, is_gate = _vote(rule, verdicts.values[in_pool], verdicts.is_judged[in_pool], uids)
-        votes.append(vote)
-        unjudged.append(num_unjudged)
-        if is_gate:
-            gates &= vote > 0
-        else:
-            wanted_copies = vote if wanted_copies is None else np.minimum(wanted_copies, vote)
-    copies = np.where(gates, pool_copies if wanted_copies is None else wanted_copies, 0)
-
-    total = copies.sum(dtype=np.float64)  # whole numbers may overflow
-    if total > MAX_COPIES * len(uids):
-        raise ValueError(
-            f"{total:,.0f} copies of {len(uids):,} rows are asked for; a filter's ints are copies, such as 2"
-        )
-    subset = Subset(sort_uids(np.repeat(uids, copies)))
-    reports = _reports(rules, votes, unjudged)
-    if len(subset) == 0:
-        story = "; ".join(
-            f"{r.name} kept {r.kept:,} of {len(uids):,} rows ({r.no_verdict:,} without a verdict)" for r in reports
-        )
-        raise ValueError(f"nothing is left of the pool: {story}")
-    return FilterOutcome(subset, len(uids), len(uids) - len(unique_uids(sort_uids(uids))[0]), reports)
+    scratch_dir = subset_path.parent / SCRATCH_NAME
+    if scratch_dir.exists():  # of a run that was killed
+        shutil.rmtree(scratch_dir)
+    scratch_dir.mkdir(parents=True)
+    spread = partial(map_items, workers=workers, plugins=plugins)
+    try:
+        return _Engine(pool, rules, scratch_dir, spread, device).write(subset_path, within)
+    finally:
+        shutil.rmtree(scratch_dir, ignore_errors=True)
 
 
 def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
-    """Raise ValueError or FileNotFoundError where a column, array or file that a rule needs is missing."""
+    """Raise ValueError or FileNotFoundError where a column, array, signal or file that a rule needs is missing."""
     if rules and not pool.metadata_paths:
         raise ValueError(
             f"{pool.dir} has shards alone, and filters need metadata: `winnow pool import` makes them from the tars; "
             "or give subset= of a file"
         )
-    for rule in rules:
+    waiting = list(rules)
+    while waiting:
+        rule = waiting.pop(0)
         needed_by = f"{rule.strategy.kind} {rule.name!r}"
         pool.check_columns(rule.strategy.needed_columns(rule.options), needed_by)
         pool.check_features(rule.strategy.needed_features(rule.options), needed_by)
         rule.with_assets(pool.dir)
+        for name, signal in rule.signal_rules(pool).items():
+            if signal is None:
+                user_signal(pool, name, rule.name)
+            else:
+                waiting.append(signal)
         if rule.strategy.planted and not has_file(planted_path(pool)):
             raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
         if rule.strategy.images and not pool.has_images:
@@ -189,13 +171,15 @@ def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError or FileNotFoundError where the pool lacks what the filter needs, or where the filter fails.
     """
     check_pool_has(pool, [rule])
-    _, (verdicts,) = _filter_values(pool, [rule.with_assets(pool.dir)], None, 0, ())
-    return verdicts.values, verdicts.is_judged
-
-
-def planted_path(pool: Pool) -> Path:
-    """Return where an embedded pool keeps the labels that were planted when it was drawn."""
-    return pool.dir / "planted.parquet"
+    judge = Judge(pool, [rule.with_assets(pool.dir)])
+    places = _places(judge, [0], None)
+    with _keeping(judge):
+        parts = [
+            judge.values(path, [0], places=each).values[0]
+            for path, each in zip(pool.metadata_paths, places, strict=True)
+        ]
+    kind = _common_type(rule, [(part.values.dtype, bool(part.is_judged.any())) for part in parts])
+    return np.concatenate([p.values.astype(kind) for p in parts]), np.concatenate([p.is_judged for p in parts])
 
 
 def top_fraction(scores: np.ndarray, uids: np.ndarray, fraction: float, num_rows: int) -> np.ndarray:
@@ -214,285 +198,542 @@ def top_fraction(scores: np.ndarray, uids: np.ndarray, fraction: float, num_rows
     return keep
 
 
-@dataclass(frozen=True)
-class _Verdicts:
-    values: np.ndarray  # (rows,) bool, int or float
-    is_judged: np.ndarray  # (rows,) bool
+# --- Copies of a subset, spread over the pool's rows -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _ShardResult:
-    """What the filters said of one metadata shard."""
+class _Copies:
+    """A subset's copies for the rows of a pool: of a uid on several rows, evenly, earlier rows first."""
 
-    uids: np.ndarray  # (rows,)
-    verdicts: list[_Verdicts]  # in the order of the rules
-    num_undecodable: int = 0  # rows whose image was read and is no picture
+    path: Path  # of the subset file
+    repeated: np.ndarray  # uids on several rows, sorted
+    num_rows_of: np.ndarray  # rows of each in the pool
+    num_before: dict[int, tuple[np.ndarray, np.ndarray]]  # by shard: which of them it has, and their rows before it
+
+    def of(self, shard: int, uids: np.ndarray) -> np.ndarray:
+        """Return the copies of a metadata shard's rows, from their uids: (rows,) int64."""
+        copies = count_of(uids, load_subset(self.path, known_sorted=True).uids)
+        if shard in self.num_before:
+            which, before = self.num_before[shard]
+            numbers = find_uids(uids, self.repeated)
+            rows = np.flatnonzero(numbers >= 0)
+            place = _rank_among_equals(numbers[rows]) + before[np.searchsorted(which, numbers[rows])]
+            num_rows = self.num_rows_of[numbers[rows]]
+            copies[rows] = copies[rows] // num_rows + (place < copies[rows] % num_rows)
+        return copies
 
 
-def _filter_values(
-    pool: Pool, rules: Sequence[Rule], within: Subset | None, workers: int, plugins: Sequence[str]
-) -> tuple[np.ndarray, list[_Verdicts]]:
-    seeing = [rule.name for rule in rules if rule.strategy.images]
-    places = locate_images(pool, within) if seeing else [None] * len(pool.metadata_paths)
-    items = list(zip(pool.metadata_paths, places, strict=True))
-    evaluate = partial(_evaluate_shard, pool, list(rules))
-    parts = list(map_items(evaluate, items, workers=workers, plugins=plugins, name="filter"))
-    if seeing:
-        _report_images(seeing, [each for each in places if each is not None], sum(p.num_undecodable for p in parts))
-    uids = np.concatenate([part.uids for part in parts])
-    values = []
-    for number, rule in enumerate(rules):
-        pieces = [part.verdicts[number] for part in parts if len(part.uids)]
-        kind = _common_type(rule, pieces)
-        values.append(
-            _Verdicts(
-                np.concatenate([piece.values.astype(kind, copy=False) for piece in pieces] or [np.empty(0, kind)]),
-                np.concatenate([piece.is_judged for piece in pieces] or [np.empty(0, dtype=bool)]),
+@dataclass(frozen=True)
+class _Found:
+    """How a subset lies in a pool."""
+
+    copies: _Copies
+    rows: int  # of the pool that have a copy
+    num_unknown: int  # its uids that are on no row
+    unknown: np.ndarray  # and some of them
+
+
+def _rank_among_equals(numbers: np.ndarray) -> np.ndarray:
+    """Return for each number how many equal ones stand before it: (n,) int64."""
+    order = np.argsort(numbers, kind="stable")
+    _, starts, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(numbers), dtype=np.int64)
+    ranks[order] = np.arange(len(numbers)) - np.repeat(starts, counts)
+    return ranks
+
+
+def _places_of(pool: Pool, subset_path: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a subset's uids (first places) a metadata shard has, and on how many rows; runs in workers."""
+    places = find_uids(pool.read_uids(path), load_subset(subset_path, known_sorted=True).uids)
+    found: tuple[np.ndarray, np.ndarray] = np.unique(places[places >= 0], return_counts=True)
+    return found
+
+
+# --- Passes over the pool --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What one rule said of a metadata shard's rows of the pool."""
+
+    dtype: np.dtype
+    num_judged: int
+    num_unjudged: int
+    num_kept: int  # by a mask, a threshold or copies
+    histogram: np.ndarray | None  # of the scores' first digit, for a cut by fraction
+
+    def plus(self, other: _Tally) -> _Tally:
+        counts = ("num_judged", "num_unjudged", "num_kept")
+        histogram = None
+        if self.histogram is not None and other.histogram is not None:
+            histogram = self.histogram + other.histogram
+        return _Tally(self.dtype, **{n: getattr(self, n) + getattr(other, n) for n in counts}, histogram=histogram)
+
+
+@dataclass(frozen=True)
+class _JudgedShard:
+    tallies: list[_Tally]  # of each rule that was asked
+    num_passing: int  # rows that these masks and thresholds let pass
+    efforts: dict[str, Effort]
+    image_effort: Effort
+
+
+@dataclass(frozen=True)
+class _AppliedShard:
+    uids: np.ndarray  # the chosen ones, with their copies
+    num_rows: int  # chosen
+    kept: np.ndarray  # (rules,)
+    only_dropped: np.ndarray  # (rules,)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What is done with one metadata shard in each pass; plain data, so that worker processes can be sent it."""
+
+    judge: Judge
+    within: _Copies | None = None
+    cuts: dict[int, TopCut] = field(default_factory=dict)  # by rule
+    chosen: dict[int, _Copies] = field(default_factory=dict)  # by selector
+
+    def judge_shard(self, numbers: Sequence[int], item: tuple[int, Path, ImagePlaces | None]) -> _JudgedShard:
+        """Let rules judge a metadata shard."""
+        shard, path, places = item
+        asked = self._asked(shard, path)
+        found = self.judge.values(path, numbers, asked=asked, places=places)
+        tallies, passing = [], asked.copy()
+        for number, values in zip(numbers, found.values, strict=True):
+            rule = self.judge.rules[number]
+            if rule.strategy.kind == "selector":
+                continue
+            _check_kind(rule, values)
+            histogram = None
+            is_scored = rule.cut is not None and rule.cut.kind == "fraction"
+            kept = np.ones(len(asked), dtype=bool) if is_scored else self._votes(number, values) > 0
+            if is_scored:
+                histogram = count_digits(self._keys(shard, path, values, asked), ())
+            elif values.values.dtype.kind != "i":
+                passing &= kept
+            num_judged = int((values.is_judged & asked).sum())
+            tallies.append(
+                _Tally(
+                    values.values.dtype,
+                    num_judged,
+                    int(asked.sum()) - num_judged,
+                    int((kept & asked).sum()),
+                    histogram,
+                )
             )
-        )
-    return uids, values
+        return _JudgedShard(tallies, int(passing.sum()), found.efforts, found.image_effort)
 
-
-def _common_type(rule: Rule, pieces: list[_Verdicts]) -> np.dtype:
-    """Return the type of a rule's values; raises ValueError where it returned bools here and numbers there."""
-    # Pieces without any verdict, such as rows without images, have no type of their own.
-    typed = [piece for piece in pieces if piece.is_judged.any()] or pieces
-    kinds = {piece.values.dtype for piece in typed} or {np.dtype(bool)}
-    if len({kind.kind for kind in kinds}) > 1:
-        raise ValueError(f"filter {rule.name!r} returned different types on different rows: {sorted(map(str, kinds))}")
-    return np.result_type(*kinds)
-
-
-def _report_images(names: list[str], places: Sequence[ImagePlaces], num_undecodable: int) -> None:
-    """Warn of rows that the filters over images could not see; raises ValueError where they saw none."""
-    rows, absent = sum(each.num_wanted for each in places), sum(each.num_absent for each in places)
-    told = " and ".join(repr(name) for name in names)
-    counts = f"{absent:,} of {rows:,} rows have no image in the shards, {num_undecodable:,} one that cannot be decoded"
-    if rows and absent + num_undecodable == rows:
-        raise ValueError(f"filter {told} has no image to judge: {counts}")
-    if absent or num_undecodable:
-        warn(f"filter {told}: {counts}; they get no verdict")
-
-
-def _evaluate_shard(pool: Pool, rules: list[Rule], item: tuple[Path, ImagePlaces | None]) -> _ShardResult:
-    """Run the filters on one metadata shard; runs in worker processes."""
-    path, places = item
-    uids = pool.read_uids(path)
-    columns = dict.fromkeys(column for rule in rules for column in rule.strategy.needed_columns(rule.options))
-    rows = pool.read_columns(path, list(columns))
-    features = pool.read_features(
-        path, list(dict.fromkeys(f for rule in rules for f in rule.strategy.needed_features(rule.options)))
-    )
-    tables = []
-    for rule in rules:
-        needed = rows[rule.strategy.needed_columns(rule.options)]
-        if rule.strategy.planted and len(uids):
-            needed = pd.concat([needed, _planted_rows(pool, uids, rule.strategy.planted)], axis=1)
-        tables.append(needed)
-
-    def call(number: int, chosen: np.ndarray, *images: list[Image.Image]) -> _Verdicts:
-        """Let a rule judge the chosen rows, which are ascending or in the order of the tars."""
-        part = tables[number].iloc[chosen].reset_index(drop=True)
-        # Copies: a filter may change what it is handed.
-        arrays = {
-            name: features[name][chosen] for name in rules[number].strategy.needed_features(rules[number].options)
+    def narrow(self, opened: dict[int, OpenCut], item: tuple[int, Path]) -> dict[int, np.ndarray]:
+        """Count a shard's rows by the next digit of each cut that is open, or gather them where they are few."""
+        shard, path = item
+        asked = self._asked(shard, path)
+        found = self.judge.values(path, list(opened), asked=asked).values
+        return {
+            number: (gather_keys if cut.is_small else count_digits)(self._keys(shard, path, values, asked), cut.digits)
+            for (number, cut), values in zip(opened.items(), found, strict=True)
         }
-        where = f"{path.name}, rows from {chosen[0]}" + (" in the order of the tars" if images else "")
-        return _call_filter(rules[number], part, arrays, images, where)
 
-    pieces: list[list[tuple[np.ndarray, _Verdicts]]] = [[] for _ in rules]
-    for number in (number for number, rule in enumerate(rules) if not rule.strategy.images):
-        for start in range(0, len(uids), SLICE_ROWS):
-            chosen = np.arange(start, min(start + SLICE_ROWS, len(uids)))
-            pieces[number].append((chosen, call(number, chosen)))
-    num_undecodable = 0
-    if places is not None:
-        seeing = [number for number, rule in enumerate(rules) if rule.strategy.images]
-        for chosen, images, num_refused in read_images(places):
-            num_undecodable += num_refused
-            for number in seeing if len(chosen) else ():
-                own = images if len(seeing) == 1 else [image.copy() for image in images]
-                pieces[number].append((chosen, call(number, chosen, own)))
-    return _ShardResult(
-        uids, [_gather(rule, each, len(uids)) for rule, each in zip(rules, pieces, strict=True)], num_undecodable
-    )
+    def apply(self, max_copies: int, item: tuple[int, Path]) -> _AppliedShard:
+        """Put all votes on a shard's rows together."""
+        shard, path = item
+        rules = self.judge.rules
+        uids = self.judge.pool.read_uids(path) if self.within or self.chosen else None
+        pool_copies = None if self.within is None or uids is None else self.within.of(shard, uids)
+        num_rows = self.judge.pool.footer(path).num_rows
+        asked = np.ones(num_rows, dtype=bool) if pool_copies is None else pool_copies > 0
+        filters = [number for number, rule in enumerate(rules) if rule.strategy.kind == "filter"]
+        found = dict(zip(filters, self.judge.values(path, filters, asked=asked).values, strict=True))
+        gates, wanted = asked.copy(), None
+        kept = np.empty((len(rules), num_rows), dtype=bool)
+        for number in range(len(rules)):
+            if number in self.chosen:
+                assert uids is not None
+                votes, is_gate = self.chosen[number].of(shard, uids), False
+            else:
+                values = found[number]
+                if number in self.cuts:
+                    votes, is_gate = np.zeros(num_rows, dtype=np.int64), True
+                    keys = self._keys(shard, path, values, asked)
+                    votes[keys.rows[self.cuts[number].keeps(keys)]] = 1
+                else:
+                    votes, is_gate = self._votes(number, values), values.values.dtype.kind != "i"
+            kept[number] = (votes > 0) & asked
+            if is_gate:
+                gates &= votes > 0
+            else:
+                wanted = votes if wanted is None else np.minimum(wanted, votes)
+        if wanted is None:
+            wanted = np.ones(num_rows, dtype=np.int64) if pool_copies is None else pool_copies
+        copies = np.where(gates, wanted, 0)
+        total = float(copies.sum(dtype=np.float64))  # whole numbers may overflow
+        if total > max_copies:
+            raise _too_many(total, max_copies // MAX_COPIES)
+        is_chosen = copies > 0
+        chosen_uids = self.judge.pool.read_uids(path, is_chosen) if uids is None else uids[is_chosen]
+        if total > is_chosen.sum():
+            chosen_uids = np.repeat(chosen_uids, copies[is_chosen])
+        num_keepers = kept.sum(axis=0)
+        only = (~kept & asked & (num_keepers == len(rules) - 1)).sum(axis=1)
+        return _AppliedShard(chosen_uids, int(is_chosen.sum()), kept.sum(axis=1), only)
+
+    def _asked(self, shard: int, path: Path) -> np.ndarray:
+        if self.within is None:
+            return np.ones(self.judge.pool.footer(path).num_rows, dtype=bool)
+        return self.within.of(shard, self.judge.pool.read_uids(path)) > 0
+
+    def _votes(self, number: int, values: Values) -> np.ndarray:
+        """Return the copies that a mask, a threshold or ints give: (rows,) int64."""
+        cut = self.judge.rules[number].cut
+        if cut is None:
+            return np.where(values.is_judged, values.values, 0).astype(np.int64)
+        # Compared in the score's own type, as DataComp does: a float32 score passes its own rounded threshold.
+        return (values.is_judged & (values.values >= values.values.dtype.type(cut.value))).astype(np.int64)
+
+    def _keys(self, shard: int, path: Path, values: Values, asked: np.ndarray) -> RowKeys:
+        rows = np.flatnonzero(values.is_judged & asked)
+        return RowKeys(values.values[rows], rows, shard, partial(self.judge.pool.read_uids, path))
 
 
-def _gather(rule: Rule, pieces: list[tuple[np.ndarray, _Verdicts]], num_rows: int) -> _Verdicts:
-    """Put a rule's verdicts on some rows each where the rows stand; a row that none of them has is not judged."""
-    kind = _common_type(rule, [verdicts for _, verdicts in pieces])
-    values, is_judged = np.zeros(num_rows, dtype=kind), np.zeros(num_rows, dtype=bool)
-    for chosen, verdicts in pieces:
-        values[chosen], is_judged[chosen] = verdicts.values.astype(kind, copy=False), verdicts.is_judged
-    return _Verdicts(values, is_judged)
+class _Engine:
+    """One run: the passes over the pool, and what is put together between them."""
 
+    def __init__(
+        self,
+        pool: Pool,
+        rules: Sequence[Rule],
+        scratch_dir: Path,
+        spread: Callable[..., Iterator[Any]],
+        device: str,
+    ) -> None:
+        self.pool = pool
+        self.rules = rules
+        self.scratch_dir = scratch_dir
+        self.spread = spread
+        self.judge = Judge(pool, rules, device=device)
+        self.items = list(enumerate(pool.metadata_paths))
+        self.efforts: dict[str, Effort] = {}
 
-def _call_filter(
-    rule: Rule,
-    rows: pd.DataFrame,
-    features: dict[str, np.ndarray],
-    images: tuple[list[Image.Image], ...],
-    where: str,
-) -> _Verdicts:
-    arguments = (rows, *([features] if rule.strategy.features else []), *images)
-    num_rows = len(rows)
-    try:
-        result = rule.strategy.function(*arguments, **rule.options)
-    except FileNotFoundError as error:
-        raise _file_not_found(rule, error) from error
-    except (Exception, SystemExit) as error:
-        raise _failure(rule, where, error) from error
-    if np.ndim(result) != 1:
-        raise ValueError(
-            f"filter {rule.name!r} must return one value per row, not {np.ndim(result)} dimensions ({where})"
+    def write(self, subset_path: Path, within: Subset | None) -> FilterOutcome:
+        found = None if within is None else self._locate(within, "within")
+        if found is not None and found.num_unknown:
+            assert within is not None
+            raise ValueError(
+                f"within=: {found.num_unknown:,} of {within.num_distinct:,} uids of the subset file are not in the "
+                f"pool, such as {_spell(found.unknown)}"
+            )
+        num_rows = self.pool.num_rows if found is None else found.rows
+        passes = _Passes(self.judge, None if found is None else found.copies)
+        with _keeping(self.judge):
+            tallies = self._judge(passes, within, num_rows)
+            passes = _Passes(self.judge, passes.within, self._find_cuts(passes, tallies, num_rows))
+            for number, rule in enumerate(self.rules):
+                if rule.strategy.kind == "selector":
+                    passes.chosen[number] = self._select(passes, number, rule)
+            return self._apply(passes, tallies, num_rows, subset_path)
+
+    def _judge(self, passes: _Passes, within: Subset | None, num_rows: int) -> dict[int, _Tally]:
+        """Let all rules judge all rows, those first that read least; end as soon as nothing can be left."""
+        tallies: dict[int, _Tally] = {}
+        for tier in range(COLUMN, IMAGE + 1):
+            numbers = [number for number in range(len(self.rules)) if self.judge.tier(number) == tier]
+            if not numbers:
+                continue
+            places = _places(self.judge, numbers, within)
+            items = [(*item, each) for item, each in zip(self.items, places, strict=True)]
+            filters = [number for number in numbers if self.rules[number].strategy.kind == "filter"]
+            num_passing, image_effort = 0, Effort()
+            types: dict[int, list[tuple[np.dtype, bool]]] = {number: [] for number in filters}
+            for part in self.spread(partial(passes.judge_shard, numbers), items, name="filter"):
+                num_passing += part.num_passing
+                image_effort = image_effort.plus(part.image_effort)
+                for name, effort in part.efforts.items():
+                    self.efforts[name] = self.efforts.get(name, Effort()).plus(effort)
+                for number, tally in zip(filters, part.tallies, strict=True):
+                    types[number].append((tally.dtype, tally.num_judged > 0))
+                    tallies[number] = tallies[number].plus(tally) if number in tallies else tally
+            for number in filters:
+                _common_type(self.rules[number], types[number])
+            if image_effort.rows:
+                self.efforts[DECODING] = image_effort
+            if tier == IMAGE:
+                self._tell_images()
+            if filters and num_passing == 0 and num_rows:
+                kept = {number: self._num_kept(number, tallies[number], num_rows) for number in filters}
+                raise _nothing_left(self.rules, kept, tallies, num_rows)
+        return tallies
+
+    def _num_kept(self, number: int, tally: _Tally, num_rows: int) -> int:
+        """Return how many rows a rule keeps, or will keep."""
+        cut = self.rules[number].cut
+        if cut is None or cut.kind == "threshold":
+            return tally.num_kept
+        return min(round(cut.value * num_rows), tally.num_judged)
+
+    def _tell_images(self) -> None:
+        """Warn of rows whose image could not be seen; raises ValueError where none could."""
+        strategies = [rule.strategy for rule in self.judge.all_rules if rule.strategy.images]
+        effort = self.efforts[strategies[0].name]
+        told = " and ".join(f"{strategy.kind} {strategy.name!r}" for strategy in strategies)
+        counts = (
+            f"{effort.absent:,} of {effort.asked:,} rows have no image in the shards, {effort.undecodable:,} one that "
+            "cannot be decoded"
         )
-    series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
-    if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):
-        raise ValueError(
-            f"filter {rule.name!r} must return one value per row, in the rows' order; it was handed {num_rows} rows "
-            f"and returned {len(series)}" + ("" if len(series) != num_rows else " with another index") + f" ({where})"
+        unseen = effort.absent + effort.undecodable
+        if effort.asked and unseen == effort.asked:
+            raise ValueError(f"{told} has no image to judge: {counts}")
+        if unseen:
+            warn(f"{told}: {counts}; they get no verdict")
+
+    def _find_cuts(self, passes: _Passes, tallies: dict[int, _Tally], num_rows: int) -> dict[int, TopCut]:
+        """Find where each fraction cuts, by further passes over its scores."""
+        cuts: dict[int, TopCut] = {}
+        opened: dict[int, OpenCut] = {}
+        for number, tally in tallies.items():
+            rule = self.rules[number]
+            if rule.cut is None or tally.histogram is None:
+                continue
+            wanted = round(rule.cut.value * num_rows)
+            if wanted > tally.num_judged:
+                warn(
+                    f"filter {rule.name!r}: {wanted:,} rows were wanted but only {tally.num_judged:,} have a verdict; "
+                    "all are kept"
+                )
+            if wanted >= tally.num_judged:
+                cuts[number] = TopCut()
+            elif wanted == 0:
+                cuts[number] = TopCut((0, 0, 0, 0))
+            else:
+                opened[number] = OpenCut((), wanted, tally.num_judged).narrowed(tally.histogram)
+        while opened:
+            parts: dict[int, list[np.ndarray]] = {number: [] for number in opened}
+            for part in self.spread(partial(passes.narrow, opened), self.items, name="cut"):
+                for number, found in part.items():
+                    if opened[number].is_small or not parts[number]:
+                        parts[number].append(found)
+                    else:
+                        parts[number][0] += found
+            for number, cut in list(opened.items()):
+                if cut.is_small:
+                    cuts[number] = cut.closed(np.concatenate(parts[number]))
+                    del opened[number]
+                else:
+                    opened[number] = cut.narrowed(parts[number][0])
+        return cuts
+
+    def _apply(self, passes: _Passes, tallies: dict[int, _Tally], num_rows: int, subset_path: Path) -> FilterOutcome:
+        """Put the votes together and write the subset."""
+        kept = np.zeros(len(self.rules), dtype=np.int64)
+        only_dropped = np.zeros(len(self.rules), dtype=np.int64)
+        total = num_chosen = distinct = max_copies = 0
+
+        def chosen() -> Iterator[np.ndarray]:
+            nonlocal kept, only_dropped, total, num_chosen
+            for part in self.spread(partial(passes.apply, MAX_COPIES * num_rows), self.items, name="write"):
+                kept, only_dropped = kept + part.kept, only_dropped + part.only_dropped
+                total, num_chosen = total + len(part.uids), num_chosen + part.num_rows
+                if total > MAX_COPIES * num_rows:
+                    raise _too_many(total, num_rows)
+                yield part.uids
+
+        def counted(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+            nonlocal distinct, max_copies
+            for block in blocks:
+                uids, copies = unique_uids(block)
+                distinct, max_copies = distinct + len(uids), max(max_copies, int(copies.max(initial=0)))
+                yield block
+            if not total:
+                raise _nothing_left(self.rules, dict(enumerate(kept.tolist())), tallies, num_rows)
+
+        write_subset(subset_path, counted(sorted_blocks(chosen(), self.scratch_dir, max_held=MAX_SORTED)))
+        reports = [
+            RuleReport(
+                rule.name,
+                kept=int(kept[number]),
+                dropped=num_rows - int(kept[number]),
+                only_dropped=int(only_dropped[number]),
+                no_verdict=tallies[number].num_unjudged if number in tallies else 0,
+            )
+            for number, rule in enumerate(self.rules)
+        ]
+        subset = load_subset(subset_path, known_sorted=True)
+        return FilterOutcome(subset, distinct, max_copies, num_rows, num_chosen - distinct, reports, self.efforts)
+
+    def _locate(self, subset: Subset, name: str) -> _Found:
+        """Find on which rows of the pool a subset's uids are."""
+        path = self.scratch_dir / f"{name}.npy"
+        if isinstance(subset.uids, np.memmap) and subset.uids.filename is not None:
+            path = Path(subset.uids.filename)
+        else:
+            np.save(path, subset.uids)
+        marks, num_rows, repeated = UidMarks(subset.uids), 0, [np.empty(0, dtype=np.int64)]
+        shards = self.pool.metadata_paths
+        for places, counts in self.spread(partial(_places_of, self.pool, path), shards, name=name):
+            num_rows += int(counts.sum())
+            repeated.append(places[(counts > 1) | marks.are_marked(places)])
+            marks.mark_places(places)
+        places_of_repeated = np.unique(np.concatenate(repeated))
+        uids = np.asarray(subset.uids)[places_of_repeated]
+        num_rows_of = np.zeros(len(uids), dtype=np.int64)
+        num_before: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        if len(uids):
+            for shard, (places, counts) in enumerate(
+                self.spread(partial(_places_of, self.pool, path), shards, name=name)
+            ):
+                which = np.flatnonzero(np.isin(places_of_repeated, places))
+                if len(which):
+                    num_before[shard] = which, num_rows_of[which].copy()
+                    num_rows_of[which] += counts[np.searchsorted(places, places_of_repeated[which])]
+        wanted = count_of(uids, subset.uids)
+        num_rows -= int(np.maximum(num_rows_of - wanted, 0).sum())  # rows for which no copy is left
+        num_unknown = marks.num_distinct - marks.num_marked
+        copies = _Copies(path, np.array(uids), num_rows_of, num_before)
+        return _Found(copies, num_rows, num_unknown, marks.unmarked(3) if num_unknown else subset.uids[:0])
+
+    def _select(self, passes: _Passes, number: int, rule: Rule) -> _Copies:
+        """Let a selector choose, and find its choice in the pool."""
+        folder = self.scratch_dir / f"view-{number}"
+        view = self._view(passes, number, rule, folder)
+        try:
+            chosen = rule.strategy.function(view, **rule.options)
+        except FileNotFoundError as error:
+            raise file_not_found(rule, error) from error
+        except (Exception, SystemExit) as error:
+            raise failure(rule, "the pool", error) from error
+        if not isinstance(chosen, Subset):
+            raise ValueError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
+        uids = np.asarray(chosen.uids)
+        found = self._locate(Subset(uids if is_sorted(uids) else sort_uids(uids)), f"chosen-{number}")
+        unknown, num_unknown = found.unknown, found.num_unknown
+        if passes.within is not None and not num_unknown:
+            shown = load_subset(passes.within.path, known_sorted=True).uids
+            unknown = np.concatenate(
+                [block[count_of(block, shown) == 0] for block in _blocks(np.asarray(chosen.uids))] or [shown[:0]]
+            )
+            num_unknown = len(unknown)
+        if num_unknown:
+            raise ValueError(
+                f"selector {rule.name!r} chose {num_unknown} uids that it was not shown, such as {_spell(unknown)}"
+            )
+        del view
+        shutil.rmtree(folder)
+        return found.copies
+
+    def _view(self, passes: _Passes, number: int, rule: Rule, folder: Path) -> PoolView:
+        """Write what a selector declared to files, shard by shard, and map them into memory."""
+        folder.mkdir()
+        columns = rule.strategy.needed_columns(rule.options)
+        names = rule.strategy.needed_features(rule.options)
+        signals = list(rule.strategy.signals)
+        total = 0
+        with ExitStack() as stack:
+            uid_file = stack.enter_context((folder / "uids").open("wb"))
+            files = {name: stack.enter_context((folder / f"feature-{name}").open("wb")) for name in names}
+            shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+            schema: pa.Schema | None = None
+            for shard, path in self.items:
+                uids = self.pool.read_uids(path)
+                rows = np.ones(len(uids), dtype=bool)
+                if passes.within is not None:
+                    rows = passes.within.of(shard, uids) > 0
+                uid_file.write(np.ascontiguousarray(uids[rows]).data)
+                total += int(rows.sum())
+                features = self.pool.read_features(path, names)
+                for name, array in features.items():
+                    shape = array.shape[1:], array.dtype
+                    if shapes.setdefault(name, shape) != shape:
+                        raise ValueError(
+                            f"{path.with_suffix('.npz')}: {name} has rows {shape[0]} of {shape[1]}, those of the "
+                            f"shards before it are {shapes[name][0]} of {shapes[name][1]}"
+                        )
+                    files[name].write(np.ascontiguousarray(array[rows]).data)
+                table = self.judge.table(path, number, asked=rows)
+                if not (columns or signals) or not (rows.any() or path == self.items[-1][1]):
+                    continue
+                batch = pa.Table.from_pandas(table[rows], preserve_index=False)
+                if schema is None:
+                    schema = batch.schema
+                    writer = stack.enter_context(pa.ipc.new_file(folder / "columns.arrow", schema))
+                writer.write_table(batch.cast(schema))
+        frame = pd.DataFrame(index=pd.RangeIndex(total))
+        if columns or signals:
+            frame = pa.ipc.open_file(pa.memory_map(str(folder / "columns.arrow"))).read_all().to_pandas()
+        return PoolView(
+            # Mapped copy on write: a selector may change what it is handed.
+            _mapped(folder / "uids", UID_DTYPE, (total,)),
+            frame,
+            {name: _mapped(folder / f"feature-{name}", dtype, (total, *s)) for name, (s, dtype) in shapes.items()},
         )
-    if series.dtype == object:  # a list with None in it
-        inferred = pd.api.types.infer_dtype(series, skipna=True)
-        if inferred == "boolean":
-            series = series.astype("boolean")
-        elif inferred == "floating":
-            series = series.astype("float64")
-        elif inferred == "integer":
-            series = series.astype("Int64")
-    is_judged = series.notna().to_numpy(dtype=bool)
-    kind = getattr(series.dtype, "kind", "O")
-    if kind == "b":
-        values = series.fillna(False).to_numpy(dtype=bool)
-    elif kind in "iu":
-        values = series.fillna(0).to_numpy(dtype=np.int64)
-        if (values < 0).any():
-            raise ValueError(f"filter {rule.name!r} returned {values.min()} copies; copies are 0 or more ({where})")
-    elif kind == "f":
-        values = np.asarray(series.fillna(0.0).to_numpy()) + 0  # -0.0 becomes 0.0
-    else:
-        raise ValueError(
-            f"filter {rule.name!r} returned values of type {series.dtype}; "
-            "return bool (keep), float (score) or int (copies)"
-        )
-    return _Verdicts(values, is_judged)
 
 
-def _failure(rule: Rule, where: str, error: BaseException) -> ValueError:
-    """Say which strategy failed on what, and in which line of its file; what it says of its own option stands alone."""
-    if isinstance(error, ValueError) and str(error).startswith(f"filters.{rule.name}."):
-        return ValueError(str(error))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    told = f"{type(error).__name__}: {error}"
-    return ValueError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
+def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="c", shape=shape) if 0 not in shape else np.empty(shape, dtype=dtype)
 
 
-def _file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
-    """Say which strategy misses a file, unless the sentence says so already."""
-    if str(error).startswith(f"filters.{rule.name}.") or (error.errno is None and rule.name in str(error)):
-        return error
-    told = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-    return FileNotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}")
+def _blocks(uids: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(uids), MAX_SORTED):
+        yield uids[start : start + MAX_SORTED]
 
 
-def _vote(rule: Rule, values: np.ndarray, is_judged: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, int, bool]:
-    """Turn a filter's values into copies per row; return them, the rows without a verdict, and whether it is a gate."""
-    unjudged = int((~is_judged).sum())
-    kind = values.dtype.kind
+@contextmanager
+def _keeping(judge: Judge) -> Iterator[None]:
+    """Hold the folders in which values are kept; one in which none is kept is removed at the end."""
+    numbers = sorted(judge.kept_dirs, key=lambda number: judge.kept_dirs[number])
+    with ExitStack() as held:
+        for number in numbers:
+            held.enter_context(locked(judge.kept_dirs[number]))
+            begin_keeping(judge.kept_dirs[number], judge.identities[number])
+        try:
+            yield
+        finally:
+            for folder in judge.kept_dirs.values():
+                if not any(folder.glob("*.par*")):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _places(judge: Judge, numbers: Sequence[int], within: Subset | None) -> Sequence[ImagePlaces | None]:
+    """Find the images of every metadata shard where one of these rules, or of their signals, sees images."""
+    if all(judge.tier(number) != IMAGE for number in numbers):
+        return [None] * len(judge.pool.metadata_paths)
+    return locate_images(judge.pool, within)
+
+
+def _check_kind(rule: Rule, values: Values) -> None:
+    """Raise ValueError where a filter's values and its cut do not go together."""
+    if not values.is_judged.any():
+        return
+    kind = values.values.dtype.kind
     if kind == "f" and rule.cut is None:
         raise ValueError(
             f"filter {rule.name!r} returned scores but declares no cut: "
             "write @register_filter(fraction=...) or threshold=..."
         )
     if kind != "f" and rule.cut is not None:
-        raise ValueError(f"filter {rule.name!r} declares a cut but returned {values.dtype} instead of float scores")
-    if rule.cut is None:
-        return np.where(is_judged, values, 0).astype(np.int64), unjudged, kind == "b"
-    if rule.cut.kind == "threshold":
-        # Compared in the score's own type, as DataComp does: a float32 score passes its own rounded threshold.
-        return (is_judged & (values >= values.dtype.type(rule.cut.value))).astype(np.int64), unjudged, True
-    judged = np.flatnonzero(is_judged)
-    wanted = round(rule.cut.value * len(uids))
-    if wanted > len(judged):
-        warn(f"filter {rule.name!r}: {wanted:,} rows were wanted but only {len(judged):,} have a verdict; all are kept")
-    vote = np.zeros(len(uids), dtype=np.int64)
-    vote[judged[top_fraction(values[judged], uids[judged], rule.cut.value, len(uids))]] = 1
-    return vote, unjudged, True
+        raise ValueError(
+            f"filter {rule.name!r} declares a cut but returned {values.values.dtype} instead of float scores"
+        )
 
 
-def _run_selector(pool: Pool, rule: Rule, uids: np.ndarray, in_pool: np.ndarray) -> np.ndarray:
-    strategy = rule.strategy
-    columns = [pool.read_columns(path, strategy.needed_columns(rule.options)) for path in pool.metadata_paths]
-    names = strategy.needed_features(rule.options)
-    features = [pool.read_features(path, names) for path in pool.metadata_paths] if names else []
-    view = PoolView(
-        uids.copy(),  # a selector may change what it is handed
-        pd.concat(columns, ignore_index=True)[in_pool].reset_index(drop=True),
-        {name: np.concatenate([part[name] for part in features])[in_pool] for name in names},
-    )
+def _common_type(rule: Rule, kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
+    """Return the type of a rule's values; raises ValueError where it returned bools here and numbers there."""
     try:
-        chosen = strategy.function(view, **rule.options)
-    except FileNotFoundError as error:
-        raise _file_not_found(rule, error) from error
-    except (Exception, SystemExit) as error:
-        raise _failure(rule, "the pool", error) from error
-    if not isinstance(chosen, Subset):
-        raise ValueError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
-    foreign = chosen.uids[count_of(chosen.uids, sort_uids(uids)) == 0]
-    if len(foreign):
-        raise ValueError(
-            f"selector {rule.name!r} chose {len(foreign)} uids that it was not shown, such as {_spell(foreign)}"
-        )
-    return _copies_per_row(uids, chosen)
+        return common_type(kinds)
+    except ValueError as error:
+        raise ValueError(f"filter {rule.name!r} {error}") from error
 
 
-def _copies_per_row(uids: np.ndarray, subset: Subset) -> np.ndarray:
-    """Spread each uid's copies in the subset evenly over its rows, earlier rows first: (rows,) int64."""
-    copies = count_of(uids, subset.uids)
-    order = uid_order(uids)
-    ordered = uids[order]
-    if len(ordered) == 0:
-        return copies
-    is_first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-    starts = np.flatnonzero(is_first)
-    lengths = np.diff(np.append(starts, len(ordered)))
-    place = np.arange(len(ordered)) - np.repeat(starts, lengths)  # of a row among its uid's rows
-    rows_of_uid = np.repeat(lengths, lengths)
-    spread = np.empty_like(copies)
-    total = copies[order]
-    spread[order] = total // rows_of_uid + (place < total % rows_of_uid)
-    return spread
+def _nothing_left(rules: Sequence[Rule], kept: dict[int, int], tallies: dict[int, _Tally], num_rows: int) -> ValueError:
+    story = "; ".join(
+        f"{rules[number].name} kept {count:,} of {num_rows:,} rows "
+        f"({tallies[number].num_unjudged if number in tallies else 0:,} without a verdict)"
+        for number, count in kept.items()
+    )
+    return ValueError(f"nothing is left of the pool: {story}")
 
 
-def _check_within(uids: np.ndarray, within: Subset) -> None:
-    distinct, _ = unique_uids(within.uids)
-    unknown = distinct[count_of(distinct, sort_uids(uids)) == 0]
-    if len(unknown):
-        raise ValueError(
-            f"within=: {len(unknown):,} of {len(distinct):,} uids of the subset file are not in the pool, such as "
-            f"{_spell(unknown)}"
-        )
-
-
-def _reports(rules: Sequence[Rule], votes: list[np.ndarray], unjudged: list[int]) -> list[RuleReport]:
-    kept = np.array([vote > 0 for vote in votes])  # (rules, rows)
-    num_keepers = kept.sum(axis=0)
-    return [
-        RuleReport(
-            rule.name,
-            kept=int(kept[number].sum()),
-            dropped=int((~kept[number]).sum()),
-            only_dropped=int((~kept[number] & (num_keepers == len(rules) - 1)).sum()),
-            no_verdict=unjudged[number],
-        )
-        for number, rule in enumerate(rules)
-    ]
-
-
-def _planted_rows(pool: Pool, uids: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    labels = read_parquet(planted_path(pool), ["uid", *names]).to_pandas().drop_duplicates("uid")
-    return labels.set_index("uid").reindex(format_uids(uids))[list(names)].reset_index(drop=True)
+def _too_many(total: float, num_rows: int) -> ValueError:
+    return ValueError(f"{total:,.0f} copies of {num_rows:,} rows are asked for; a filter's ints are copies, such as 2")
 
 
 def _spell(uids: np.ndarray) -> str:

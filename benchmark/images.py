@@ -30,8 +30,11 @@ class ImagePlaces:
     tar_number: np.ndarray
     offset: np.ndarray  # in bytes
     length: np.ndarray
-    num_wanted: int  # rows that were looked for
-    num_absent: int  # and of these, rows without an image in the shards
+
+    def of_rows(self, wanted: np.ndarray) -> ImagePlaces:
+        """Return the places of some rows of the shard, a mask over all of them."""
+        mine = wanted[self.rows]
+        return ImagePlaces(self.tars, *(a[mine] for a in (self.rows, self.tar_number, self.offset, self.length)))
 
 
 def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]:
@@ -58,21 +61,20 @@ def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]
                 index.tar_number[samples],
                 index.image_offset[samples],
                 index.image_length[samples],
-                num_wanted=len(wanted),
-                num_absent=len(wanted) - len(rows),
             )
         )
     return found
 
 
-def read_images(places: ImagePlaces) -> Iterator[tuple[np.ndarray, list[Image.Image], int]]:
-    """Yield slices of rows, their images in RGB, and how many images before them in the tars were undecodable.
+def read_images(places: ImagePlaces) -> Iterator[tuple[np.ndarray, list[Image.Image], np.ndarray]]:
+    """Yield slices of rows, their images in RGB, and the rows whose images, among these in the tars, are undecodable.
 
     The last slice may be empty. Only one slice's images are held at a time.
     """
     rows: list[int] = []
+    undecodable: list[int] = []
     images: list[Image.Image] = []
-    pixels = num_undecodable = 0
+    pixels = 0
     # Worker processes keep quiet: their bars would overwrite each other, and the engine counts their shards.
     is_worker = multiprocessing.parent_process() is not None
     progress = tqdm(places.rows.tolist(), desc="images", unit="image", disable=True if is_worker else None, leave=False)
@@ -87,16 +89,16 @@ def read_images(places: ImagePlaces) -> Iterator[tuple[np.ndarray, list[Image.Im
                 file = open_sequential(places.tars[tar_number].path, state=places.tars[tar_number].state)
             image = decode_image(file.read(int(places.offset[place]), int(places.length[place])))
             if image is None:
-                num_undecodable += 1
+                undecodable.append(row)
                 continue
             rows.append(row)
             images.append(image)
             pixels += image.width * image.height
             if len(images) == SLICE_IMAGES or pixels >= SLICE_PIXELS:
-                yield np.array(rows, dtype=np.int64), images, num_undecodable
-                rows, images = [], []
-                pixels = num_undecodable = 0
-        yield np.array(rows, dtype=np.int64), images, num_undecodable
+                yield np.array(rows, dtype=np.int64), images, np.array(undecodable, dtype=np.int64)
+                rows, images, undecodable = [], [], []
+                pixels = 0
+        yield np.array(rows, dtype=np.int64), images, np.array(undecodable, dtype=np.int64)
     finally:
         if file is not None:
             file.close()

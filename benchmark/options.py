@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from benchmark.filtering import Cut, Rule
 from benchmark.names import nearest_name
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_strategy
+from benchmark.rules import Cut, Rule
 from benchmark.scales import Scale, get_scale
-from benchmark.storage import as_location
+from benchmark.storage import as_location, is_remote
 
 MISSING = "???"
 MAX_SEED = 2**63 - 1
@@ -61,11 +61,16 @@ class ChoiceOptions(PoolOptions):
     plugins: Any = _option((), "your own files with filters or tasks: [my_filter.py,...]")
     dry_run: Any = _option(False, DRY_RUN)
     workers: Any = _option(0, "worker processes; 0 works in this one; results do not depend on it")
+    signals_dir: Any = _option(
+        None, "where values of filters and signals are kept row by row, and yours are found [<pool_dir>/signals]"
+    )
 
 
 @dataclass
 class FilterOptions(ChoiceOptions):
     """winnow filter: choose a subset."""
+
+    device: Any = _option("cpu", "cpu or cuda: what signals and filters that load a model compute on")
 
 
 @dataclass
@@ -234,6 +239,14 @@ def as_wandb(value: Any) -> str:
                 "wandb=online needs a login: run `wandb login`, or use wandb=offline and `wandb sync` later"
             )
     return str(value)
+
+
+def as_signals_dir(value: Any) -> Path | None:
+    """Return the folder of the signals, None where it is left open; raises ValueError for a URL."""
+    found = as_path(value, "signals_dir")
+    if found is not None and is_remote(found):
+        raise ValueError(f"signals_dir={value} is not a local folder; values are written there while they are computed")
+    return found
 
 
 def as_path(value: Any, name: str) -> Path | None:

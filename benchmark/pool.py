@@ -6,7 +6,7 @@ import json
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
@@ -68,10 +69,14 @@ class Pool:
     Nothing is written into a pool that is remote or read-only: its index and signals go to the user's cache.
     """
 
-    def __init__(self, pool_dir: str | Path, *, strict: bool = True) -> None:
-        """Open the pool; raises FileNotFoundError where there is none. `strict`: a damaged tar is an error."""
+    def __init__(self, pool_dir: str | Path, *, strict: bool = True, signals_dir: Path | None = None) -> None:
+        """Open the pool; raises FileNotFoundError where there is none.
+
+        `strict`: a damaged tar is an error. `signals_dir`: where signals are kept instead of in the pool or the cache.
+        """
         self.dir = as_location(pool_dir) if isinstance(pool_dir, str) else pool_dir
         self.strict = strict
+        self._signals_dir = signals_dir
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise FileNotFoundError(
@@ -91,7 +96,7 @@ class Pool:
 
     def __getstate__(self) -> dict[str, object]:
         # A process that is handed a pool does without what was looked up.
-        return {"dir": self.dir, "strict": self.strict, "_footers": {}}
+        return {"dir": self.dir, "strict": self.strict, "_signals_dir": self._signals_dir, "_footers": {}}
 
     @cached_property
     def metadata_states(self) -> dict[Path, str]:
@@ -114,8 +119,8 @@ class Pool:
 
     @property
     def signals_dir(self) -> Path:
-        """Return where signals are kept: `<pool_dir>/signals`, or a cache where the pool is remote or read-only."""
-        return signals_dir_of(self.dir)
+        """Return where signals are kept: as given, else `<pool_dir>/signals`, or a cache where that is not writable."""
+        return self._signals_dir or signals_dir_of(self.dir)
 
     @cached_property
     def has_images(self) -> bool:
@@ -173,16 +178,20 @@ class Pool:
                 write_json(cache_path, sums)
         return f"{sum(int(entry[2], 16) for entry in sums.values()) % 2**256:064x}"
 
-    def read_uids(self, path: Path) -> np.ndarray:
-        """Read the uids of one metadata shard, shape (rows,)."""
-        return parse_uids(read_parquet(path, ["uid"])["uid"], str(path))
+    def read_uids(self, path: Path, rows: np.ndarray | None = None) -> np.ndarray:
+        """Read the uids of one metadata shard, or of some of its rows (a mask, or numbers): shape (rows,)."""
+        column = read_parquet(path, ["uid"])["uid"]
+        if rows is not None:
+            column = column.filter(pa.array(rows)) if rows.dtype == bool else column.take(pa.array(rows))
+        return parse_uids(column, str(path))
 
-    def all_uids(self) -> np.ndarray:
-        """Return the uids of all rows in file order, shape (rows,): of the index where the pool has shards alone."""
+    def uid_parts(self) -> Iterator[np.ndarray]:
+        """Yield the uids of all rows in file order, file by file: of the index where the pool has shards alone."""
         if self.metadata_paths:
-            return np.concatenate([self.read_uids(path) for path in self.metadata_paths])
-        tables = index_tables(self.index_dir, self.summary.tars, ["uid"])
-        return np.concatenate([unpack_uids(table["uid"]) for table in tables])
+            yield from (self.read_uids(path) for path in self.metadata_paths)
+        else:
+            tables = index_tables(self.index_dir, self.summary.tars, ["uid"])
+            yield from (unpack_uids(table["uid"]) for table in tables)
 
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
         """Read columns of one metadata shard with pandas' default types."""

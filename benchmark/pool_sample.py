@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.assets import ASSETS_NAME
-from benchmark.filtering import planted_path
 from benchmark.index import ShardsNote, hashes_images, narrow_index, only_path, read_note, shards_dir_of, write_note
+from benchmark.judging import planted_path
 from benchmark.order import keyed_uint64
 from benchmark.pool import Pool
 from benchmark.pool_check import index_uids

@@ -1,4 +1,4 @@
-"""Strategies (filters and selectors) and tasks: how one file adds one, and how they are found.
+"""Strategies (filters, selectors and signals) and tasks: how one file adds one, and how they are found.
 
 `filters/` and `eval_tasks/` stand next to this package and are loaded by path, as are a user's own files
 (`plugins=[my_filter.py]`). A file registers what it has with the decorators below; nothing else is edited.
@@ -56,10 +56,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule that chooses samples: a filter judges each alone, a selector sees the whole pool."""
+    """A filter judges each sample alone, a selector sees the whole pool, a signal is a value for filters to use."""
 
     name: str
-    kind: str  # "filter" or "selector"
+    kind: str  # "filter", "selector" or "signal"
     function: Callable[..., Any]
     options: dict[str, Option]
     columns: tuple[str, ...] = ()  # of the metadata; `{option}` is filled in
@@ -68,6 +68,8 @@ class Strategy:
     packages: dict[str, str] = field(default_factory=dict)  # optional ones -> what happens without
     planted: tuple[str, ...] = ()  # of planted.parquet; references only
     images: bool = False  # sees the decoded images
+    signals: tuple[str, ...] = ()  # other per-sample values: registered ones, or columns of a user's parquet
+    setup: Callable[..., Any] | None = None  # makes what the function is handed last, once per process
     fraction: float | None = None  # the declared cut
     threshold: float | None = None
     reference: bool = False  # uses what no participant may use
@@ -87,6 +89,11 @@ class Strategy:
     def needed_features(self, options: dict[str, Any]) -> list[str]:
         """Return the .npz arrays needed with these options."""
         return [feature.format(**options) for feature in self.features]
+
+    def setup_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return those of the options that `setup` takes."""
+        assert self.setup is not None
+        return {name: options[name] for name in inspect.signature(self.setup).parameters if name != "device"}
 
     def needed_assets(self, options: dict[str, Any]) -> dict[str, str]:
         """Return the names of the asset files looked for with these options, by the option that may name another."""
@@ -113,6 +120,8 @@ def register_filter(
     packages: Mapping[str, str] = types.MappingProxyType({}),
     planted: Sequence[str] = (),
     images: bool = False,
+    signals: Sequence[str] = (),
+    setup: Callable[..., Any] | None = None,
     fraction: float | None = None,
     threshold: float | None = None,
     reference: bool = False,
@@ -123,7 +132,10 @@ def register_filter(
     Its keyword-only arguments are its options. `columns` are the metadata columns that it reads; `features` are
     arrays of the .npz, handed over as a second argument: a dict of name to array (rows, dimension). With `images`, the
     last argument is a list of RGB `PIL.Image`s, one per row, as stored in the shards; a row without a readable image is
-    not handed over and gets no verdict. `assets` are files that it needs beside the pool: from an option
+    not handed over and gets no verdict. `signals` are per-sample values that stand among the columns of `rows`: of a
+    registered signal, which takes the filter's options of the same names, or a column of a parquet of the user's.
+    `setup(*, device, ...)` is called once per process, with the options that it names and the device, and what it
+    returns (a model, say) is handed over last. `assets` are files that it needs beside the pool: from an option
     (`str | None = None`, or `list[str] | None = None`) to the name of the file that is looked for where the option is
     not given; its path is then that option's value. `{option}` in a name is filled in with that option's value.
     `packages` are optional ones that change what it keeps, with what happens where one is not installed: their versions
@@ -138,15 +150,17 @@ def register_filter(
         strategy = _make_strategy(
             function,
             "filter",
-            tuple(columns),
-            tuple(features),
-            dict(assets),
-            tuple(planted),
-            images,
-            fraction,
-            threshold,
-            reference,
-            dict(packages),
+            columns=tuple(columns),
+            features=tuple(features),
+            assets=dict(assets),
+            packages=dict(packages),
+            planted=tuple(planted),
+            images=images,
+            signals=tuple(signals),
+            setup=setup,
+            fraction=fraction,
+            threshold=threshold,
+            reference=reference,
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
@@ -164,16 +178,55 @@ def register_selector(
     columns: Sequence[str] = (),
     features: Sequence[str] = (),
     assets: Mapping[str, str] = types.MappingProxyType({}),
+    signals: Sequence[str] = (),
     reference: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function from a `PoolView` (and its `seed`) to a `Subset` as a selector of the function's name."""
 
     def register(function: Function) -> Function:
         strategy = _make_strategy(
-            function, "selector", tuple(columns), tuple(features), dict(assets), (), False, None, None, reference
+            function,
+            "selector",
+            columns=tuple(columns),
+            features=tuple(features),
+            assets=dict(assets),
+            signals=tuple(signals),
+            reference=reference,
         )
         if "seed" not in strategy.options:
             raise ValueError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
+        _add(STRATEGIES, strategy.name, strategy, "strategy")
+        return function
+
+    return register
+
+
+def register_signal(
+    *,
+    columns: Sequence[str] = (),
+    features: Sequence[str] = (),
+    assets: Mapping[str, str] = types.MappingProxyType({}),
+    images: bool = False,
+    signals: Sequence[str] = (),
+    setup: Callable[..., Any] | None = None,
+) -> Callable[[Function], Function]:
+    """Register a function from rows to one value per row as a signal of the function's name.
+
+    As a filter's, but the values are for filters to use (`signals=["language"]`) and may be texts as well. They are
+    computed once for each pool and set of options, and kept row by row.
+    """
+
+    def register(function: Function) -> Function:
+        strategy = _make_strategy(
+            function,
+            "signal",
+            columns=tuple(columns),
+            features=tuple(features),
+            assets=dict(assets),
+            images=images,
+            signals=tuple(signals),
+            setup=setup,
+        )
         _add(STRATEGIES, strategy.name, strategy, "strategy")
         return function
 
@@ -265,15 +318,18 @@ def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
 def _make_strategy(
     function: Callable[..., Any],
     kind: str,
+    *,
     columns: tuple[str, ...],
     features: tuple[str, ...],
     assets: dict[str, str],
-    planted: tuple[str, ...],
-    images: bool,
-    fraction: float | None,
-    threshold: float | None,
-    reference: bool,
     packages: dict[str, str] | None = None,
+    planted: tuple[str, ...] = (),
+    images: bool = False,
+    signals: tuple[str, ...] = (),
+    setup: Callable[..., Any] | None = None,
+    fraction: float | None = None,
+    threshold: float | None = None,
+    reference: bool = False,
 ) -> Strategy:
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
@@ -283,7 +339,8 @@ def _make_strategy(
     if kind == "selector":
         wanted = ["pool"]
     else:
-        wanted = ["rows", *(["features"] if features else []), *(["images"] if images else [])]
+        given = {"features": features, "images": images, "model": setup}
+        wanted = ["rows", *(name for name, is_given in given.items() if is_given)]
     if len(positional) != len(wanted) or others:
         raise ValueError(f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)")
     options = {
@@ -295,6 +352,9 @@ def _make_strategy(
                 f"{kind} {name!r}: the asset {asset!r} needs a keyword-only argument `{asset}: str | None = None` "
                 "(or list[str] | None, for several files)"
             )
+    for p in inspect.signature(setup).parameters.values() if setup else ():
+        if p.name not in options and p.name != "device":
+            raise ValueError(f"{kind} {name!r}: setup takes {p.name!r}, which is neither an option of it nor `device`")
     for text in (*columns, *features, *assets.values()):
         for _, placeholder, _, _ in Formatter().parse(text):
             if placeholder is not None and placeholder not in options:
@@ -311,6 +371,8 @@ def _make_strategy(
         packages=packages or {},
         planted=planted,
         images=images,
+        signals=signals,
+        setup=setup,
         fraction=fraction,
         threshold=threshold,
         reference=reference,

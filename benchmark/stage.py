@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -261,6 +262,20 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def last_cost(folder: Path, stage: str) -> dict[str, Json]:
+    """Return what a stage cost the last time, as `cost` wrote it; empty where that is not known."""
+    path = folder / "costs.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            found: dict[str, Json] = json.loads(line)
+        except ValueError:  # a kill cut it
+            continue
+        if found.get("stage") == stage:
+            return found
+    return {}
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove what a killed stage left half written in a folder that the caller has locked."""
     for pattern in (
@@ -268,7 +283,10 @@ def remove_temporary(folder: Path) -> None:
         ".tmp*",
     ):  # the second are safetensors', which writes under another name too
         for path in folder.glob(pattern):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager

@@ -141,6 +141,10 @@ class UidMarks:
         """Mark uids by the first places that they have in the subset."""
         np.bitwise_or.at(self._bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
 
+    def are_marked(self, places: np.ndarray) -> np.ndarray:
+        """Tell which of the uids with these first places are marked: (n,) bool."""
+        return (self._bits[places >> 3] >> (places & 7) & 1) == 1
+
     def mark_all(self, others: UidMarks) -> None:
         """Mark what is marked in others of the same subset."""
         self._bits |= others._bits
@@ -197,42 +201,56 @@ def walk_together(arrays: Sequence[np.ndarray], block_size: int = BLOCK) -> Iter
 def sorted_blocks(parts: Iterable[np.ndarray], folder: Path, *, max_held: int = MAX_HELD) -> Iterator[np.ndarray]:
     """Sort more uids than fit into memory: yield sorted blocks, each above the one before; no uid is in two of them.
 
-    Up to `max_held` uids stay in memory. More are spilled into files in `folder`/uid-buckets, by their first byte, and
-    removed at the end, however it comes; one sort at a time in a folder. Uids are hashes and fill the files evenly;
-    others are sorted as well, but a block may then be as large as all of them.
+    The uids may be records that have more fields behind their two halves. Up to `max_held` of them stay in memory.
+    More are spilled into files in `folder`/uid-buckets, by their first byte (and its files by the next one, and so on,
+    where they are larger than that), and removed at the end, however it comes; one sort at a time in a folder.
     """
     buckets_dir = folder / "uid-buckets"
+    if buckets_dir.exists():  # of a sort that was killed
+        shutil.rmtree(buckets_dir)
+    try:
+        yield from _sorted_blocks(iter(parts), buckets_dir, 0, max_held)
+    finally:
+        if buckets_dir.exists():
+            shutil.rmtree(buckets_dir)
+
+
+def _sorted_blocks(parts: Iterator[np.ndarray], buckets_dir: Path, byte: int, max_held: int) -> Iterator[np.ndarray]:
+    """Sort records that share their first `byte` bytes."""
     held: list[np.ndarray] = []
     num_held = 0
-    remaining = iter(parts)
-    for part in remaining:
+    for part in parts:
         held.append(part)
         num_held += len(part)
-        if num_held > max_held:
+        if num_held > max_held and byte < UID_DTYPE.itemsize:
             break
     else:
         if num_held:
             yield sort_uids(np.concatenate(held))
         return
-    if buckets_dir.exists():  # of a sort that was killed
-        shutil.rmtree(buckets_dir)
+    dtype = held[0].dtype
     buckets_dir.mkdir(parents=True)
-    try:
-        paths = [buckets_dir / f"{byte:02x}" for byte in range(256)]
-        with ExitStack() as stack:
-            files = [stack.enter_context(path.open("wb")) for path in paths]
-            for part in chain((held.pop() for _ in range(len(held))), remaining):
-                first_bytes = (part["f0"] >> np.uint64(56)).astype(np.uint8)
-                ordered = np.take(part, np.argsort(first_bytes, kind="stable"))
-                ends = np.cumsum(np.bincount(first_bytes, minlength=256))
-                for file, bucket in zip(files, np.split(ordered, ends[:-1]), strict=True):
-                    file.write(bucket.data)
-        for path in paths:
-            if path.stat().st_size:
-                yield sort_uids(np.fromfile(path, dtype=UID_DTYPE))
-            path.unlink()
-    finally:
-        shutil.rmtree(buckets_dir)
+    paths = [buckets_dir / f"{number:02x}" for number in range(256)]
+    half, shift = f"f{byte // 8}", np.uint64(56 - byte % 8 * 8)
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for part in chain((held.pop() for _ in range(len(held))), parts):
+            bytes_ = (part[half] >> shift).astype(np.uint8)
+            ordered = np.take(part, np.argsort(bytes_, kind="stable"))
+            ends = np.cumsum(np.bincount(bytes_, minlength=256))
+            for file, bucket in zip(files, np.split(ordered, ends[:-1]), strict=True):
+                file.write(bucket.data)
+    for path in paths:
+        yield from _sorted_blocks(
+            _blocks_of(path, dtype, max_held), path.with_name(f"{path.name}-buckets"), byte + 1, max_held
+        )
+        path.unlink()
+
+
+def _blocks_of(path: Path, dtype: np.dtype, size: int) -> Iterator[np.ndarray]:
+    with path.open("rb") as file:
+        while len(block := np.fromfile(file, dtype=dtype, count=max(1, size))):
+            yield block
 
 
 def repeated_uids(parts: Iterable[np.ndarray], folder: Path, *, max_held: int = MAX_HELD) -> np.ndarray:

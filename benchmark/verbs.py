@@ -36,6 +36,7 @@ from benchmark.options import (
     as_path,
     as_positive,
     as_seeds,
+    as_signals_dir,
     as_wandb,
     as_workers,
     make_rule,
@@ -69,7 +70,8 @@ def run(config: Config, command: list[str]) -> None:
     if as_flag(config["dry_run"], "dry_run"):
         _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, scale)
         return
-    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
+    signals_dir = as_signals_dir(config["signals_dir"])
+    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
     eval_dir = _eval_dir(config, pool_dir, scale, tasks)
     check_evaluation_data(scale, tasks, eval_dir)
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
@@ -89,7 +91,9 @@ def filter_pool(config: Config, command: list[str]) -> None:
     if as_flag(config["dry_run"], "dry_run"):
         _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, None)
         return
-    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config))
+    as_device(config["device"], scale)
+    signals_dir = as_signals_dir(config["signals_dir"])
+    pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         _filter(exp_dir, config, command, pool, choice)
 
@@ -210,7 +214,9 @@ FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
 }
 
 
-def open_pool(scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = True) -> Pool:
+def open_pool(
+    scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = True, signals_dir: Path | None = None
+) -> Pool:
     """Open the pool; an embedded scale's is built first where it is not there or not finished.
 
     One that is remote or read-only is taken as it is.
@@ -218,12 +224,12 @@ def open_pool(scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = Tr
     if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
         if has_file(pool_dir / "building.json") and not has_file(pool_dir / "pool.json"):
             raise ValueError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
-        return Pool(pool_dir, strict=strict)
+        return Pool(pool_dir, strict=strict, signals_dir=signals_dir)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     is_own = any((pool_dir / "metadata").glob("*.parquet")) or has_tars(pool_dir)
     if scale.is_embedded and (is_drawn or not is_own):
         build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
-    return Pool(pool_dir, strict=strict)
+    return Pool(pool_dir, strict=strict, signals_dir=signals_dir)
 
 
 def _is_strict(config: Config) -> bool:
@@ -349,9 +355,10 @@ def _choice(config: Config) -> Choice:
 
 
 def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
-    record = filter_stage(exp_dir, pool, choice, workers=as_workers(config["workers"]) or 0, plugins=config["plugins"])
+    workers, plugins, device = as_workers(config["workers"]) or 0, config["plugins"], config["device"] or "cpu"
+    record = filter_stage(exp_dir, pool, choice, workers=workers, plugins=plugins, device=device)
     _log_command(exp_dir, config, command)
-    for line in describe_filters(record):
+    for line in describe_filters(exp_dir, record):
         say(line)
 
 

@@ -6,6 +6,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from benchmark import register_selector
+from benchmark.clusters import embedded_rows
 from benchmark.embeddings import unit_rows
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
@@ -27,16 +28,11 @@ def near_dedup(pool: PoolView, *, arch: str = "l14", min_similarity: float = 0.9
     if not 0 < min_similarity <= 1:
         raise ValueError(f"filters.near_dedup.min_similarity={min_similarity} is outside (0, 1]; it is a cosine")
     images = pool.features[f"{arch}_img"]
-    with np.errstate(invalid="ignore"):
-        content = images.sum(axis=1, dtype=np.float32)
-    # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
-    order = np.lexsort((content, pool.uids["f1"], pool.uids["f0"]))
-    has_embedding = np.array([np.isfinite(image).all() and bool(image.any()) for image in images[order]], dtype=bool)
-    rows = order[has_embedding]
+    rows, without_embedding = embedded_rows(pool.uids, images)
     if seed:
         rows = np.random.default_rng(seed).permutation(rows)
     _, first_of_group = np.unique(_group(images, rows, min_similarity), return_index=True)
-    return Subset.of(pool.uids[np.concatenate([order[~has_embedding], rows[first_of_group]])])
+    return Subset.of(pool.uids[np.concatenate([without_embedding, rows[first_of_group]])])
 
 
 def _group(images: np.ndarray, rows: np.ndarray, min_similarity: float) -> np.ndarray:

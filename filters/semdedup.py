@@ -4,13 +4,13 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
+from benchmark.clusters import embedded_rows, fit_centroids, members_of, nearest_centroids
 from benchmark.embeddings import unit_rows
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
 
 BLOCK_ROWS = 1024
 ROWS_PER_CLUSTER = 1000
-MAX_PASSES = 100  # over the pool, as the original; mini-batch k-means mostly stops long before
 
 
 @register_selector(features=["{arch}_img"])
@@ -29,7 +29,8 @@ def semdedup(
     cluster those farthest from its mean come first and so are kept (keep: hard), or those nearest (easy); ties go to
     the smaller uid. As in the original, what is itself dropped also drops what comes after it. `clusters` is by
     default a thousandth of the images, at least 1 (the paper: 50,000 for LAION-440M); the original's k-means takes all
-    images at every step, this one (scikit-learn's MiniBatchKMeans, started by the seed) 4,096.
+    images at every step, this one (scikit-learn's MiniBatchKMeans, started by the seed) 4,096 of at most 262,144, or 40
+    a cluster. Memory holds those, and one cluster at a time.
 
     An image with a NaN or zero embedding is a duplicate of nothing and is kept.
     """
@@ -37,38 +38,21 @@ def semdedup(
         raise ValueError(f"filters.semdedup.keep={keep!r} must be hard or easy")
     if not 0 <= epsilon <= 2:
         raise ValueError(f"filters.semdedup.epsilon={epsilon} is outside [0, 2]; 0.05 drops cosines above 0.95")
-    features = pool.features[f"{arch}_img"]
-    with np.errstate(invalid="ignore"):
-        content = features.sum(axis=1, dtype=np.float32)
-    # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
-    order = np.lexsort((content, pool.uids["f1"], pool.uids["f0"]))
-    images = unit_rows(features[order])
-    has_embedding = np.isfinite(images).all(axis=1)
-    rows, images = order[has_embedding], images[has_embedding]  # images: (rows, dimension)
+    images = pool.features[f"{arch}_img"]
+    rows, _ = embedded_rows(pool.uids, images)
     is_kept = np.ones(len(pool.uids), dtype=bool)
-    if len(images):
-        num_clusters = max(1, round(len(images) / ROWS_PER_CLUSTER)) if clusters is None else clusters
-        if not 1 <= num_clusters <= len(images):
-            raise ValueError(f"filters.semdedup.clusters={clusters} must be from 1 to {len(images)}, the images")
-        labels = _cluster(images, num_clusters, seed)
-        ends = np.cumsum(np.bincount(labels, minlength=num_clusters))
-        parts = np.split(np.argsort(labels, kind="stable"), ends[:-1])  # within a cluster by uid
-        for members in tqdm(parts, desc="semdedup", unit="cluster", disable=None, leave=False):
-            closeness = _closeness(images[members])
-            members = members[np.argsort(closeness if keep == "hard" else -closeness, kind="stable")]
-            is_kept[rows[members[_highest_before(images[members]) > 1 - epsilon]]] = False
+    if len(rows):
+        num_clusters = max(1, round(len(rows) / ROWS_PER_CLUSTER)) if clusters is None else clusters
+        if not 1 <= num_clusters <= len(rows):
+            raise ValueError(f"filters.semdedup.clusters={clusters} must be from 1 to {len(rows)}, the images")
+        labels, _ = nearest_centroids(images, rows, fit_centroids(images, rows, num_clusters, seed))
+        parts = members_of(labels, num_clusters)
+        for places in tqdm(parts, desc="semdedup", unit="cluster", disable=None, leave=False):
+            members = unit_rows(images[rows[places]])
+            closeness = _closeness(members)
+            order = np.argsort(closeness if keep == "hard" else -closeness, kind="stable")
+            is_kept[rows[places[order[_highest_before(members[order]) > 1 - epsilon]]]] = False
     return Subset.of(pool.uids[is_kept])
-
-
-def _cluster(images: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
-    """Return each image's cluster: (rows,)."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    kmeans = MiniBatchKMeans(num_clusters, batch_size=4096, max_iter=MAX_PASSES, n_init=1, random_state=seed)
-    centroids = kmeans.fit(images).cluster_centers_.astype(np.float32)  # (clusters, dimension)
-    centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    starts = range(0, len(images), BLOCK_ROWS)
-    return np.concatenate([(images[start : start + BLOCK_ROWS] @ centroids.T).argmax(axis=1) for start in starts])
 
 
 def _closeness(images: np.ndarray) -> np.ndarray:

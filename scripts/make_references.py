@@ -72,6 +72,11 @@ STRATEGIES = {
     "semdedup": Strategy(("semdedup",)),
     "dedup": Strategy(("dedup",)),
     "negcliploss": Strategy(("negcliploss",)),
+    "soft_cap_sampling": Strategy(("soft_cap_sampling",)),
+    # The paper prunes what is left after a cut at the CLIP score.
+    "clip_score+density_pruning": Strategy(
+        ("clip_score", "density_pruning"), ("filters.clip_score.fraction=0.5", "filters.density_pruning.keep=0.6")
+    ),
 }
 
 

@@ -14,11 +14,12 @@ from benchmark import assets, register_filter
 from benchmark.assets import KnownAsset, asset_url, hash_assets
 from benchmark.cli import EXIT_USER, main
 from benchmark.experiment import Choice, entry_name
-from benchmark.filtering import Rule, run_filters
+from benchmark.filtering import run_filters
 from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.registry import STRATEGIES, load_plugins
 from benchmark.report.overlaps import comparables
+from benchmark.rules import Rule
 from benchmark.stage import Record, sha256_of
 from benchmark.uids import format_uids
 from tests.conftest import uid, write_pool
@@ -316,7 +317,7 @@ def test_the_default_is_the_same_wherever_it_lies_and_names_nothing(known):
 
 @pytest.mark.parametrize("rule", ["basic", "laion2b", "text_based", "image_based"])
 def test_the_baselines_offline_defaults_are_recorded_by_hash(strategies, pico_pool, rule):
-    recorded = make_rule(rule, {}).as_json(pico_pool)["options"]
+    recorded = make_rule(rule, {}).as_json(Pool(pico_pool))["options"]
     assert recorded["language_model"] == assets.KNOWN_ASSETS["lid.176.ftz"].sha256
     made = Choice((make_rule(rule, {}),)).made_from(Pool(pico_pool))
     assert entry_name(Record("filter", 1, made, {}), pico_pool) == rule
@@ -415,9 +416,9 @@ def test_datacomps_tensors_choose_what_the_same_rows_as_npy_choose(strategies, t
     assert chosen(centroids="c.pt", targets=["t0.pt", "t1.pt"]) == found
 
 
-def test_a_rule_without_assets_is_recorded_as_it_was_given():
+def test_a_rule_without_assets_is_recorded_as_it_was_given(pico_pool):
     rule = Rule("random", {"seed": 3})
-    assert rule.as_json(Path("pool")) == {
+    assert rule.as_json(Pool(pico_pool)) == {
         "name": "random",
         "options": {"seed": 3},
         "cut": None,

@@ -9,10 +9,10 @@ import pytest
 from benchmark import dry_run
 from benchmark.cli import main
 from benchmark.dry_run import cutting_reads, filter_reads, training_reads
-from benchmark.filtering import Rule
 from benchmark.index import IndexSummary, PoolIndex, Tar
 from benchmark.options import make_rule
 from benchmark.pool import Pool
+from benchmark.rules import Rule
 from benchmark.scales import SCALES
 from benchmark.storage import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, RangeReader, format_bytes
 

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.filtering import Cut, Rule, run_filters, top_fraction
+from benchmark.filtering import run_filters, top_fraction
 from benchmark.pool import Pool
 from benchmark.registry import STRATEGIES
+from benchmark.rules import Cut, Rule
 from benchmark.subset import Subset
 from benchmark.uids import format_uids, parse_uids
 from tests.conftest import loaded_plugin, uid, write_pool
@@ -231,7 +232,7 @@ def test_ints_are_copies_and_several_take_the_minimum(tmp_path):
 def test_a_uid_on_several_rows_is_kept_once_per_surviving_row(tmp_path):
     pool = scored(tmp_path, [1.0, 0.2, 0.9, 0.1], uids=[7, 1, 7, 7])
     kept, outcome = chosen(pool, top(0.5))
-    assert kept == [7, 7] and outcome.repeated_uids == 2
+    assert kept == [7, 7] and outcome.repeated_uids == 1
     kept, _ = chosen(pool, Rule("t_twice", {"seed": 0}))
     assert kept == [1, 7, 7, 7, 7]
 
@@ -371,7 +372,7 @@ def test_null_and_malformed_uids_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"\.parquet: the uid in row 1 is null"):
         chosen(write_pool(tmp_path / "a", {"uid": [uid(0), None], "score": [1.0, 1.0]}), top(0.5))
     with pytest.raises(ValueError, match=r"\.parquet: the uid in row 0 is 'abc'"):
-        chosen(write_pool(tmp_path / "b", {"uid": ["abc"], "score": [1.0]}), top(0.5))
+        chosen(write_pool(tmp_path / "b", {"uid": ["abc"], "score": [1.0]}), top(1.0))
 
 
 def test_an_empty_result_tells_who_dropped_what(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.filtering import Cut, PoolView, Rule, run_filters
+from benchmark.filtering import PoolView, run_filters
 from benchmark.pool import Pool
+from benchmark.rules import Cut, Rule
 from benchmark.uids import format_uids, parse_uids, sort_uids
 from tests.conftest import uid, write_pool
 

@@ -11,9 +11,10 @@ from benchmark import images as images_module
 from benchmark.cli import EXIT_USER, main
 from benchmark.embedded.noise import draw_word
 from benchmark.embedded.world import draw_picture, draw_random_scene, write_caption
-from benchmark.filtering import Cut, Rule, run_filters
+from benchmark.filtering import run_filters
 from benchmark.images import locate_images, read_images
 from benchmark.pool import Pool
+from benchmark.rules import Cut, Rule
 from benchmark.subset import Subset
 from benchmark.tars import write_tar
 from benchmark.uids import find_uids, format_uids, parse_uids, sort_uids

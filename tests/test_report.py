@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from benchmark.cli import EXIT_USER, main
-from benchmark.filtering import Cut, Rule, run_filters, top_fraction
+from benchmark.filtering import run_filters, top_fraction
 from benchmark.pool import Pool
 from benchmark.report import survey
 from benchmark.report.standing import task_standings
 from benchmark.report.survey import FRACTIONS, kept_at_fractions, survey_pool
+from benchmark.rules import Cut, Rule
 from benchmark.subset import Subset
 from benchmark.tars import write_tar
 from benchmark.uids import parse_uids

@@ -282,7 +282,7 @@ def test_shards_cover_the_samples_whatever_their_size(tmp_path):
 def chosen(pico_pool, tmp_path_factory):
     """An experiment on the pico pool whose subset has copies, and a second one for its shards."""
     folder = tmp_path_factory.mktemp("chosen")
-    uids = Pool(pico_pool).all_uids()
+    uids = np.concatenate(list(Pool(pico_pool).uid_parts()))
     rng = np.random.default_rng(0)
     Subset.of(np.repeat(uids, rng.choice(3, len(uids), p=[0.5, 0.4, 0.1]))).save(folder / "s.npy")
     for name in ("in_place", "cut_out"):
@@ -389,7 +389,7 @@ def test_shards_that_are_not_the_records_are_refused(chosen, pico_pool, tmp_path
     shards[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"00000001\.tar is damaged: at byte .* cut off.*; delete it"):
         read_resharded(exp_dir, record)
-    uids = Pool(pico_pool).all_uids()
+    uids = np.concatenate(list(Pool(pico_pool).uid_parts()))
     foreign = Subset.of(uids[count_of(uids, load_subset(chosen / "s.npy").uids) == 0][:330])
     foreign.save(tmp_path / "f.npy")
     reshard(Pool(pico_pool), tmp_path / "f.npy", tmp_path / "f", shard_size=300, workers=0)
@@ -407,7 +407,7 @@ def test_a_pool_whose_uids_are_made_up_is_cut_out_and_read_back(tmp_path):
     write_tar(tmp_path / "tars" / "0.tar", samples)
     assert main(["pool", "import", "--shards", str(tmp_path / "tars"), "--out", str(tmp_path / "pool")]) == 0
     pool, exp_dir = Pool(tmp_path / "pool"), tmp_path / "exp"
-    Subset.of(np.repeat(pool.all_uids()[:3], 2)).save(tmp_path / "exp" / "subset.npy")
+    Subset.of(np.repeat(next(pool.uid_parts())[:3], 2)).save(tmp_path / "exp" / "subset.npy")
     record = reshard(pool, exp_dir / "subset.npy", exp_dir / "shards", shard_size=4, workers=0)
     resharded = read_resharded(exp_dir, record)
     reader = SampleReader(resharded.index, resharded.samples)

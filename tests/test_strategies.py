@@ -15,11 +15,12 @@ from benchmark.embedded.noise import draw_word
 from benchmark.embedded.reference_models import ARCHITECTURE, load_reference_model, to_images
 from benchmark.embedded.world import draw_picture, draw_random_scene, load_font, write_caption
 from benchmark.embeddings import cluster_centres, nearest_rows
-from benchmark.filtering import Cut, PoolView, Rule, run_filters
+from benchmark.filtering import PoolView, run_filters
 from benchmark.language import count_tokens
 from benchmark.models import build_model, build_tokenizer
 from benchmark.options import make_rule
 from benchmark.pool import Pool
+from benchmark.rules import Cut, Rule
 from benchmark.uids import format_uids, parse_uids
 from tests.conftest import uid, write_pool
 

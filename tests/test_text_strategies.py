@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from benchmark import wordnet
-from benchmark.filtering import PoolView, Rule, run_filters
+from benchmark.filtering import PoolView, run_filters
 from benchmark.pool import Pool
+from benchmark.rules import Rule
 from benchmark.uids import format_uids, parse_uids
 from benchmark.wordnet import find_wordnet, load_wordnet
 from tests.conftest import uid, write_pool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.experiment import ENTRY_NAME, Choice, open_experiment, refuse_changed
-from benchmark.filtering import Rule, planted_path
+from benchmark.judging import planted_path
 from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES
@@ -14,6 +14,7 @@ from benchmark.report.page import Contents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
 from benchmark.report.survey import Survey, survey_pool
+from benchmark.rules import Rule
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,
@@ -57,8 +58,8 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
         "metadata": metadata_state(pool),
         "board": standing.digest,
-        "compared": [each.as_json(pool.dir) for each in compared],
-        "scored": [rule.as_json(pool.dir) for rule in rules],
+        "compared": [each.as_json(pool) for each in compared],
+        "scored": [rule.as_json(pool) for rule in rules],
         "descriptions": digest([descriptions, changed_rules]),
     }
     report_dir = exp_dir / REPORT_DIR_NAME
@@ -139,7 +140,7 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
             # The record has assets by their hash; they are looked for anew.
             options = {key: value for key, value in made["options"].items() if key not in STRATEGIES[name].assets}
             rule = make_rule(name, {**options, **made["cut"]})
-            now = rule.as_json(pool.dir)
+            now = rule.as_json(pool)
         except (ValueError, FileNotFoundError) as error:
             changed[name] = str(error)
             continue

@@ -15,11 +15,12 @@ import numpy as np
 
 from benchmark.assets import find_default
 from benchmark.experiment import FILTER_VERSION, Choice
-from benchmark.filtering import Rule, run_filters
+from benchmark.filtering import run_filters
 from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
+from benchmark.rules import Rule
 from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
 from benchmark.storage import cache_dir
 from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
@@ -54,10 +55,10 @@ class Comparable:
     known_path: Path | None  # of its subset; None where it is not known yet
     is_direct: bool  # it may be run here
 
-    def as_json(self, pool_dir: Path) -> dict[str, Json]:
+    def as_json(self, pool: Pool) -> dict[str, Json]:
         """Return what a report depends on: where a filter may be run, its subset follows from the rule."""
         known = None if self.is_direct or self.known_path is None else sha256_of(self.known_path)
-        return {**self.rule.as_json(pool_dir), "subset": known}
+        return {**self.rule.as_json(pool), "subset": known}
 
 
 def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, str]]:
@@ -152,7 +153,7 @@ def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
     """Return what a default subset hangs on; also the state of metadata and features, not in the fingerprint."""
     return {
         "pool": pool.fingerprint,
-        "rule": rule.as_json(pool.dir),
+        "rule": rule.as_json(pool),
         "metadata": metadata_state(pool),
         "filter": FILTER_VERSION,
     }

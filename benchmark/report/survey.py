@@ -15,10 +15,12 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from benchmark.filtering import Cut, Rule, planted_path, score_pool, top_fraction
+from benchmark.filtering import score_pool, top_fraction
+from benchmark.judging import planted_path
 from benchmark.language import language_of, load_language_model
 from benchmark.order import keyed_uint64
 from benchmark.pool import Pool
+from benchmark.rules import Cut, Rule
 from benchmark.samples import SampleReader, decode_image
 from benchmark.subset import Subset
 from benchmark.tables import read_parquet

@@ -1,0 +1,449 @@
+"""What filters and signals say of one metadata shard: called on slices of rows, kept row by row, gone on with.
+
+Each row is asked of a strategy once: what it said before is read (benchmark/signals.py), the rest is computed. Signals
+come before the rules that use them, and rules over images share one pass over the tars.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from PIL import Image
+
+from benchmark.images import ImagePlaces, read_images
+from benchmark.pool import Pool
+from benchmark.rules import Rule
+from benchmark.signals import (
+    ABSENT,
+    JUDGED,
+    NO_VERDICT,
+    NOT_ASKED,
+    UNDECODABLE,
+    KeptValues,
+    Piece,
+    Values,
+    file_hash,
+    join_user_signal,
+    joined_pieces,
+    kept_dir,
+    read_user_signal,
+    user_signal,
+)
+from benchmark.stage import digest
+from benchmark.tables import read_parquet
+from benchmark.uids import format_uids
+
+SLICE_ROWS = 4096  # a filter is handed at most this many rows at once
+COLUMN, FEATURE, IMAGE = range(3)  # what a rule reads, the cheapest first
+
+
+@dataclass
+class Effort:
+    """What one strategy cost on some rows."""
+
+    rows: int = 0  # that it was asked of now, not before
+    seconds: float = 0.0  # in the strategy's function, summed over processes
+    asked: int = 0  # rows, now or before
+    absent: int = 0  # and of these, rows without an image
+    undecodable: int = 0
+
+    def plus(self, other: Effort) -> Effort:
+        return Effort(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Effort)))
+
+
+@dataclass
+class ShardValues:
+    """What all rules say of one metadata shard."""
+
+    values: list[Values]  # of each rule
+    efforts: dict[str, Effort] = field(default_factory=dict)  # by strategy, signals among them
+    image_effort: Effort = field(default_factory=Effort)  # reading and decoding
+
+
+class Judge:
+    """Judges metadata shards by rules whose assets are found; plain data, so that worker processes can be sent it."""
+
+    def __init__(self, pool: Pool, rules: Sequence[Rule], *, device: str = "cpu", keep: bool = True) -> None:
+        """Find the signals and make the folders that values are kept in; raises where a signal is nowhere.
+
+        `keep`: False computes everything anew and writes nothing.
+        """
+        self.pool = pool
+        self.rules = list(rules)
+        self.device = device
+        self.content_hash = ""  # of the images, which their values hang on
+        self.signals: dict[int, dict[str, Rule | None]] = {}  # by the number of the rule that uses them
+        self.all_rules = list(rules)  # signals too
+        self._numbers: dict[str, int] = {}
+        self.kept_dirs: dict[int, Path] = {}
+        self.identities: dict[int, dict[str, Any]] = {}
+        position = 0
+        while position < len(self.all_rules):  # grows while it is walked: signals have signals
+            rule = self.all_rules[position]
+            self.signals[position] = rule.signal_rules(pool)
+            for name, signal in self.signals[position].items():
+                if signal is None:
+                    if keep:
+                        join_user_signal(pool, user_signal(pool, name, rule.name))
+                elif signal not in self.all_rules:
+                    self.all_rules.append(signal)
+            if keep and not rule.strategy.planted and rule.strategy.kind != "selector":
+                self.identities[position] = rule.identity(pool)
+                self.kept_dirs[position] = kept_dir(pool, rule.name, self.identities[position])
+            position += 1
+        if pool.has_images and any(rule.strategy.images for rule in self.all_rules):
+            self.content_hash = pool.summary.content_hash
+
+    def tier(self, number: int) -> int:
+        """Return what a rule reads, itself or through its signals: COLUMN, FEATURE or IMAGE."""
+        strategy = self.all_rules[number].strategy
+        own = IMAGE if strategy.images else FEATURE if strategy.features else COLUMN
+        inner = [self.tier(self.all_rules.index(signal)) for signal in self.signals[number].values() if signal]
+        return max([own, *inner])
+
+    def values(
+        self,
+        path: Path,
+        numbers: Sequence[int],
+        *,
+        asked: np.ndarray | None = None,
+        places: ImagePlaces | None = None,
+    ) -> ShardValues:
+        """Return what the rules of these numbers say of a metadata shard's rows, of those `asked` ((rows,) bool).
+
+        What was not said before is computed and kept. Raises ValueError or FileNotFoundError where a strategy fails.
+        """
+        work = _ShardWork(self, path, asked, places)
+        work.judge_by(numbers)
+        return ShardValues([work.found[number] for number in numbers], work.efforts, work.images)
+
+    def table(self, path: Path, number: int, *, asked: np.ndarray) -> pd.DataFrame:
+        """Return the columns and signals that a selector declared, of all rows of a metadata shard."""
+        work = _ShardWork(self, path, asked, None)
+        work.judge_by([number])
+        return work.table(number)
+
+
+class _ShardWork:
+    """The judging of one metadata shard."""
+
+    def __init__(self, judge: Judge, path: Path, asked: np.ndarray | None, places: ImagePlaces | None) -> None:
+        self.judge = judge
+        self.pool = judge.pool
+        self.path = path
+        self.num_rows = judge.pool.footer(path).num_rows
+        self.asked = np.ones(self.num_rows, dtype=bool) if asked is None else asked
+        self.places = places
+        self.efforts: dict[str, Effort] = {}
+        self.images = Effort()
+        self.found: dict[int, Values] = {}
+        self._columns: dict[str, pd.DataFrame] = {}
+        self._features: dict[str, np.ndarray] = {}
+
+    def judge_by(self, numbers: Sequence[int]) -> None:
+        """Judge by the rules of these numbers, and first by the signals they use."""
+        waiting = [number for number in numbers if number not in self.found]
+        inner = [self.judge.all_rules.index(s) for n in waiting for s in self.judge.signals[n].values() if s]
+        if inner:
+            self.judge_by(list(dict.fromkeys(inner)))
+        seeing = [number for number in waiting if self.judge.all_rules[number].strategy.images]
+        for number in waiting:
+            if self.judge.all_rules[number].strategy.kind == "selector":
+                self.found[number] = joined_pieces([], self.num_rows)
+            elif number not in seeing:
+                self._judge_rows(number)
+        if seeing:
+            self._judge_images(seeing)
+
+    def _judge_rows(self, number: int) -> None:
+        rule = self.judge.all_rules[number]
+        kept, states = self._opened(number)
+        missing = np.flatnonzero(self.asked & (states == NOT_ASKED))
+        pieces: list[Piece] = []
+        for start in range(0, len(missing), SLICE_ROWS):
+            piece = self._call(number, missing[start : start + SLICE_ROWS])
+            pieces.append(piece)
+            if kept is not None:
+                kept.add(piece)
+        self._close(number, rule, kept, pieces, len(missing))
+
+    def _judge_images(self, numbers: Sequence[int]) -> None:
+        """Let several rules judge the images in one pass over the tars; rows without one are told in their states."""
+        opened = {number: self._opened(number) for number in numbers}
+        missing = {number: self.asked & (states == NOT_ASKED) for number, (_, states) in opened.items()}
+        pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
+
+        def add(number: int, piece: Piece) -> None:
+            pieces[number].append(piece)
+            kept = opened[number][0]
+            if kept is not None:
+                kept.add(piece)
+
+        def settle(rows: np.ndarray, state: int) -> None:
+            for number in numbers:
+                own = rows[missing[number][rows]]
+                if len(own):
+                    add(number, Piece(own, np.zeros(len(own), dtype=bool), np.full(len(own), state, dtype=np.uint8)))
+
+        wanted = np.logical_or.reduce(list(missing.values()))
+        if wanted.any():
+            if self.places is None:
+                raise RuntimeError(f"the kept values of {self.path.name} went while they were needed; run it again")
+            places = self.places.of_rows(wanted)
+            has_place = np.zeros(self.num_rows, dtype=bool)
+            has_place[places.rows] = True
+            settle(np.flatnonzero(wanted & ~has_place), ABSENT)
+            began = time.perf_counter()
+            for chosen, images, undecodable in read_images(places):
+                self.images.rows += len(images) + len(undecodable)
+                self.images.seconds += time.perf_counter() - began
+                settle(undecodable, UNDECODABLE)
+                for number in numbers if len(chosen) else ():
+                    mine = missing[number][chosen]
+                    if not mine.any():
+                        continue
+                    own = [image for image, is_mine in zip(images, mine, strict=True) if is_mine]
+                    add(number, self._call(number, chosen[mine], own if len(numbers) == 1 else [i.copy() for i in own]))
+                began = time.perf_counter()
+        for number in numbers:
+            kept, _ = opened[number]
+            self._close(number, self.judge.all_rules[number], kept, pieces[number], int(missing[number].sum()))
+
+    def _opened(self, number: int) -> tuple[KeptValues | None, np.ndarray]:
+        """Return where a rule's values are kept, and the state of every row."""
+        folder = self.judge.kept_dirs.get(number)
+        if folder is None:
+            return None, np.zeros(self.num_rows, dtype=np.uint8)
+        kept = KeptValues(folder / f"{self.path.stem}.parquet", partial(self._inputs, number), self.num_rows)
+        return kept, kept.states()
+
+    def _close(self, number: int, rule: Rule, kept: KeptValues | None, pieces: list[Piece], num_missing: int) -> None:
+        effort = self.efforts.setdefault(rule.name, Effort())
+        effort.rows += num_missing
+        try:
+            values = kept.values() if kept is not None else joined_pieces(pieces, self.num_rows)
+        except ValueError as error:
+            raise ValueError(f"{rule.strategy.kind} {rule.name!r} {error}") from error
+        self.found[number] = values
+        states = values.states[self.asked]
+        effort.asked += len(states)
+        effort.absent += int((states == ABSENT).sum())
+        effort.undecodable += int((states == UNDECODABLE).sum())
+        if kept is None or not num_missing:
+            return
+        if self._is_copy(rule, values):
+            kept.forget_parts()
+            return
+        kept.finish(values, read_parquet(self.path, ["uid"])["uid"] if rule.strategy.kind == "signal" else None)
+
+    def _is_copy(self, rule: Rule, values: Values) -> bool:
+        """Tell whether scores only copy a column, which is where they can be read again."""
+        if rule.strategy.kind == "signal" or values.values.dtype.kind != "f":
+            return False
+        rows = np.flatnonzero(values.states != NOT_ASKED)
+        for name in rule.strategy.needed_columns(rule.options):
+            column = self._column(name).to_numpy()
+            if column.dtype == values.values.dtype and np.array_equal(
+                column[rows] + 0, np.where(values.is_judged, values.values, np.nan)[rows], equal_nan=True
+            ):
+                return True
+        return False
+
+    def _inputs(self, number: int) -> str:
+        """Identify what a rule's values of this shard are computed from, beside its options."""
+        rule = self.judge.all_rules[number]
+        states = self.pool.metadata_states
+        files = [self.path, *([self.path.with_suffix(".npz")] if rule.strategy.features else [])]
+        found = [file_hash(each, states[each]) for each in files]
+        if rule.strategy.images:
+            found.append(self.judge.content_hash)
+        inner = [self.judge.all_rules.index(s) for s in self.judge.signals[number].values() if s is not None]
+        return digest([found, [self._inputs(each) for each in inner]])
+
+    def _call(self, number: int, chosen: np.ndarray, images: list[Image.Image] | None = None) -> Piece:
+        """Let a rule judge the chosen rows, which are ascending or in the order of the tars."""
+        rule = self.judge.all_rules[number]
+        table = self.table(number)
+        is_run = len(chosen) > 0 and int(chosen[-1]) - int(chosen[0]) == len(chosen) - 1 and images is None
+        part = table.iloc[int(chosen[0]) : int(chosen[-1]) + 1] if is_run else table.iloc[chosen]
+        # Copies: a filter may change what it is handed.
+        arrays = {name: self._feature(name)[chosen] for name in rule.strategy.needed_features(rule.options)}
+        where = f"{self.path.name}, rows from {chosen[0]}" + (" in the order of the tars" if images is not None else "")
+        given = [
+            part.reset_index(drop=True),
+            *([arrays] if rule.strategy.features else []),
+            *([images] if images is not None else []),
+            *([_model(rule, self.judge.device)] if rule.strategy.setup else []),
+        ]
+        began = time.perf_counter()
+        values, is_judged = call_strategy(rule, given, len(chosen), where)
+        self.efforts.setdefault(rule.name, Effort()).seconds += time.perf_counter() - began
+        return Piece(chosen, values, np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8))
+
+    def table(self, number: int) -> pd.DataFrame:
+        """Return the columns that a rule asks for, of all rows: metadata, its signals, and planted labels."""
+        rule = self.judge.all_rules[number]
+        parts = {name: self._column(name) for name in rule.strategy.needed_columns(rule.options)}
+        for name, signal in self.judge.signals[number].items():
+            if signal is None:
+                parts[name] = self._user_column(name, rule)
+            else:
+                parts[name] = _as_series(self.found[self.judge.all_rules.index(signal)])
+        if rule.strategy.planted and self.num_rows:
+            planted = _planted_rows(self.pool, self.pool.read_uids(self.path), rule.strategy.planted)
+            parts |= {str(name): planted[name] for name in planted}
+        # A plain RangeIndex even where no column is asked for.
+        return pd.DataFrame(parts, index=pd.RangeIndex(self.num_rows))
+
+    def _column(self, name: str) -> pd.Series:
+        if name not in self._columns:
+            wanted = [name, *(each for each in self._needed() if each not in self._columns and each != name)]
+            read = self.pool.read_columns(self.path, wanted)
+            self._columns |= {each: read[[each]] for each in wanted}
+        return self._columns[name][name]
+
+    def _needed(self) -> list[str]:
+        """Return the columns of the rules that see no image: they are read together."""
+        return list(
+            dict.fromkeys(
+                column
+                for rule in self.judge.all_rules
+                if rule.strategy.kind != "selector"
+                for column in rule.strategy.needed_columns(rule.options)
+            )
+        )
+
+    def _user_column(self, name: str, rule: Rule) -> pd.Series:
+        signal = user_signal(self.pool, name, rule.name)
+        return _as_series(read_user_signal(self.pool, signal, self.pool.read_uids(self.path)))
+
+    def _feature(self, name: str) -> np.ndarray:
+        if name not in self._features:
+            self._features |= self.pool.read_features(self.path, [name])
+        return self._features[name]
+
+
+def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Call a filter or signal; return its values (bool, int64, float or object for texts) and which rows have one.
+
+    Raises ValueError that names the strategy, the rows and what was wrong.
+    """
+    told = f"{rule.strategy.kind} {rule.name!r}"
+    try:
+        result = rule.strategy.function(*given, **rule.options)
+    except FileNotFoundError as error:
+        raise file_not_found(rule, error) from error
+    except (Exception, SystemExit) as error:
+        raise failure(rule, where, error) from error
+    if np.ndim(result) != 1:
+        raise ValueError(f"{told} must return one value per row, not {np.ndim(result)} dimensions ({where})")
+    series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
+    if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):
+        raise ValueError(
+            f"{told} must return one value per row, in the rows' order; it was handed {num_rows} rows "
+            f"and returned {len(series)}" + ("" if len(series) != num_rows else " with another index") + f" ({where})"
+        )
+    if series.dtype == object:  # a list with None in it
+        kinds = {"boolean": "boolean", "floating": "float64", "integer": "Int64", "string": "str"}
+        inferred = pd.api.types.infer_dtype(series, skipna=True)
+        if inferred in kinds:
+            series = pd.Series(series, dtype=kinds[inferred])
+    is_judged = series.notna().to_numpy(dtype=bool)
+    kind = getattr(series.dtype, "kind", "O")
+    if kind == "b":
+        return series.fillna(False).to_numpy(dtype=bool), is_judged
+    if kind in "iu":
+        values = series.fillna(0).to_numpy(dtype=np.int64)
+        if rule.strategy.kind == "filter" and (values < 0).any():
+            raise ValueError(f"{told} returned {values.min()} copies; copies are 0 or more ({where})")
+        return values, is_judged
+    if kind == "f":
+        return np.asarray(series.fillna(0.0).to_numpy()) + 0, is_judged  # -0.0 becomes 0.0
+    if rule.strategy.kind == "signal" and isinstance(series.dtype, pd.StringDtype):
+        return series.to_numpy(dtype=object), is_judged
+    wanted = "bool (keep), float (score) or int (copies)"
+    if rule.strategy.kind == "signal":
+        wanted = "bools, numbers or texts"
+    raise ValueError(f"{told} returned values of type {series.dtype}; return {wanted}")
+
+
+def failure(rule: Rule, where: str, error: BaseException) -> ValueError:
+    """Say which strategy failed on what, and in which line of its file; what it says of its own option stands alone."""
+    if isinstance(error, ValueError) and str(error).startswith(f"filters.{rule.name}."):
+        return ValueError(str(error))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    told = f"{type(error).__name__}: {error}"
+    return ValueError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
+
+
+def file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
+    """Say which strategy misses a file, unless the sentence says so already."""
+    if str(error).startswith(f"filters.{rule.name}.") or (error.errno is None and rule.name in str(error)):
+        return error
+    told = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+    return FileNotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}")
+
+
+def planted_path(pool: Pool) -> Path:
+    """Return where an embedded pool keeps the labels that were planted when it was drawn."""
+    return pool.dir / "planted.parquet"
+
+
+_MODELS: dict[str, tuple[str, Any]] = {}  # by strategy, with what it was made from
+
+
+def _model(rule: Rule, device: str) -> Any:
+    """Return what the rule's `setup` makes: once per process, for one set of options at a time."""
+    setup = rule.strategy.setup
+    assert setup is not None
+    options = rule.strategy.setup_options(rule.options)
+    if "device" in setup.__code__.co_varnames[: setup.__code__.co_argcount + setup.__code__.co_kwonlyargcount]:
+        options = {**options, "device": device_of_worker(device)}
+    made_from = json.dumps(options, sort_keys=True)
+    if rule.name not in _MODELS or _MODELS[rule.name][0] != made_from:
+        _MODELS.pop(rule.name, None)  # before the next one takes memory
+        try:
+            _MODELS[rule.name] = made_from, setup(**options)
+        except FileNotFoundError as error:
+            raise file_not_found(rule, error) from error
+        except (Exception, SystemExit) as error:
+            raise failure(rule, "its setup", error) from error
+    return _MODELS[rule.name][1]
+
+
+def device_of_worker(device: str) -> str:
+    """Return the device of this process: of several GPUs, worker processes take turns."""
+    identity = multiprocessing.current_process()._identity
+    if device != "cuda" or not identity:
+        return device
+    import torch
+
+    return f"cuda:{(identity[-1] - 1) % torch.cuda.device_count()}"
+
+
+def _as_series(values: Values) -> pd.Series:
+    """Return values as a column of a table, missing where there is no verdict."""
+    is_judged = values.is_judged
+    if values.values.dtype == object:
+        return pd.Series(pa.array(values.values, mask=~is_judged, type=pa.string()).to_pandas(), dtype="str")
+    if values.values.dtype.kind == "f":
+        return pd.Series(np.where(is_judged, values.values, np.array(np.nan, dtype=values.values.dtype)))
+    series = pd.Series(values.values)
+    return series if is_judged.all() else series.convert_dtypes().mask(~is_judged)
+
+
+def _planted_rows(pool: Pool, uids: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    labels = read_parquet(planted_path(pool), ["uid", *names]).to_pandas().drop_duplicates("uid")
+    return labels.set_index("uid").reindex(format_uids(uids))[list(names)].reset_index(drop=True)

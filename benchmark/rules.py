@@ -1,0 +1,88 @@
+"""Rules: a strategy with its options and its cut, as plain data, and what identifies it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from benchmark.assets import find_assets, hash_assets
+from benchmark.registry import STRATEGIES, Strategy, get_strategy
+from benchmark.signals import user_signal
+from benchmark.stage import Json, sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmark.pool import Pool
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How scores become choices: the top `fraction` of the pool's rows, or scores >= `threshold`."""
+
+    kind: str  # "fraction" or "threshold"
+    value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self.kind}={self.value} is not a finite number")
+        if self.kind == "fraction" and not 0 < self.value <= 1:
+            raise ValueError(f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A strategy with its options, and its cut where it scores. Plain data, so that worker processes can be sent it."""
+
+    name: str
+    options: dict[str, Json] = field(default_factory=dict)
+    cut: Cut | None = None
+
+    @property
+    def strategy(self) -> Strategy:
+        return get_strategy(self.name)
+
+    def with_assets(self, pool_dir: Path) -> Rule:
+        """Return the rule with the paths of its assets among its options; raises FileNotFoundError."""
+        return replace(self, options=find_assets(self.strategy, self.options, pool_dir))
+
+    def signal_rules(self, pool: Pool) -> dict[str, Rule | None]:
+        """Return the signals that it uses: a registered one with its options, None for a column of a user's parquet.
+
+        A registered signal takes those of the rule's options that it has itself.
+        """
+        found: dict[str, Rule | None] = {}
+        for name in self.strategy.signals:
+            signal = STRATEGIES.get(name)
+            if signal is None or signal.kind != "signal":
+                found[name] = None
+                continue
+            options = {option.name: option.default for option in signal.options.values()}
+            options |= {key: value for key, value in self.options.items() if key in options}
+            found[name] = Rule(name, options).with_assets(pool.dir)
+        return found
+
+    def as_json(self, pool: Pool) -> dict[str, Json]:
+        """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
+
+        And its signals, and the versions of optional packages, where it declares any. Raises FileNotFoundError where an
+        asset or a signal is nowhere.
+        """
+        return {**self.identity(pool), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
+
+    def identity(self, pool: Pool) -> dict[str, Json]:
+        """Return what its values hang on beside the pool: all of `as_json` but the cut."""
+        found: dict[str, Json] = {
+            "name": self.name,
+            "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
+            "source": sha256_of(self.strategy.source_path),
+        }
+        if self.strategy.packages:
+            found["packages"] = self.strategy.package_versions()
+        if self.strategy.signals:
+            found["signals"] = {
+                name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool)
+                for name, rule in self.signal_rules(pool).items()
+            }
+        return found

@@ -1,0 +1,329 @@
+"""Values kept row by row: what filters and signals said of a pool's rows, and what users bring as a parquet.
+
+    signals_dir/<strategy>-<key>/strategy.json      what its values hang on: options, assets, its whole source file
+    signals_dir/<strategy>-<key>/<shard>.parquet    a row for each of the metadata shard's: value, state (a signal: uid)
+    signals_dir/<strategy>-<key>/<shard>.parts/     what a run that is under way, or was killed, has of it so far
+    signals_dir/my_scores.parquet                   a user's: a column `uid`, and columns that filters ask for by name
+    signals_dir/joined/<sha256>-<column>/           the same, sorted by uid
+
+A shard's values are of its metadata file (and .npz, and images) as they were; others are computed anew. Any of it may
+be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmark.names import nearest_name
+from benchmark.stage import Json, atomic_path, digest, locked, read_json, remove_temporary, sha256_of, write_json
+from benchmark.storage import cache_dir, is_remote, list_files, location_key
+from benchmark.tables import read_footer, read_parquet
+from benchmark.uids import UID_DTYPE, find_uids, parse_uids, sorted_blocks
+
+if TYPE_CHECKING:
+    from benchmark.pool import Pool
+
+KEPT_VERSION = 1  # raised by hand when the values of an unchanged strategy change
+PART_SECONDS = 20.0  # of work at most are lost by a kill
+INPUTS_KEY = b"winnow_inputs"
+REMEDY = "delete it, and its values are computed again"
+MAX_TEXTS = 1 << 16  # different ones in a user's column of texts
+JOINED_NAME = "joined"
+
+# States of a row; the last three are "no verdict".
+NOT_ASKED, JUDGED, NO_VERDICT, ABSENT, UNDECODABLE = range(5)
+
+
+@dataclass(frozen=True)
+class Values:
+    """One value per row, and what is known of it."""
+
+    values: np.ndarray  # (rows,) bool, int64, float, or object for texts; anything where the state is not JUDGED
+    states: np.ndarray  # (rows,) uint8
+
+    @property
+    def is_judged(self) -> np.ndarray:
+        return self.states == JUDGED
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values of some rows of a metadata shard."""
+
+    rows: np.ndarray  # (n,) int64, each at most once
+    values: np.ndarray
+    states: np.ndarray
+
+
+class KeptValues:
+    """The values of one strategy on one metadata shard: those that are there, and those that are being added."""
+
+    def __init__(self, path: Path, inputs: Callable[[], str], num_rows: int) -> None:
+        """Open what is there; `inputs` identifies what the values are computed from, and is asked where it matters."""
+        self.path = path
+        self.inputs = inputs
+        self.num_rows = num_rows
+        self.parts_dir = path.with_suffix(".parts")
+        self._pieces: list[Piece] = []
+        self._num_saved = 0  # pieces that are in parts already
+        self._saved_at = time.monotonic()
+        if path.exists() and (found := self._read(path)) is not None:
+            self._pieces.append(Piece(np.arange(num_rows), *found))
+        self._is_whole = bool(self._pieces)  # the file holds all there is
+        for part in sorted(self.parts_dir.glob("*.parquet")):
+            if (found := self._read(part)) is None:
+                part.unlink()
+                continue
+            rows = read_parquet(part, ["row"], REMEDY)["row"].to_numpy()
+            self._pieces.append(Piece(rows, *found))
+            self._is_whole = False
+        self._num_saved = len(self._pieces)
+
+    def states(self) -> np.ndarray:
+        """Return what is known of every row: (rows,) uint8."""
+        states = np.zeros(self.num_rows, dtype=np.uint8)
+        for piece in self._pieces:
+            asked = piece.states != NOT_ASKED
+            states[piece.rows[asked]] = piece.states[asked]
+        return states
+
+    def add(self, piece: Piece) -> None:
+        """Take values in; now and then they are saved, so that a kill loses little."""
+        self._pieces.append(piece)
+        self._is_whole = False
+        if time.monotonic() - self._saved_at >= PART_SECONDS:
+            self.save_part()
+
+    def save_part(self) -> None:
+        """Save what was added since the last time."""
+        fresh = self._pieces[self._num_saved :]
+        if fresh:
+            joined = joined_pieces(fresh, sum(len(piece.rows) for piece in fresh), in_order=True)
+            rows = pa.array(np.concatenate([piece.rows for piece in fresh]))
+            number = 1 + max((int(part.stem) for part in self.parts_dir.glob("*.parquet")), default=0)
+            self._write(self.parts_dir / f"{number:06d}.parquet", joined, {"row": rows})
+            self._num_saved = len(self._pieces)
+        self._saved_at = time.monotonic()
+
+    def values(self) -> Values:
+        """Return all rows' values; raises ValueError where they are of different kinds."""
+        return joined_pieces(self._pieces, self.num_rows)
+
+    def finish(self, values: Values, uids: pa.ChunkedArray | None = None) -> None:
+        """Write all rows' values as one file, with the uids where they are given, and remove the parts."""
+        if not self._is_whole:
+            self._write(self.path, values, {} if uids is None else {"uid": uids})
+        self.forget_parts()
+
+    def forget_parts(self) -> None:
+        """Remove the parts."""
+        if self.parts_dir.exists():
+            shutil.rmtree(self.parts_dir)
+
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return values and states, or None where they are of other inputs."""
+        footer = read_footer(path)
+        if (footer.metadata or {}).get(INPUTS_KEY) != self.inputs().encode():
+            return None
+        table = read_parquet(path, ["value", "state"], REMEDY)
+        return from_arrow(table["value"]), table["state"].to_numpy()
+
+    def _write(self, path: Path, values: Values, more: dict[str, pa.Array]) -> None:
+        column = pa.array(values.values, mask=~values.is_judged)
+        table = pa.table({**more, "value": column, "state": pa.array(values.states)})
+        table = table.replace_schema_metadata({INPUTS_KEY: self.inputs()})
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+
+def from_arrow(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as numpy has it, with anything where it is null: (rows,) bool, int64, float or object."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type):
+        return column.to_numpy() if len(column) else np.empty(0, dtype=object)
+    filled = pc.fill_null(column, False if pa.types.is_boolean(column.type) else pa.scalar(0, column.type))
+    return filled.to_numpy()
+
+
+def joined_pieces(pieces: Sequence[Piece], num_rows: int, *, in_order: bool = False) -> Values:
+    """Put pieces where their rows stand (`in_order`: behind each other); rows of no piece are not asked.
+
+    Raises ValueError where a piece has bools and another numbers.
+    """
+    kind = common_type([(piece.values.dtype, bool((piece.states == JUDGED).any())) for piece in pieces])
+    values, states = np.zeros(num_rows, dtype=kind), np.zeros(num_rows, dtype=np.uint8)
+    start = 0
+    for piece in pieces:
+        rows = np.arange(start, start + len(piece.rows)) if in_order else piece.rows
+        asked = slice(None) if in_order else piece.states != NOT_ASKED
+        values[rows[asked]] = piece.values[asked].astype(kind, copy=False)
+        states[rows[asked]] = piece.states[asked]
+        start += len(piece.rows)
+    return Values(values, states)
+
+
+def common_type(kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
+    """Return the type that holds all of these, each with whether any value is judged; raises ValueError for a mix."""
+    # Without a verdict, as of rows without images, there is no type.
+    typed = {kind for kind, is_judged in kinds if is_judged} or {kind for kind, _ in kinds} or {np.dtype(bool)}
+    if len({kind.kind for kind in typed}) > 1:
+        raise ValueError(f"returned different types on different rows: {sorted(map(str, typed))}")
+    return np.result_type(*typed)
+
+
+def kept_dir(pool: Pool, name: str, identity: dict[str, Json]) -> Path:
+    """Return the folder in which a strategy's values of a pool are kept."""
+    return pool.signals_dir / f"{name}-{digest({'version': KEPT_VERSION, **identity})[:16]}"
+
+
+def begin_keeping(folder: Path, identity: dict[str, Json]) -> None:
+    """Make a strategy's folder and say in it what its values hang on; the caller has locked it."""
+    remove_temporary(folder)
+    if not (folder / "strategy.json").exists():
+        write_json(folder / "strategy.json", {"version": KEPT_VERSION, **identity})
+
+
+def file_hash(path: Path, state: str) -> str:
+    """Return the sha256 of a file in that state (of a remote one, its state); kept in the user's cache."""
+    if is_remote(path):
+        return digest(state)
+    kept_path = cache_dir() / "hashes" / f"{location_key(path)}.json"
+    if kept_path.exists():
+        kept: list[str] = read_json(kept_path)
+        if kept[0] == state:
+            return kept[1]
+    found = sha256_of(path)
+    with locked(kept_path.parent):
+        write_json(kept_path, [state, found])
+    return found
+
+
+# --- What users bring ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UserSignal:
+    """A column of a user's parquet file."""
+
+    path: Path
+    column: str
+    sha256: str
+
+    def joined_path(self, pool: Pool) -> Path:
+        """Return where its values are, sorted by uid."""
+        return pool.signals_dir / JOINED_NAME / f"{self.sha256[:16]}-{self.column}"
+
+
+def user_signal(pool: Pool, name: str, needed_by: str) -> UserSignal:
+    """Find the one parquet file in the signals' folder with a column of that name.
+
+    Raises FileNotFoundError where there is none, ValueError where there are two.
+    """
+    try:
+        files = [file for file in list_files(pool.signals_dir) if file.path.suffix == ".parquet"]
+    except FileNotFoundError:
+        files = []
+    columns = {file: read_footer(file.path).schema.to_arrow_schema().names for file in files}
+    found = [file for file, names in columns.items() if name in names]
+    if not found:
+        known = sorted({each for names in columns.values() for each in names} - {"uid"})
+        raise FileNotFoundError(
+            f"{needed_by!r} needs the signal {name!r}: no file registers one of that name, and no parquet file in "
+            f"{pool.signals_dir} has a column of that name beside `uid`.{nearest_name(name, known)}"
+        )
+    if len(found) > 1:
+        raise ValueError(f"both {found[0].path} and {found[1].path} have a column {name!r}; rename one of them")
+    file = found[0]
+    if "uid" not in columns[file]:
+        raise ValueError(
+            f"{file.path} has no column 'uid', so its {name!r} belongs to no sample; it has {columns[file]}"
+        )
+    return UserSignal(file.path, name, file_hash(file.path, file.state))
+
+
+def join_user_signal(pool: Pool, signal: UserSignal) -> None:
+    """Sort a user's values by uid, once, in bounded memory; raises ValueError where a uid is named twice."""
+    folder = signal.joined_path(pool)
+    if (folder / "texts.json").exists():
+        return
+    with locked(folder):
+        if (folder / "texts.json").exists():
+            return
+        remove_temporary(folder)
+        texts: dict[str, int] = {}
+        dtype: np.dtype | None = None
+
+        def records() -> Iterator[np.ndarray]:
+            nonlocal dtype
+            for batch in pq.ParquetFile(signal.path).iter_batches(columns=["uid", signal.column]):
+                batch = batch.filter(pc.is_valid(batch[signal.column]))
+                values = _numbers(batch[signal.column], texts, signal)
+                dtype = np.dtype([("f0", "u8"), ("f1", "u8"), ("value", values.dtype)])
+                part = np.empty(len(values), dtype=dtype)
+                uids = parse_uids(batch["uid"], str(signal.path))
+                part["f0"], part["f1"], part["value"] = uids["f0"], uids["f1"], values
+                yield part
+
+        with atomic_path(folder / "values.bin") as temporary, temporary.open("wb") as file:
+            for block in sorted_blocks(records(), folder):
+                uids = np.empty(len(block), dtype=UID_DTYPE)
+                uids["f0"], uids["f1"] = block["f0"], block["f1"]
+                repeated = np.flatnonzero(uids[1:] == uids[:-1])
+                if len(repeated):
+                    high, low = uids[repeated[0]].item()
+                    raise ValueError(
+                        f"{signal.path} names the uid {high:016x}{low:016x} twice; keep one row of each uid"
+                    )
+                file.write(block.data)
+        kind = np.dtype(bool) if dtype is None else dtype["value"]
+        write_json(folder / "texts.json", {"dtype": kind.str, "texts": list(texts)})
+
+
+def read_user_signal(pool: Pool, signal: UserSignal, uids: np.ndarray) -> Values:
+    """Return a joined column's values of these uids; those that it lacks, or has null or NaN, have no verdict."""
+    folder = signal.joined_path(pool)
+    note = json.loads((folder / "texts.json").read_bytes())
+    dtype = np.dtype([("f0", "u8"), ("f1", "u8"), ("value", note["dtype"])])
+    if (folder / "values.bin").stat().st_size:
+        held = np.asarray(np.memmap(folder / "values.bin", dtype=dtype, mode="r"))
+    else:
+        held = np.empty(0, dtype=dtype)
+    places = find_uids(uids, held)
+    values = np.zeros(len(uids), dtype=dtype["value"])
+    values[places >= 0] = held["value"][places[places >= 0]]
+    is_there = places >= 0
+    if values.dtype.kind == "f":
+        is_there &= ~np.isnan(values)
+    if note["texts"]:
+        values = np.array(note["texts"], dtype=object)[values]
+    return Values(values, np.where(is_there, JUDGED, NO_VERDICT).astype(np.uint8))
+
+
+def _numbers(column: pa.Array, texts: dict[str, int], signal: UserSignal) -> np.ndarray:
+    """Return a column of a user's as numbers, texts as their places in `texts`, which is added to."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        encoded = column.dictionary_encode()
+        places = np.array(
+            [texts.setdefault(text, len(texts)) for text in encoded.dictionary.to_pylist()], dtype=np.int64
+        )
+        if len(texts) > MAX_TEXTS:
+            raise ValueError(f"{signal.path}: {signal.column!r} has more than {MAX_TEXTS:,} different texts")
+        return places[encoded.indices.to_numpy()] if len(places) else np.empty(0, dtype=np.int64)
+    if pa.types.is_boolean(kind):
+        return column.to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(kind):
+        return column.to_numpy().astype(np.int64)
+    if pa.types.is_floating(kind):
+        return column.to_numpy()
+    raise ValueError(f"{signal.path}: {signal.column!r} holds {kind}; a signal holds numbers, bools or texts")
