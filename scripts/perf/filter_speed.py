@@ -39,6 +39,7 @@ DIMENSION = 768
 SCORE = "clip_l14_similarity_score"
 FRACTION = 0.3
 FILTERS = ("no_filter", "clip_score", "basic", "laion2b", "text_based")
+KEPT = ("basic", "laion2b", "text_based")  # whose values the engine keeps; the others copy a column
 LOOPS = ("clip_score", "basic")  # compared at the size of the pool; text_based's loop has `--loop-rows`
 MEMORY_SHARDS = (1, 4, 16)
 
@@ -169,7 +170,7 @@ def floor_clip_score(pool_dir: Path) -> np.ndarray:
     scores = np.concatenate([pq.read_table(path, columns=[SCORE])[SCORE].to_numpy() for path in pool.metadata_paths])
     wanted = round(len(scores) * FRACTION)
     keep = scores >= np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
-    return sort_uids(pool.all_uids()[keep])
+    return sort_uids(np.concatenate([pool.read_uids(path) for path in pool.metadata_paths])[keep])
 
 
 def floor_basic(pool_dir: Path) -> np.ndarray:
@@ -212,12 +213,17 @@ LEGS: dict[str, Callable[[Path], np.ndarray]] = {
 
 
 def measure(leg: str, pool_dir: Path, work_dir: Path, *, workers: int = 0) -> Timing:
-    """Time one whole process: a filter's name, `<name>, first` where the pool's fingerprint is to be made, or a leg."""
+    """Time one whole process: a leg or a filter's name.
+
+    `<name>, first`: the pool's fingerprint is to be made; `<name>, again`: the filter's values are kept from before.
+    """
     out_dir, own_cache = work_dir / "out", work_dir / "cache"
     shutil.rmtree(out_dir, ignore_errors=True)
-    name, _, first = leg.partition(", ")
-    if first:
+    name, _, when = leg.partition(", ")
+    if when == "first":
         shutil.rmtree(own_cache, ignore_errors=True)
+    if when != "again":
+        shutil.rmtree(pool_dir / "signals", ignore_errors=True)
     if leg in LEGS:
         command = [sys.executable, "-m", "scripts.perf.filter_speed", "--leg", leg, str(pool_dir), str(out_dir)]
     else:
@@ -244,7 +250,7 @@ def report(timings: dict[tuple[str, int], list[Timing]]) -> str:
     ]
     for leg in legs:
         sizes = sorted(rows for other, rows in medians if other == leg)
-        name = leg.removeprefix("loop ").removesuffix(", first")
+        name = leg.removeprefix("loop ").partition(", ")[0]
         for rows in sizes:
             here = medians[leg, rows]
             floor, loop = medians.get((f"floor {name}", rows)), medians.get((f"loop {name}", rows))
@@ -313,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     only = options.only.split(",")
     unknown = set(only) - {*FILTERS, "image_based"}
-    if unknown or min(map(len, map(set, (options.rows, options.loop_rows, options.image_rows)))) < 2:
+    slopes = () if options.memory else (options.rows, options.loop_rows, options.image_rows)
+    if unknown or any(len(set(sizes)) < 2 for sizes in slopes):
         parser.error(f"unknown filters {sorted(unknown)}" if unknown else "a slope needs two sizes of pool or more")
     print(report_memory(measure_memory(options, only)) if options.memory else report(measure_all(options, only)))
 
@@ -324,9 +331,11 @@ def measure_all(options: argparse.Namespace, only: Sequence[str]) -> dict[tuple[
     for rows in sorted(set(options.rows)) if set(only) - {"image_based"} else []:
         pool_dir = options.work_dir / f"pool-{rows}"
         make_pool(pool_dir, rows)
-        legs = [f"{only[0]}, first"] if only[0] in FILTERS else []
-        for name in (each for each in FILTERS if each in only):
-            legs += [name, *(f"{kind} {name}" for kind in ("floor", "loop") if name in LOOPS)]
+        chosen = [each for each in FILTERS if each in only]
+        legs = [f"{chosen[0]}, first"]
+        for name in chosen:
+            legs += [name, *([f"{name}, again"] if name in KEPT else [])]
+            legs += [f"{kind} {name}" for kind in ("floor", "loop") if name in LOOPS]
         jobs += [(leg, rows, pool_dir) for leg in legs]
     for rows in sorted(set(options.loop_rows)) if "text_based" in only else []:
         make_pool(options.work_dir / f"pool-{rows}", rows)
@@ -336,7 +345,7 @@ def measure_all(options: argparse.Namespace, only: Sequence[str]) -> dict[tuple[
         make_pool(pool_dir, rows)
         if not (pool_dir / "assets" / "image_targets_l14.npy").exists():
             add_embeddings(pool_dir, options.centroids)
-        jobs += [(leg, rows, pool_dir) for leg in ("image_based, first", "image_based", "bare product")]
+        jobs += [(leg, rows, pool_dir) for leg in ("image_based", "image_based, again", "bare product")]
     timings: dict[tuple[str, int], list[Timing]] = {}
     for number in range(options.rounds):
         for leg, rows, pool_dir in jobs:
