@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from benchmark.cuts import OpenCut, RowKeys, TopCut, count_digits, gather_keys
+from benchmark.cuts import NOTHING, OpenCut, RowKeys, TopCut, count_digits, gather_words
 from benchmark.executor import map_items
 from benchmark.images import ImagePlaces, locate_images
 from benchmark.index import shards_dir_of
@@ -274,6 +274,7 @@ class _Tally:
 class _JudgedShard:
     tallies: list[_Tally]  # of each rule that was asked
     num_passing: int  # rows that these masks and thresholds let pass
+    copied: dict[int, str | None]  # by rule, the column that its scores only copy
     efforts: dict[str, Effort]
     image_effort: Effort
 
@@ -310,7 +311,7 @@ class _Passes:
             is_scored = rule.cut is not None and rule.cut.kind == "fraction"
             kept = np.ones(len(asked), dtype=bool) if is_scored else self._votes(number, values) > 0
             if is_scored:
-                histogram = count_digits(self._keys(shard, path, values, asked), ())
+                histogram = count_digits(self._keys(shard, path, values, asked), OpenCut(0, 0))
             elif values.values.dtype.kind != "i":
                 passing &= kept
             num_judged = int((values.is_judged & asked).sum())
@@ -323,7 +324,7 @@ class _Passes:
                     histogram,
                 )
             )
-        return _JudgedShard(tallies, int(passing.sum()), found.efforts, found.image_effort)
+        return _JudgedShard(tallies, int(passing.sum()), found.copied, found.efforts, found.image_effort)
 
     def narrow(self, opened: dict[int, OpenCut], item: tuple[int, Path]) -> dict[int, np.ndarray]:
         """Count a shard's rows by the next digit of each cut that is open, or gather them where they are few."""
@@ -331,7 +332,7 @@ class _Passes:
         asked = self._asked(shard, path)
         found = self.judge.values(path, list(opened), asked=asked).values
         return {
-            number: (gather_keys if cut.is_small else count_digits)(self._keys(shard, path, values, asked), cut.digits)
+            number: (gather_words if cut.is_small else count_digits)(self._keys(shard, path, values, asked), cut)
             for (number, cut), values in zip(opened.items(), found, strict=True)
         }
 
@@ -445,6 +446,7 @@ class _Engine:
             filters = [number for number in numbers if self.rules[number].strategy.kind == "filter"]
             num_passing, image_effort = 0, Effort()
             types: dict[int, list[tuple[np.dtype, bool]]] = {number: [] for number in filters}
+            copied: dict[int, set[str | None]] = {number: set() for number in filters}
             for part in self.spread(partial(passes.judge_shard, numbers), items, name="filter"):
                 num_passing += part.num_passing
                 image_effort = image_effort.plus(part.image_effort)
@@ -452,9 +454,13 @@ class _Engine:
                     self.efforts[name] = self.efforts.get(name, Effort()).plus(effort)
                 for number, tally in zip(filters, part.tallies, strict=True):
                     types[number].append((tally.dtype, tally.num_judged > 0))
+                    copied[number].add(part.copied.get(number))
                     tallies[number] = tallies[number].plus(tally) if number in tallies else tally
             for number in filters:
                 _common_type(self.rules[number], types[number])
+                column = copied[number].pop() if len(copied[number]) == 1 else None
+                if column is not None:
+                    self.judge.copied[number] = column
             if image_effort.rows:
                 self.efforts[DECODING] = image_effort
             if tier == IMAGE:
@@ -503,9 +509,9 @@ class _Engine:
             if wanted >= tally.num_judged:
                 cuts[number] = TopCut()
             elif wanted == 0:
-                cuts[number] = TopCut((0, 0, 0, 0))
+                cuts[number] = NOTHING
             else:
-                opened[number] = OpenCut((), wanted, tally.num_judged).narrowed(tally.histogram)
+                opened[number] = OpenCut(wanted, tally.num_judged).narrowed(tally.histogram)
         while opened:
             parts: dict[int, list[np.ndarray]] = {number: [] for number in opened}
             for part in self.spread(partial(passes.narrow, opened), self.items, name="cut"):
@@ -515,11 +521,14 @@ class _Engine:
                     else:
                         parts[number][0] += found
             for number, cut in list(opened.items()):
-                if cut.is_small:
-                    cuts[number] = cut.closed(np.concatenate(parts[number]))
+                following = (
+                    cut.with_word(np.concatenate(parts[number])) if cut.is_small else cut.narrowed(parts[number][0])
+                )
+                if isinstance(following, TopCut):
+                    cuts[number] = following
                     del opened[number]
                 else:
-                    opened[number] = cut.narrowed(parts[number][0])
+                    opened[number] = following
         return cuts
 
     def _apply(self, passes: _Passes, tallies: dict[int, _Tally], num_rows: int, subset_path: Path) -> FilterOutcome:

@@ -44,7 +44,8 @@ from benchmark.stage import digest
 from benchmark.tables import read_parquet
 from benchmark.uids import format_uids
 
-SLICE_ROWS = 4096  # a filter is handed at most this many rows at once
+SLICE_ROWS = 8192  # a filter is handed at most this many rows at once
+SLICE_FEATURES = 4096  # with features
 COLUMN, FEATURE, IMAGE = range(3)  # what a rule reads, the cheapest first
 
 
@@ -67,6 +68,7 @@ class ShardValues:
     """What all rules say of one metadata shard."""
 
     values: list[Values]  # of each rule
+    copied: dict[int, str | None]  # by rule, the column that its scores only copy
     efforts: dict[str, Effort] = field(default_factory=dict)  # by strategy, signals among them
     image_effort: Effort = field(default_factory=Effort)  # reading and decoding
 
@@ -85,7 +87,7 @@ class Judge:
         self.content_hash = ""  # of the images, which their values hang on
         self.signals: dict[int, dict[str, Rule | None]] = {}  # by the number of the rule that uses them
         self.all_rules = list(rules)  # signals too
-        self._numbers: dict[str, int] = {}
+        self.copied: dict[int, str] = {}  # rules whose scores are known to be a column, with its name
         self.kept_dirs: dict[int, Path] = {}
         self.identities: dict[int, dict[str, Any]] = {}
         position = 0
@@ -126,7 +128,7 @@ class Judge:
         """
         work = _ShardWork(self, path, asked, places)
         work.judge_by(numbers)
-        return ShardValues([work.found[number] for number in numbers], work.efforts, work.images)
+        return ShardValues([work.found[number] for number in numbers], work.copied, work.efforts, work.images)
 
     def table(self, path: Path, number: int, *, asked: np.ndarray) -> pd.DataFrame:
         """Return the columns and signals that a selector declared, of all rows of a metadata shard."""
@@ -148,12 +150,15 @@ class _ShardWork:
         self.efforts: dict[str, Effort] = {}
         self.images = Effort()
         self.found: dict[int, Values] = {}
-        self._columns: dict[str, pd.DataFrame] = {}
+        self.copied: dict[int, str | None] = {}
+        self._columns: dict[str, pd.Series] = {}
         self._features: dict[str, np.ndarray] = {}
+        self._numbers: Sequence[int] = ()
 
     def judge_by(self, numbers: Sequence[int]) -> None:
         """Judge by the rules of these numbers, and first by the signals they use."""
         waiting = [number for number in numbers if number not in self.found]
+        self._numbers = waiting
         inner = [self.judge.all_rules.index(s) for n in waiting for s in self.judge.signals[n].values() if s]
         if inner:
             self.judge_by(list(dict.fromkeys(inner)))
@@ -167,12 +172,22 @@ class _ShardWork:
             self._judge_images(seeing)
 
     def _judge_rows(self, number: int) -> None:
+        if number in self.judge.copied:
+            scores = self._column(self.judge.copied[number]).to_numpy()
+            is_judged = ~np.isnan(scores)
+            self.found[number] = Values(
+                np.where(is_judged, scores, 0).astype(scores.dtype) + 0,
+                np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8),
+            )
+            return
         rule = self.judge.all_rules[number]
         kept, states = self._opened(number)
         missing = np.flatnonzero(self.asked & (states == NOT_ASKED))
+        table = self.table(number) if len(missing) else pd.DataFrame()
+        step = SLICE_FEATURES if rule.strategy.features else SLICE_ROWS
         pieces: list[Piece] = []
-        for start in range(0, len(missing), SLICE_ROWS):
-            piece = self._call(number, missing[start : start + SLICE_ROWS])
+        for start in range(0, len(missing), step):
+            piece = self._call(number, table, missing[start : start + step])
             pieces.append(piece)
             if kept is not None:
                 kept.add(piece)
@@ -183,6 +198,7 @@ class _ShardWork:
         opened = {number: self._opened(number) for number in numbers}
         missing = {number: self.asked & (states == NOT_ASKED) for number, (_, states) in opened.items()}
         pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
+        tables = {number: self.table(number) for number in numbers if missing[number].any()}
 
         def add(number: int, piece: Piece) -> None:
             pieces[number].append(piece)
@@ -214,7 +230,8 @@ class _ShardWork:
                     if not mine.any():
                         continue
                     own = [image for image, is_mine in zip(images, mine, strict=True) if is_mine]
-                    add(number, self._call(number, chosen[mine], own if len(numbers) == 1 else [i.copy() for i in own]))
+                    own = own if len(numbers) == 1 else [image.copy() for image in own]
+                    add(number, self._call(number, tables[number], chosen[mine], own))
                 began = time.perf_counter()
         for number in numbers:
             kept, _ = opened[number]
@@ -242,23 +259,24 @@ class _ShardWork:
         effort.undecodable += int((states == UNDECODABLE).sum())
         if kept is None or not num_missing:
             return
-        if self._is_copy(rule, values):
+        self.copied[number] = self._copied(rule, values)
+        if self.copied[number] is not None:
             kept.forget_parts()
             return
         kept.finish(values, read_parquet(self.path, ["uid"])["uid"] if rule.strategy.kind == "signal" else None)
 
-    def _is_copy(self, rule: Rule, values: Values) -> bool:
-        """Tell whether scores only copy a column, which is where they can be read again."""
+    def _copied(self, rule: Rule, values: Values) -> str | None:
+        """Return the column that scores only copy, where they can be read again; None where there is none."""
         if rule.strategy.kind == "signal" or values.values.dtype.kind != "f":
-            return False
+            return None
         rows = np.flatnonzero(values.states != NOT_ASKED)
         for name in rule.strategy.needed_columns(rule.options):
             column = self._column(name).to_numpy()
             if column.dtype == values.values.dtype and np.array_equal(
                 column[rows] + 0, np.where(values.is_judged, values.values, np.nan)[rows], equal_nan=True
             ):
-                return True
-        return False
+                return name
+        return None
 
     def _inputs(self, number: int) -> str:
         """Identify what a rule's values of this shard are computed from, beside its options."""
@@ -271,10 +289,11 @@ class _ShardWork:
         inner = [self.judge.all_rules.index(s) for s in self.judge.signals[number].values() if s is not None]
         return digest([found, [self._inputs(each) for each in inner]])
 
-    def _call(self, number: int, chosen: np.ndarray, images: list[Image.Image] | None = None) -> Piece:
-        """Let a rule judge the chosen rows, which are ascending or in the order of the tars."""
+    def _call(
+        self, number: int, table: pd.DataFrame, chosen: np.ndarray, images: list[Image.Image] | None = None
+    ) -> Piece:
+        """Let a rule judge the chosen rows of its table, which are ascending or in the order of the tars."""
         rule = self.judge.all_rules[number]
-        table = self.table(number)
         is_run = len(chosen) > 0 and int(chosen[-1]) - int(chosen[0]) == len(chosen) - 1 and images is None
         part = table.iloc[int(chosen[0]) : int(chosen[-1]) + 1] if is_run else table.iloc[chosen]
         # Copies: a filter may change what it is handed.
@@ -310,17 +329,17 @@ class _ShardWork:
         if name not in self._columns:
             wanted = [name, *(each for each in self._needed() if each not in self._columns and each != name)]
             read = self.pool.read_columns(self.path, wanted)
-            self._columns |= {each: read[[each]] for each in wanted}
-        return self._columns[name][name]
+            self._columns |= {each: read[each] for each in wanted}
+        return self._columns[name]
 
     def _needed(self) -> list[str]:
-        """Return the columns of the rules that see no image: they are read together."""
+        """Return the columns of the rules that are asked here: they are read together."""
         return list(
             dict.fromkeys(
                 column
-                for rule in self.judge.all_rules
-                if rule.strategy.kind != "selector"
-                for column in rule.strategy.needed_columns(rule.options)
+                for number in self._numbers
+                if number not in self.judge.copied
+                for column in self.judge.all_rules[number].strategy.needed_columns(self.judge.all_rules[number].options)
             )
         )
 
