@@ -410,7 +410,7 @@ def _verb_help(verb: str) -> str:
 
 
 def _filter_lines() -> list[str]:
-    from benchmark.assets import user_assets_dir
+    from benchmark.assets import default_place
     from benchmark.options import filter_defaults, known_strategies
 
     lines = []
@@ -429,7 +429,7 @@ def _filter_lines() -> list[str]:
             expected = option.type_name
             if option.name in strategy.assets:
                 expected = "file or list of files" if option.is_list else "file"
-                default = f"{strategy.assets[option.name]} in <pool_dir>/assets or {user_assets_dir()}"
+                default = default_place(strategy.assets[option.name])
             lines.append(f"      filters.{strategy.name}.{option.name}: {expected} (default: {default})")
     return lines
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.tensors import open_array
+
 BLOCK_ROWS = 4096
 FLOAT32_MARGIN = 1e-5  # of the product of two norms; rounding changes an inner product by far less
 UNSURE_ROWS = 64  # that are compared with all centres at once
@@ -49,15 +51,15 @@ def pair_similarities(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def embedding_blocks(path: str | Path, dimension: int, *, option: str) -> Iterator[np.ndarray]:
-    """Yield the rows of an .npy file of embeddings, memory-mapped: (at most BLOCK_ROWS, dimension) float32 at once.
+    """Yield the rows of a file of embeddings (.npy or .pt), mapped: (at most BLOCK_ROWS, dimension) float32 at once.
 
     Raises ValueError naming `option`, the option that may give the path, where it holds something else, or a row that
     is NaN or zero.
     """
     try:
-        embeddings = np.lib.format.open_memmap(path, mode="r")
+        embeddings = open_array(Path(path))
     except ValueError as error:
-        raise ValueError(f"{option}: {path} is not an .npy file of numbers ({error})") from error
+        raise ValueError(f"{option}: {error}") from error
     if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or not len(embeddings) or embeddings.shape[1] != dimension:
         raise ValueError(
             f"{option}: {path} has shape {embeddings.shape} of {embeddings.dtype}, not (rows, {dimension}) of floats"

@@ -117,6 +117,10 @@ def filter_stage(
                     result = _take(exp_dir, pool, choice.subset_path, choice.max_missing)
                 else:
                     within = load_subset(choice.within_path) if choice.within_path else None
+                    for rule in choice.rules:
+                        for package, version in rule.strategy.package_versions().items():
+                            if version is None:
+                                warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
                     outcome = write_filtered(
                         pool,
                         choice.rules,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def language_of(model: Any, text: str) -> str:
 def count_tokens(text: str) -> int:
     """Count the tokens of fastText's `tokenize`: only ASCII white space and NUL split, and every newline is a token."""
     return len(re.findall(r"\n|[^ \t\n\v\f\r\0]+", text))
+
+
+def are_described_in_english(model: Any, texts: Sequence[str]) -> list[bool]:
+    """Apply the caption rule of DataComp's image-based filter: more than 5 characters, more than 1 token, English."""
+    is_long = [len(text) > 5 and count_tokens(text) > 1 for text in texts]
+    languages = iter(languages_of(model, compress(texts, is_long)))
+    return [long and next(languages) == "en" for long in is_long]
 
 
 @lru_cache

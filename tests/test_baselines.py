@@ -6,7 +6,6 @@ exactly round(f * n), and null text and NaN give no verdict, where DataComp cras
 """
 
 import hashlib
-import sys
 from collections import Counter
 from functools import cache, lru_cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.subset import load_subset
 from benchmark.wordnet import find_wordnet
+from tests.test_laion2b import without_cld3
 from tests.test_wordnet import read_by_nltk
 
 WORDS = {
@@ -181,8 +181,8 @@ def pool_dir(request, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _loaded_without_cld3(strategies, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcld3", None)  # laion2b falls back on fastText
+def _loaded(strategies):
+    """Have the strategies loaded."""
 
 
 # What DataComp's code does, row by row.
@@ -259,8 +259,16 @@ def passes_score(row, name: str, threshold: float) -> bool:
     return bool(score >= type(score)(threshold))
 
 
-def passes_laion2b(row) -> bool:
-    return passes_score(row, "b32", 0.28) and is_english(row["text"])
+def passes_laion2b(row, language_rule) -> bool:
+    return passes_score(row, "b32", 0.28) and language_rule(row["text"])
+
+
+@cache
+def is_english_to_cld3(text: str) -> bool:
+    from gcld3 import NNetLanguageIdentifier
+
+    identifier = NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
+    return identifier.FindLanguage(text=text.replace("\n", " ")).language == "en"
 
 
 def passes_text_based(row) -> bool:
@@ -345,8 +353,15 @@ def test_clip_score_compares_a_threshold_in_the_columns_type(pool_dir, arch, thr
     assert_same(pool_dir, [make_rule("clip_score", {"arch": arch, "threshold": threshold})], wanted)
 
 
-def test_laion2b_with_fasttext_is_datacomps_rule(pool_dir):
-    assert_same(pool_dir, [make_rule("laion2b", {})], [row for row in read_row_by_row(pool_dir) if passes_laion2b(row)])
+def test_laion2b_is_datacomps(pool_dir):
+    wanted = [row for row in read_row_by_row(pool_dir) if passes_laion2b(row, is_english_to_cld3)]
+    assert_same(pool_dir, [make_rule("laion2b", {})], wanted)
+
+
+def test_laion2b_with_fasttext_is_datacomps_but_for_the_language(pool_dir, strategies):
+    wanted = [row for row in read_row_by_row(pool_dir) if passes_laion2b(row, is_english)]
+    with without_cld3(strategies["laion2b"].function):
+        assert_same(pool_dir, [make_rule("laion2b", {})], wanted)
 
 
 def test_text_based_is_datacomps(pool_dir):
@@ -369,8 +384,9 @@ def test_image_based_with_clip_score_takes_the_fraction_of_the_whole_pool(pool_d
 
 def test_the_command_line_chooses_the_same(pool_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    workers = 2 if pool_dir.name == "mixed" else 0
     common = [f"pool_dir={pool_dir}", "filters=[basic,clip_score]", "filters.clip_score.arch=b32"]
-    assert main(["filter", *common, "filters.clip_score.threshold=0.1", "exp_dir=out", "workers=2"]) == 0
+    assert main(["filter", *common, "filters.clip_score.threshold=0.1", "exp_dir=out", f"workers={workers}"]) == 0
     rows = read_row_by_row(pool_dir)
     wanted = [row for row in rows if passes_basic(row) and passes_score(row, "b32", 0.1)]
     uids = load_subset(Path("out/subset.npy")).uids

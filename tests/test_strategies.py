@@ -18,6 +18,7 @@ from benchmark.embeddings import cluster_centres, nearest_rows
 from benchmark.filtering import PoolView, run_filters
 from benchmark.language import count_tokens
 from benchmark.models import build_model, build_tokenizer
+from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.rules import Cut, Rule
 from benchmark.uids import format_uids, parse_uids
@@ -139,7 +140,7 @@ def test_laion2b_has_no_verdict_on_missing_values(strategies):
 
 def test_laion2b_names_a_missing_language_model(strategies, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"filters.laion2b.language_model: there is no file"):
-        laion2b_verdicts(strategies, [ENGLISH], np.array([0.3]), language_model=str(tmp_path / "no.bin"))
+        make_rule("laion2b", {"language_model": str(tmp_path / "no.bin")}).with_assets(tmp_path)
 
 
 def negcliploss_scores(view, batch_size, partitions, tau, seed):
