@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -221,6 +222,7 @@ def train(
     with (
         _cost(seed_dir.parent, ranks, seed=seed, device=device, accumulation=accumulation) as numbers,
         recipe_threads(scale),
+        repeatable_sums(device),
         WandbRun(wandb if ranks.is_first else "disabled", seed_dir.parent, seed).opened(config) as wandb_run,
         stop_signals(insist=ranks.size == 1) as stops,
     ):
@@ -344,6 +346,28 @@ class recipe_threads:  # noqa: N801  # reads as a statement
         torch.set_num_threads(self.before)
 
 
+@contextmanager
+def repeatable_sums(device: str) -> Iterator[None]:
+    """On a GPU, have torch take every sum in one order for a block: a killed run goes on to the same bytes there too.
+
+    What has no such form then raises RuntimeError.
+    """
+    if device != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition, before it is first used
+    is_on, is_mild = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic  # its attributes are hidden from type checkers
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # finds faults, and takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_on, warn_only=is_mild)
+        settings.fill_uninitialized_memory = fills
+
+
 def _cost(exp_dir: Path, ranks: Ranks, **numbers: Json) -> AbstractContextManager[dict[str, Json]]:
     return cost(exp_dir, "train", ranks=ranks.size, **numbers) if ranks.is_first else nullcontext({})
 
@@ -357,7 +381,8 @@ def _prepare(folder: Path, made_from: dict[str, Json], model: nn.Module, scale: 
 
 def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int, ranks: Ranks, folder: Path) -> None:
     """Take one step; raises ValueError, on the first rank, where the run has gone wrong."""
-    with memory_advice(state.model, batch, scale, state.step, accumulation, ranks):
+    advice = memory_advice(state.model, batch, scale, state.step, accumulation, ranks)
+    with advice, _order_advice(scale, ranks):
         stats = train_step(
             state.model_on(ranks),
             state.optimizer,
@@ -418,6 +443,23 @@ def memory_advice(
             f"accumulation={fitting} {does} ({len(batch) // fitting:,} at once), the result the same up to rounding"
         )
     raise MemoryError(f"{who}step {step:,}, {at_once:,} samples at once on {device}: {remedy}")
+
+
+@contextmanager
+def _order_advice(scale: Scale, ranks: Ranks) -> Iterator[None]:
+    """Turn torch's refusal of an operation whose sums have no fixed order on a GPU into a ValueError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        if not ranks.is_first:
+            raise OtherRankFailed from error
+        operation = str(error).split(" does not have")[0]
+        raise ValueError(
+            f"model {scale.model!r} has an operation whose sums come in any order on a GPU ({operation}), so a run "
+            "that was killed would not go on exactly; choose another model, or train this one with device=cpu"
+        ) from error
 
 
 def fitting_accumulation(peak_at: Callable[[int], int], capacity: int, batch: int) -> int | None:

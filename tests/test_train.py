@@ -396,3 +396,27 @@ def test_weights_are_float32_tensors_of_the_model(undisturbed):
     weights = load_file(undisturbed[0] / "model.safetensors")
     assert set(weights) == set(build_model("pico_cnn").state_dict())
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_on_a_gpu_an_operation_without_a_fixed_order_is_refused_in_a_sentence(data, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError(
+            "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set"
+        )
+
+    monkeypatch.setattr(train, "train_step", refuse)
+    with pytest.raises(ValueError, match=r"'pico_cnn' has an operation .* \(adaptive_max_pool2d_backward_cuda\)"):
+        run(data, tmp_path / "run")
+
+
+def test_sums_have_one_order_on_a_gpu_and_afterwards_are_as_they_were(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    with train.repeatable_sums("cuda"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == fills
+    with train.repeatable_sums("cpu"):
+        assert not torch.are_deterministic_algorithms_enabled()
