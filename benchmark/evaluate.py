@@ -318,12 +318,11 @@ class _Evaluator:
             _Images(samples, self.image_size),
             batch_size=BATCH_SIZE,
             num_workers=self.workers,
-            pin_memory=self.device == "cuda",
             generator=torch.Generator(),  # else the loader draws from torch's global one
         )
         embeddings = []
         for batch in tqdm(loader, desc=task_name, unit="batch", disable=None, leave=False):
-            pixels = _padded(batch).to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div(255)
+            pixels = _padded(batch).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
             encoded = self.model.encode_image((pixels - self.mean) / self.std, normalize=True)
             embeddings.append(encoded[: len(batch)].float())
         together = torch.cat(embeddings)

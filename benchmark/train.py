@@ -71,6 +71,7 @@ PACKAGES = ("winnow-bench", "torch", "open_clip_torch", "numpy", "pillow")  # wh
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 NUM_SAVES = 20  # of the state, at even parts of the run
 SECONDS_UNSAVED = 600.0  # and whenever that long has passed without one
+SECONDS_CHEAP, MAX_SAVING = 1.0, 0.02  # a save that takes longer waits until it is no more than that share of the time
 
 
 @dataclass
@@ -83,6 +84,7 @@ class TrainState:
     step: int = 0
     curves: Curves = field(default_factory=Curves)
     saved: float = field(default_factory=time.monotonic)  # when; not part of the state
+    saving: float = 0.0  # seconds that the last save took
     saved_step: int | None = None  # of the newest state on disk
     wrapped: nn.Module | None = None
 
@@ -105,6 +107,7 @@ class TrainState:
 
     def save(self, folder: Path, made_from: dict[str, Json]) -> None:
         """Write the state of the run as one file that can tell whether it is whole; the state before it is kept."""
+        start = time.monotonic()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -125,6 +128,7 @@ class TrainState:
             if newest.exists():
                 rename(newest, before)
         self.saved, self.saved_step = time.monotonic(), self.step
+        self.saving = self.saved - start
 
     def load(self, path: Path) -> None:
         """Take over a saved state."""
@@ -403,12 +407,17 @@ def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int,
 
 
 def _save_if_due(state: TrainState, folder: Path, made_from: dict[str, Json], scale: Scale, asked: bool) -> None:
-    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked."""
+    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked.
+
+    Even parts are passed over where a state of gigabytes would be written too often: a short run on a GPU.
+    """
     is_kept = state.step in scale.kept_steps
     if is_kept:
         _write_weights(folder / kept_name(state.step), state.model)
-    is_late = time.monotonic() - state.saved > SECONDS_UNSAVED
-    if asked or is_kept or is_late or state.step % max(1, scale.steps // NUM_SAVES) == 0:
+    unsaved = time.monotonic() - state.saved
+    is_cheap = state.saving < SECONDS_CHEAP or state.saving < MAX_SAVING * unsaved
+    is_even = state.step % max(1, scale.steps // NUM_SAVES) == 0
+    if asked or is_kept or unsaved > SECONDS_UNSAVED or (is_even and is_cheap):
         state.save(folder, made_from)
 
 
