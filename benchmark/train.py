@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -433,7 +434,8 @@ def memory_advice(
         if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
             raise
         device = batch.images.device.type
-    # Outside the handler, whose error still holds the step's activations.
+        # The error holds the step's frames, and they its activations, until the caller's `with` has ended.
+        traceback.clear_frames(error.__traceback__)
     at_once = len(batch) // accumulation
     if device == "cuda":
         model.zero_grad(set_to_none=True)

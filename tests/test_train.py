@@ -5,6 +5,8 @@ import gzip
 import json
 import math
 import re
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from torch import nn
 from benchmark import stage, step, train
 from benchmark.index import read_index
 from benchmark.models import MODELS_DIR, build_model, build_tokenizer, write_vocabulary
+from benchmark.ranks import Ranks
 from benchmark.scales import SCALES, get_scale
 from benchmark.subset import Subset
 from benchmark.train import TrainingData, TrainState, fitting_accumulation, newest_state
@@ -217,6 +220,48 @@ def test_the_accumulation_that_fits_is_found_from_two_small_measurements(gigabyt
 
     assert fitting_accumulation(peak_at, gigabytes * 1e9, 1024) == accumulation
     assert asked == [16, 32]
+
+
+def test_what_a_step_held_is_free_before_memory_is_measured(monkeypatch):
+    """The error that ends a step holds its frames, and they hold its activations."""
+    held = []
+
+    def step():
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class OnGpu(list):
+        images = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+
+    def peak(model, batch, scale, samples):
+        return 4 * samples + (0 if held[0]() is None else 1000)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 100))
+    monkeypatch.setattr(train, "peak_memory", peak)
+    advice = train.memory_advice(nn.Linear(1, 1), OnGpu(range(64)), SHORT, 3, 1, Ranks())
+    with (
+        pytest.raises(
+            MemoryError, match=r"step 3, 64 samples at once on cuda: accumulation=4 would fit \(16 at once\)"
+        ),
+        advice,
+    ):
+        step()
+
+
+@pytest.mark.parametrize(
+    ("saving", "unsaved", "is_saved"), [(0.2, 0.3, True), (5.0, 100.0, False), (5.0, 300.0, True), (30.0, 601.0, True)]
+)
+def test_a_state_that_takes_long_to_write_is_written_less_often(tmp_path, saving, unsaved, is_saved):
+    saved = []
+    state = SimpleNamespace(
+        step=1, saving=saving, saved=time.monotonic() - unsaved, save=lambda *arguments: saved.append(arguments)
+    )
+    train._save_if_due(state, tmp_path, MADE_FROM, SHORT, False)
+    assert bool(saved) == is_saved
+    train._save_if_due(state, tmp_path, MADE_FROM, SHORT, True)  # whenever it is asked for
+    assert len(saved) == is_saved + 1
 
 
 def test_checkpoints_that_would_not_fit_are_refused_before_training(data, tmp_path, monkeypatch):
