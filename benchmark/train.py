@@ -477,10 +477,17 @@ def fitting_accumulation(peak_at: Callable[[int], int], capacity: int, batch: in
     """Return the least accumulation whose micro-batch fits into `capacity` bytes, None where none does.
 
     `peak_at` measures the peak for a number of samples. It is taken to grow along a line, which two small measurements
-    give; a tenth is left free.
+    give, smaller ones where those do not fit; a tenth is left free.
     """
-    few, more = (max(1, batch // part) for part in (64, 32))
-    low, high = peak_at(few), peak_at(more)
+    for part in (64, 1024, batch):
+        few, more = max(1, batch // part), max(1, 2 * batch // part)
+        try:
+            low, high = peak_at(few), peak_at(more)
+            break
+        except torch.OutOfMemoryError:
+            continue
+    else:
+        return None
     per_sample = (high - low) / max(1, more - few)
     for accumulation in divisors(batch, up_to=batch):
         if low + per_sample * (batch // accumulation - few) <= 0.9 * capacity:

@@ -250,6 +250,16 @@ def test_what_a_step_held_is_free_before_memory_is_measured(monkeypatch):
         step()
 
 
+@pytest.mark.parametrize(("most", "accumulation"), [(200, 8), (40, 8), (1, None)])
+def test_the_measurements_are_smaller_where_memory_is_short(most, accumulation):
+    def peak_at(samples):
+        if samples > most:
+            raise torch.OutOfMemoryError
+        return samples
+
+    assert fitting_accumulation(peak_at, 600, 4096) == accumulation
+
+
 @pytest.mark.parametrize(
     ("saving", "unsaved", "is_saved"), [(0.2, 0.3, True), (5.0, 100.0, False), (5.0, 300.0, True), (30.0, 601.0, True)]
 )
