@@ -318,7 +318,7 @@ def evaluate_stage(
     from benchmark.health import WandbRun
     from benchmark.models import build_model, build_tokenizer
     from benchmark.results import read_results, result_path
-    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, load_weights, recipe_threads
+    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, default_workers, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
     _, subset_record = open_experiment(exp_dir, pool)
@@ -358,6 +358,7 @@ def evaluate_stage(
                     mean=scale.mean,
                     std=scale.std,
                     device=device,
+                    workers=default_workers() if device == "cuda" else 0,  # one core cannot feed a GPU
                 )
             if missing:
                 say(f"evaluate: seed {seed}, {len(missing)} tasks ({seed_dir / 'eval'})")

@@ -47,6 +47,14 @@ def test_our_legs_train_on_what_was_asked_for(pico_pool, leg, stream):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("leg", ["ours", "decoding", "open_clip"])
+def test_first_steps_can_be_left_out(pico_pool, leg):
+    outcome = train_speed.run_in_process(job_of(leg, pico_pool, samples=192, stream=True, skip=1))
+    assert outcome.samples == 128 and outcome.seconds > 0 and outcome.cpu_seconds > 0
+    with pytest.raises(ValueError, match="--skip 3 leaves nothing of 3 steps to time"):
+        train_speed.scale_of(job_of(leg, pico_pool, samples=192, skip=3))
+
+
 def test_open_clips_own_trainer_runs_on_the_same_tars(pico_pool):
     outcome = train_speed.run_in_process(job_of("open_clip", pico_pool))
     assert (outcome.samples, outcome.threads, outcome.decoding_seconds) == (128, 1, 0)
