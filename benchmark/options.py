@@ -20,6 +20,7 @@ WANDB_MODES = ("disabled", "offline", "online")
 
 
 DRY_RUN = "say how many bytes and requests the stage will read; reads footers and the index, which it may make"
+SIGNALS_DIR = "where values of filters and signals are kept row by row, and yours are found [<pool_dir>/signals]"
 MAX_MISSING = "uids of subset= that a pool of shards alone may lack, where images are missing from it"
 
 
@@ -62,9 +63,7 @@ class ChoiceOptions(PoolOptions):
     plugins: Any = _option((), "your own files with filters or tasks: [my_filter.py,...]")
     dry_run: Any = _option(False, DRY_RUN)
     workers: Any = _option(0, "worker processes; 0 works in this one; results do not depend on it")
-    signals_dir: Any = _option(
-        None, "where values of filters and signals are kept row by row, and yours are found [<pool_dir>/signals]"
-    )
+    signals_dir: Any = _option(None, SIGNALS_DIR)
     executor: Any = _option("local", "local or ray: worker processes here, or tasks of a Ray cluster")
 
 
@@ -122,6 +121,7 @@ class ReportOptions(PoolOptions):
 
     exp_dir: Any = _option(MISSING, "the experiment's folder; it has a subset")
     plugins: Any = _option((), "your own files with the experiment's filters: [my_filter.py,...]")
+    signals_dir: Any = _option(None, SIGNALS_DIR)
 
 
 VERBS: dict[str, type[PoolOptions]] = {

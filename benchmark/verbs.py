@@ -200,7 +200,7 @@ def report(config: Config, command: list[str]) -> None:
     """Show what an experiment kept and dropped."""
     scale, pool_dir, _ = scale_and_pool_dir(config)
     location = _given_exp_dir(config)
-    pool = Pool(pool_dir, strict=_is_strict(config))
+    pool = Pool(pool_dir, strict=_is_strict(config), signals_dir=as_signals_dir(config["signals_dir"]))
     with mirrored(location) as exp_dir:
         open_experiment(exp_dir, pool)
         _log_command(exp_dir, config, command)

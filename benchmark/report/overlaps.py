@@ -61,6 +61,11 @@ class Comparable:
         return {**self.rule.as_json(pool), "subset": known}
 
 
+def is_costly(strategy: Strategy) -> bool:
+    """Tell whether a filter may take minutes: it looks at images, itself or through a signal."""
+    return strategy.images or any(name in STRATEGIES and STRATEGIES[name].images for name in strategy.signals)
+
+
 def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, str]]:
     """Return the shipped strategies that the pool can run with their defaults, and why others are left out."""
     found, skipped = [], {}
@@ -73,7 +78,7 @@ def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, 
             skipped[name] = reason
             continue
         rule = make_rule(name, filter_defaults(strategy))
-        is_direct = strategy.kind == "filter" and not strategy.images and pool.num_rows <= DIRECT_ROWS
+        is_direct = strategy.kind == "filter" and not is_costly(strategy) and pool.num_rows <= DIRECT_ROWS
         found.append(Comparable(rule, _known_path(pool, rule, beside), is_direct))
     return found, skipped
 
