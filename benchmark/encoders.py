@@ -1,0 +1,117 @@
+"""CLIP models that strategies score with: any of open_clip's with its weights, or the embedded pool's reference models.
+
+On the CPU a model works in float32 on one thread; on a GPU in float16 by autocast, the precision that CommonPool's own
+scores were computed in, with norms and cosines in float32. Batches have one size, the last one padded, so that a
+value does not depend on what else is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from benchmark.embedded.reference_models import (
+    ARCHITECTURE,
+    REFERENCE_MODELS,
+    load_reference_model,
+    reference_path,
+    to_images,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH_SIZE = 64
+REFERENCE_PREFIX = "reference_"
+REFERENCE_SIDE = 32  # pixels that the reference models see
+
+
+class Encoder:
+    """A CLIP model that turns images and texts into unit embeddings."""
+
+    def __init__(
+        self,
+        model: Any,
+        prepare: Callable[[list[Image.Image]], Tensor],
+        tokenizer: Callable[[list[str]], Tensor],
+        device: str = "cpu",
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.prepare = prepare  # n images to the model's input, (n, 3, side, side)
+        self.tokenizer = tokenizer
+        self.device = device
+
+    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return unit embeddings (n, dimension), float32."""
+        return self._encode(list(images), self.prepare, self.model.encode_image)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit embeddings (n, dimension), float32; a text that occurs several times is encoded once."""
+        distinct = sorted(set(texts))
+        place_of = {text: place for place, text in enumerate(distinct)}
+        encoded = self._encode(distinct, self.tokenizer, self.model.encode_text)
+        return encoded[[place_of[text] for text in texts]]
+
+    def _encode(self, items: list[Any], prepare: Callable[[list[Any]], Tensor], encode: Any) -> np.ndarray:
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        kind = torch.device(self.device).type
+        parts = []
+        try:
+            with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
+                for start in range(0, len(items), BATCH_SIZE):
+                    prepared = prepare(items[start : start + BATCH_SIZE])
+                    filler = prepared[-1:].expand(BATCH_SIZE - len(prepared), *prepared.shape[1:])
+                    encoded = encode(torch.cat([prepared, filler]).to(self.device)).float()
+                    unit = torch.nn.functional.normalize(encoded, dim=-1)
+                    parts.append(unit[: len(prepared)].float().cpu().numpy())
+        finally:
+            torch.set_num_threads(threads)
+        return np.concatenate(parts)
+
+
+def load_encoder(*, clip_model: str, checkpoint: str | None, device: str) -> Encoder:
+    """Load an open_clip model with the weights at `checkpoint`, or a reference model: reference_l14 or reference_b32.
+
+    Raises ValueError or FileNotFoundError where there is none.
+    """
+    from benchmark.models import build_tokenizer, model_config
+
+    if clip_model.startswith(REFERENCE_PREFIX):
+        model = load_reference_model(_reference_name(clip_model, checkpoint))
+        return Encoder(model, _prepare_for_reference, build_tokenizer(ARCHITECTURE), device)
+    if checkpoint is None:
+        raise ValueError(f"clip_model={clip_model!r} needs its weights: checkpoint= of a file")
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint: there is no file {checkpoint}")
+    import open_clip
+    import torch
+
+    model_config(clip_model)  # says so where there is no such model
+    model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=checkpoint)
+
+    def prepare(images: list[Image.Image]) -> Tensor:
+        return torch.stack([preprocess(image) for image in images])
+
+    return Encoder(model, prepare, build_tokenizer(clip_model), device)
+
+
+def _reference_name(clip_model: str, checkpoint: str | None) -> str:
+    name = clip_model.removeprefix(REFERENCE_PREFIX)
+    if name not in REFERENCE_MODELS:
+        known = " or ".join(REFERENCE_PREFIX + each for each in sorted(REFERENCE_MODELS))
+        raise ValueError(f"clip_model={clip_model!r} is no reference model; use {known}")
+    if checkpoint is not None and Path(checkpoint) != reference_path(name):
+        raise ValueError(f"checkpoint={checkpoint!r} has no use with {clip_model}, which has its own weights")
+    return name
+
+
+def _prepare_for_reference(images: list[Image.Image]) -> Tensor:
+    size = (REFERENCE_SIDE, REFERENCE_SIDE)
+    return to_images(np.stack([np.asarray(each.resize(size, Image.Resampling.BICUBIC)) for each in images]))

@@ -1,0 +1,46 @@
+"""Decontamination (DataComp, Sec. 3.3 and App. G): drop near-duplicates of the evaluation sets' images."""
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from benchmark import register_filter, register_signal
+from benchmark.decontamination import EVALUATION_SETS, EvaluationImages, load_evaluation_images
+from benchmark.encoders import CLIP_WEIGHTS
+
+ASSETS = {"eval_dir": EVALUATION_SETS, "checkpoint": CLIP_WEIGHTS}
+
+
+@register_signal(images=True, assets=ASSETS, setup=load_evaluation_images)
+def eval_similarity(
+    rows: pd.DataFrame,
+    images: list[Image.Image],
+    evaluation_images: EvaluationImages,
+    *,
+    eval_dir: str | None = None,
+    clip_model: str | None = None,
+    checkpoint: str | None = None,
+) -> np.ndarray:
+    """Return the highest similarity of a pair's image to any image of the evaluation sets."""
+    return evaluation_images.highest_similarity(images)
+
+
+@register_filter(signals=["eval_similarity"], assets=ASSETS)
+def decontaminated(
+    rows: pd.DataFrame,
+    *,
+    max_similarity: float = 0.93,
+    eval_dir: str | None = None,
+    clip_model: str | None = None,
+    checkpoint: str | None = None,
+) -> pd.Series:
+    """Drop a pair whose image is as similar to an image of the evaluation sets as `max_similarity`, or more.
+
+    `eval_dir` holds the sets as `winnow evaluate` reads them. Images are compared by their pixels (the low frequencies
+    of brightness and colours, mirrored too), which finds copies that were compressed, resized or brightened, and most
+    that lost up to 3 % of a side, but not those that were cropped further, turned, or made grey; or by the embeddings
+    of `clip_model`, with the weights `checkpoint`, which need a threshold of their own. DataComp compared descriptors
+    of a network (ISC) with a threshold of 0.604169, a number that means nothing for these.
+    """
+    similarity = rows["eval_similarity"]
+    return (similarity < max_similarity).astype("boolean").mask(similarity.isna())
