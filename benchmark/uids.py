@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import mmap
 import shutil
+import string
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -20,11 +22,7 @@ BLOCK = 2**20  # uids that are looked at together
 DENSE = 8  # uids held for each uid asked, up to which reading all of them is faster than searching
 MAX_HELD = 2**24  # uids that are sorted in memory, 256 MiB of them
 
-_HEX_VALUE = np.full(256, 255, dtype=np.uint8)
-for _value, _characters in enumerate(zip("0123456789abcdef", "0123456789ABCDEF", strict=True)):
-    for _character in _characters:
-        _HEX_VALUE[ord(_character)] = _value
-_SHIFTS = np.arange(60, -1, -4, dtype=np.uint64)
+_HEX_CHARACTERS = np.frombuffer(string.hexdigits.encode(), dtype=np.uint8)
 
 
 def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where: str = "uids") -> np.ndarray:
@@ -47,11 +45,14 @@ def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where:
     count = len(array)
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int32, count=count + 1, offset=array.offset * 4)
     _refuse_malformed(np.flatnonzero(np.diff(offsets) != 32), array, where)
-    characters = np.frombuffer(array.buffers()[2], dtype=np.uint8, count=32 * count, offset=int(offsets[0]))
-    nibbles = _HEX_VALUE[characters].reshape(count, 2, 16)
-    _refuse_malformed(np.flatnonzero((nibbles == 255).any(axis=(1, 2))), array, where)
-    halves = np.bitwise_or.reduce(nibbles.astype(np.uint64) << _SHIFTS, axis=2)  # (n, 2)
-    return np.ascontiguousarray(halves).view(UID_DTYPE).reshape(count)
+    characters = memoryview(array.buffers()[2])[int(offsets[0]) : int(offsets[0]) + 32 * count]
+    try:
+        data = binascii.unhexlify(characters)
+    except binascii.Error:
+        each = np.frombuffer(characters, dtype=np.uint8).reshape(count, 32)
+        _refuse_malformed(np.flatnonzero(~np.isin(each, _HEX_CHARACTERS).all(axis=1)), array, where)
+        raise
+    return np.frombuffer(data, dtype=">u8").astype(np.uint64).view(UID_DTYPE)
 
 
 def format_uids(uids: np.ndarray) -> list[str]:
