@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.registry import Strategy
+from benchmark.signals import file_hash
 from benchmark.stage import Json, sha256_of
-from benchmark.storage import as_location, cache_dir, has_file, local_copy
+from benchmark.storage import as_location, cache_dir, has_file, local_copy, state_of
 
 ASSETS_NAME = "assets"
+EVALUATION_SETS = "evaluation sets"  # a folder of them, <pool_dir>/eval where none is given
+CLIP_WEIGHTS = "weights of the CLIP model {clip_model}"  # or none, where clip_model is None
 
 
 def user_assets_dir() -> Path:
@@ -31,6 +34,10 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
     missing = []
     for option, name in strategy.needed_assets(options).items():
         where = f"filters.{strategy.name}.{option}"
+        special = _find_special(name, options.get(option), pool_dir, where)
+        if special is not None:
+            found[option] = str(special[0]) if special else None
+            continue
         paths = [local_copy(as_location(path)) for path in as_list(options.get(option))]
         for path in paths:
             if not path.is_file():
@@ -52,22 +59,66 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
 
 def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]:
     """Return the options with the sha256 of every asset instead of its path: wherever it lies, it is the same."""
-    hashes = {option: [sha256_of(Path(path)) for path in as_list(options[option])] for option in strategy.assets}
-    return options | {name: found if strategy.options[name].is_list else found[0] for name, found in hashes.items()}
+    hashes = {
+        option: [_hash(name, Path(path)) for path in as_list(options[option])]
+        for option, name in strategy.assets.items()
+    }
+    one = {name: found[0] if found else None for name, found in hashes.items()}
+    return options | {name: found if strategy.options[name].is_list else one[name] for name, found in hashes.items()}
 
 
 def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: Path) -> dict[str, Json]:
     """Return, by option, the hash as in `hash_assets` of the file that is found where none is given; None without."""
     defaults: dict[str, Json] = {}
     for option, name in strategy.needed_assets(options).items():
-        hashes = [sha256_of(path) for path in _look_up(name, pool_dir)]
+        hashes = [_hash(name, path) for path in find_default(name, pool_dir)]
         defaults[option] = None if not hashes else hashes if strategy.options[option].is_list else hashes[0]
     return defaults
+
+
+def find_default(name: str, pool_dir: Path) -> list[Path]:
+    """Return the file or folder that is found where no option names another, or nothing."""
+    try:
+        special = _find_special(name, None, pool_dir, name)
+    except (FileNotFoundError, ValueError):
+        return []
+    return _look_up(name, pool_dir) if special is None else special
+
+
+def default_place(name: str) -> str:
+    """Say where a strategy's asset is looked for while no option names another."""
+    if name == EVALUATION_SETS:
+        return "<pool_dir>/eval"
+    if name == CLIP_WEIGHTS:
+        return "those that clip_model brings, if it does"
+    return f"{name} in <pool_dir>/assets or {user_assets_dir()}"
 
 
 def as_list(value: Any) -> list[str]:
     """Take one path or hash for a list of one, and nothing for none."""
     return [] if not value else value if isinstance(value, list) else [value]
+
+
+def _find_special(name: str, given: str | None, pool_dir: Path, where: str) -> list[Path] | None:
+    """Return what an asset that is no plain file was found as; None where the name is a plain file's."""
+    if name == EVALUATION_SETS:
+        from benchmark.decontamination import find_evaluation_sets
+
+        return [find_evaluation_sets(given, pool_dir, where)]
+    if name.startswith(CLIP_WEIGHTS.format(clip_model="")):
+        from benchmark.encoders import find_weights
+
+        weights = find_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), given, where)
+        return [] if weights is None else [weights]
+    return None
+
+
+def _hash(name: str, path: Path) -> str:
+    if name == EVALUATION_SETS:
+        from benchmark.decontamination import hash_evaluation_images
+
+        return hash_evaluation_images(path)
+    return sha256_of(path) if name != CLIP_WEIGHTS else file_hash(path, state_of(path))
 
 
 def _look_up(name: str, pool_dir: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from benchmark.images import SLICE_IMAGES
 from benchmark.samples import decode_image
 from benchmark.signals import file_hash
 from benchmark.stage import atomic_path, digest, locked
-from benchmark.storage import cache_dir, state_of
+from benchmark.storage import as_location, cache_dir, local_copy, state_of
 from benchmark.tars import IMAGE_FORMATS, iter_members
 
 VERSION = 1  # raised by hand when descriptors change
@@ -116,6 +116,17 @@ def load_evaluation_images(
                 with atomic_path(path) as temporary, temporary.open("wb") as file:
                     np.save(file, np.concatenate(parts))
     return EvaluationImages(np.load(path, mmap_mode="r"), describe, mirror)
+
+
+def find_evaluation_sets(given: str | None, pool_dir: Path, where: str) -> Path:
+    """Return the local folder of evaluation sets, `<pool_dir>/eval` where none is given.
+
+    Raises FileNotFoundError naming `where`, the option, where it holds no set.
+    """
+    folder = local_copy(as_location(given)) if given is not None else local_copy(pool_dir / "eval")
+    if not evaluation_tars(folder):
+        raise FileNotFoundError(f"{where}: there are no evaluation sets (wds_<task>_test/test/*.tar) in {folder}")
+    return folder
 
 
 def evaluation_tars(eval_dir: Path) -> list[Path]:

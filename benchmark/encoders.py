@@ -21,6 +21,7 @@ from benchmark.embedded.reference_models import (
     reference_path,
     to_images,
 )
+from benchmark.storage import as_location, local_copy, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +77,36 @@ class Encoder:
         return np.concatenate(parts)
 
 
+def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
+    """Return the file of a model's weights: a reference model's own, a file, or by a name that open_clip fetches.
+
+    None where `clip_model` is "None" and no weights are given. Raises ValueError or FileNotFoundError naming `where`,
+    the option.
+    """
+    if clip_model == "None":
+        if given is not None:
+            raise ValueError(f"{where}={given!r} has no use without clip_model")
+        return None
+    if clip_model.startswith(REFERENCE_PREFIX):
+        return reference_path(_reference_name(clip_model, given))
+    if given is not None and (path := local_copy(as_location(given))).is_file():
+        return path
+    import open_clip
+
+    from benchmark.models import model_config
+
+    model_config(clip_model)  # says so where there is no such model
+    names = open_clip.list_pretrained_tags_by_model(clip_model)
+    if given not in names:
+        told = "must be given" if given is None else f"there is no file {given}"
+        known = f"or one of {', '.join(names)}, which open_clip fetches" if names else "as open_clip knows none"
+        raise FileNotFoundError(f"{where}: {told}; {clip_model} needs the path of its weights, {known}")
+    try:
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(clip_model, given)))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FileNotFoundError(f"{where}: {given} could not be fetched ({one_line(error)}); give a file") from error
+
+
 def load_encoder(*, clip_model: str, checkpoint: str | None, device: str) -> Encoder:
     """Load an open_clip model with the weights at `checkpoint`, or a reference model: reference_l14 or reference_b32.
 
@@ -107,7 +138,7 @@ def _reference_name(clip_model: str, checkpoint: str | None) -> str:
     if name not in REFERENCE_MODELS:
         known = " or ".join(REFERENCE_PREFIX + each for each in sorted(REFERENCE_MODELS))
         raise ValueError(f"clip_model={clip_model!r} is no reference model; use {known}")
-    if checkpoint is not None and Path(checkpoint) != reference_path(name):
+    if checkpoint is not None and Path(checkpoint) != reference_path(name):  # which is filled in for None
         raise ValueError(f"checkpoint={checkpoint!r} has no use with {clip_model}, which has its own weights")
     return name
 

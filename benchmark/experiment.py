@@ -72,7 +72,7 @@ class Choice:
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
-        if pool.has_images and any(rule.strategy.images for rule in self.rules):
+        if pool.has_images and any(rule.sees_images(pool) for rule in self.rules):
             made_from["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
         return made_from
 

@@ -130,6 +130,17 @@ class Judge:
         work.judge_by(numbers)
         return ShardValues([work.found[number] for number in numbers], work.copied, work.efforts, work.images)
 
+    def inputs(self, path: Path, number: int) -> str:
+        """Identify what a rule's values of a metadata shard are computed from, beside its options."""
+        rule = self.all_rules[number]
+        states = self.pool.metadata_states
+        files = [path, *([path.with_suffix(".npz")] if rule.strategy.features else [])]
+        found = [file_hash(each, states[each]) for each in files]
+        if rule.strategy.images:
+            found.append(self.content_hash)
+        inner = [self.all_rules.index(s) for s in self.signals[number].values() if s is not None]
+        return digest([found, [self.inputs(path, each) for each in inner]])
+
     def table(self, path: Path, number: int, *, asked: np.ndarray) -> pd.DataFrame:
         """Return the columns and signals that a selector declared, of all rows of a metadata shard."""
         work = _ShardWork(self, path, asked, None)
@@ -242,7 +253,9 @@ class _ShardWork:
         folder = self.judge.kept_dirs.get(number)
         if folder is None:
             return None, np.zeros(self.num_rows, dtype=np.uint8)
-        kept = KeptValues(folder / f"{self.path.stem}.parquet", partial(self._inputs, number), self.num_rows)
+        kept = KeptValues(
+            folder / f"{self.path.stem}.parquet", partial(self.judge.inputs, self.path, number), self.num_rows
+        )
         return kept, kept.states()
 
     def _close(self, number: int, rule: Rule, kept: KeptValues | None, pieces: list[Piece], num_missing: int) -> None:
@@ -277,17 +290,6 @@ class _ShardWork:
             ):
                 return name
         return None
-
-    def _inputs(self, number: int) -> str:
-        """Identify what a rule's values of this shard are computed from, beside its options."""
-        rule = self.judge.all_rules[number]
-        states = self.pool.metadata_states
-        files = [self.path, *([self.path.with_suffix(".npz")] if rule.strategy.features else [])]
-        found = [file_hash(each, states[each]) for each in files]
-        if rule.strategy.images:
-            found.append(self.judge.content_hash)
-        inner = [self.judge.all_rules.index(s) for s in self.judge.signals[number].values() if s is not None]
-        return digest([found, [self._inputs(each) for each in inner]])
 
     def _call(
         self, number: int, table: pd.DataFrame, chosen: np.ndarray, images: list[Image.Image] | None = None

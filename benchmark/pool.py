@@ -122,6 +122,12 @@ class Pool:
         """Return where signals are kept: as given, else `<pool_dir>/signals`, or a cache where that is not writable."""
         return self._signals_dir or signals_dir_of(self.dir)
 
+    def with_signals_dir(self, folder: Path) -> Pool:
+        """Return the same pool, what was read of it included, with its signals kept in another folder."""
+        other = Pool.__new__(Pool)
+        other.__dict__ = {**self.__dict__, "_signals_dir": folder}
+        return other
+
     @cached_property
     def has_images(self) -> bool:
         """Tell whether any shard is there; a pool may be metadata alone."""

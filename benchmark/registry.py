@@ -263,9 +263,20 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
 def get_strategy(name: str) -> Strategy:
     """Look a strategy up; raises KeyError with the nearest name."""
     if name not in STRATEGIES:
-        known = ", ".join(sorted(STRATEGIES))
-        raise KeyError(f"unknown filter {name!r}.{nearest_name(name, STRATEGIES)} Filters: {known}.")
+        known = sorted(each.name for each in STRATEGIES.values() if each.kind != "signal")
+        raise KeyError(f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.")
     return STRATEGIES[name]
+
+
+def get_chooser(name: str) -> Strategy:
+    """Look up a filter or selector; raises KeyError with the nearest name, and for a signal, which chooses nothing."""
+    strategy = get_strategy(name)
+    if strategy.kind == "signal":
+        raise KeyError(
+            f"{name!r} is a signal, a value for filters to use: a filter that declares signals=[{name!r}] finds it "
+            "among its columns; filters= takes filters and selectors (`winnow list filters`)"
+        )
+    return strategy
 
 
 def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:

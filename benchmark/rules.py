@@ -63,6 +63,17 @@ class Rule:
             found[name] = Rule(name, options).with_assets(pool.dir)
         return found
 
+    def with_signals(self, pool: Pool) -> list[Rule]:
+        """Return the rule and every registered signal that it uses, itself or through others, each once."""
+        found = [self]
+        for rule in found:  # grows while it is walked
+            found += [each for each in rule.signal_rules(pool).values() if each is not None and each not in found]
+        return found
+
+    def sees_images(self, pool: Pool) -> bool:
+        """Tell whether the rule hangs on the images, itself or through its signals."""
+        return any(rule.strategy.images for rule in self.with_signals(pool))
+
     def as_json(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
 

@@ -83,8 +83,7 @@ class KeptValues:
         self._is_whole = bool(self._pieces)  # the file holds all there is
         for part in sorted(self.parts_dir.glob("*.parquet")):
             if (found := self._read(part)) is None:
-                part.unlink()
-                continue
+                continue  # it goes with the others when the file is written
             rows = read_parquet(part, ["row"], REMEDY)["row"].to_numpy()
             self._pieces.append(Piece(rows, *found))
             self._is_whole = False

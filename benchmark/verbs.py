@@ -49,7 +49,7 @@ from benchmark.reshard import SHARDS_NAME
 from benchmark.scales import SCALES, Scale
 from benchmark.stage import rank_of_process, say, write_bytes
 from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
-from benchmark.subset import SUBSET_RECORD_NAME
+from benchmark.subset import SUBSET_RECORD_NAME, load_subset
 
 if TYPE_CHECKING:
     from leaderboard.table import Table
@@ -68,7 +68,7 @@ def run(config: Config, command: list[str]) -> None:
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, scale)
+        _say_reads(config, pool_dir, choice, scale)
         return
     signals_dir = as_signals_dir(config["signals_dir"])
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
@@ -89,7 +89,7 @@ def filter_pool(config: Config, command: list[str]) -> None:
     choice = _choice(config)
     as_workers(config["workers"])
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, None)
+        _say_reads(config, pool_dir, choice, None)
         return
     as_device(config["device"], scale)
     signals_dir = as_signals_dir(config["signals_dir"])
@@ -249,15 +249,22 @@ def _says_indexing(pool: Pool | None) -> bool:
     return False
 
 
-def _say_reads(pool: Pool, choice: Choice, scale: Scale | None) -> None:
-    """Say what filtering, and with a scale training on what it chooses, would read."""
+def _say_reads(config: Config, pool_dir: Path, choice: Choice, scale: Scale | None) -> None:
+    """Say what filtering, and with a scale training on what it chooses, would read, and what a pilot of it takes."""
     from benchmark.dry_run import filter_reads, most_training_lines
+    from benchmark.pilot import pilot_lines
 
-    needs_index = scale is not None or any(rule.strategy.images for rule in choice.rules)
+    pool = Pool(pool_dir, strict=_is_strict(config), signals_dir=as_signals_dir(config["signals_dir"]))
+    needs_index = scale is not None or any(rule.sees_images(pool) for rule in choice.rules)
     if needs_index and _says_indexing(pool):
         return
     for reading in filter_reads(pool, choice.rules):
         say(f"filter: {reading}")
+    if choice.rules:
+        within = load_subset(choice.within_path) if choice.within_path else None
+        workers, device = as_workers(config["workers"]) or 0, config["device"] or "cpu"
+        for line in pilot_lines(pool, choice.rules, within=within, workers=workers, device=device):
+            say(line)
     if scale is not None:
         for line in most_training_lines(pool, scale):
             say(line)

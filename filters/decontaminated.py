@@ -1,12 +1,12 @@
-"""Decontamination (DataComp, Sec. 3.3 and App. G): drop near-duplicates of the evaluation sets' images."""
+"""Decontamination (DataComp, Sec. 3.2): drop near-duplicates of the evaluation sets' images."""
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter, register_signal
-from benchmark.decontamination import EVALUATION_SETS, EvaluationImages, load_evaluation_images
-from benchmark.encoders import CLIP_WEIGHTS
+from benchmark.assets import CLIP_WEIGHTS, EVALUATION_SETS
+from benchmark.decontamination import EvaluationImages, load_evaluation_images
 
 ASSETS = {"eval_dir": EVALUATION_SETS, "checkpoint": CLIP_WEIGHTS}
 

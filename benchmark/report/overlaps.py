@@ -67,13 +67,13 @@ def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, 
     beside = _experiments_beside(exp_dir)
     for name in sorted(STRATEGIES):
         strategy = STRATEGIES[name]
-        if strategy.source_path.parent != FILTERS_DIR:
+        if strategy.source_path.parent != FILTERS_DIR or strategy.kind == "signal":
             continue
         if reason := _why_not(pool, strategy):
             skipped[name] = reason
             continue
         rule = make_rule(name, filter_defaults(strategy))
-        is_direct = strategy.kind == "filter" and not strategy.images and pool.num_rows <= DIRECT_ROWS
+        is_direct = strategy.kind == "filter" and not rule.sees_images(pool) and pool.num_rows <= DIRECT_ROWS
         found.append(Comparable(rule, _known_path(pool, rule, beside), is_direct))
     return found, skipped
 
@@ -186,7 +186,7 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
         return f"the pool lacks {', '.join(lacking)}"
     try:
         find_assets(strategy, options, pool.dir)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         # Without the folders' paths: the page is the same wherever the pool lies.
         return f"it needs {' and '.join(strategy.needed_assets(options).values())}"
     return ""
