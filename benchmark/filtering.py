@@ -133,7 +133,7 @@ def write_filtered(
     if scratch_dir.exists():  # of a run that was killed
         shutil.rmtree(scratch_dir)
     scratch_dir.mkdir(parents=True)
-    spread = partial(map_items, workers=workers, plugins=plugins)
+    spread = partial(map_items, workers=workers, plugins=plugins, executor=executor)
     try:
         return _Engine(pool, rules, scratch_dir, spread, device).write(subset_path, within)
     finally:
@@ -447,7 +447,8 @@ class _Engine:
             num_passing, image_effort = 0, Effort()
             types: dict[int, list[tuple[np.dtype, bool]]] = {number: [] for number in filters}
             copied: dict[int, set[str | None]] = {number: set() for number in filters}
-            for part in self.spread(partial(passes.judge_shard, numbers), items, name="filter"):
+            num_gpus = float(self.judge.needs_gpu(numbers))
+            for part in self.spread(partial(passes.judge_shard, numbers), items, name="filter", num_gpus=num_gpus):
                 num_passing += part.num_passing
                 image_effort = image_effort.plus(part.image_effort)
                 for name, effort in part.efforts.items():

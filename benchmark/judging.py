@@ -114,6 +114,12 @@ class Judge:
         inner = [self.tier(self.all_rules.index(signal)) for signal in self.signals[number].values() if signal]
         return max([own, *inner])
 
+    def needs_gpu(self, numbers: Sequence[int]) -> bool:
+        """Tell whether one of these rules, or a signal that it uses, computes on a GPU."""
+        inner = [self.all_rules.index(s) for number in numbers for s in self.signals[number].values() if s is not None]
+        own = any(self.all_rules[number].strategy.setup is not None for number in numbers)
+        return self.device == "cuda" and (own or (bool(inner) and self.needs_gpu(inner)))
+
     def values(
         self,
         path: Path,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from benchmark.executor import EXECUTORS
 from benchmark.names import nearest_name
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_chooser
 from benchmark.rules import Cut, Rule
@@ -64,6 +65,7 @@ class ChoiceOptions(PoolOptions):
     signals_dir: Any = _option(
         None, "where values of filters and signals are kept row by row, and yours are found [<pool_dir>/signals]"
     )
+    executor: Any = _option("local", "local or ray: worker processes here, or tasks of a Ray cluster")
 
 
 @dataclass
@@ -213,6 +215,13 @@ def as_count(value: Any, name: str) -> int:
 def as_workers(value: Any) -> int | None:
     """Return the number of worker processes, None where it is left open."""
     return None if value is None else as_count(value, "workers")
+
+
+def as_executor(value: Any) -> str:
+    """Return who does the work; raises ValueError for another than local or ray."""
+    if value not in EXECUTORS:
+        raise ValueError(f"executor={value} is not one of {', '.join(EXECUTORS)}")
+    return str(value)
 
 
 def as_positive(value: Any, name: str) -> int:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,16 +69,30 @@ def warn(message: str) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, renamed to it when the block ends well.
 
-    The temporary name is fixed, so what a killed process left is overwritten by its successor.
+    The temporary name is fixed, so what a killed process left is overwritten by its successor; but see
+    `use_own_temporary_names`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(path.name + _writer + TEMPORARY_SUFFIX)
     try:
         yield temporary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     rename(temporary, path)
+
+
+_writer = ""
+
+
+def use_own_temporary_names() -> None:
+    """Give what this process writes temporary names that no other has, where two may write one file at one time.
+
+    Under one name, the first to finish would put in place what the other is still writing. What a killed process left
+    stays until `remove_temporary`.
+    """
+    global _writer
+    _writer = _writer or f".{uuid.uuid4().hex}"
 
 
 _followers: list[Callable[[Path, Path], None]] = []

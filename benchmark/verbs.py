@@ -31,6 +31,7 @@ from benchmark.options import (
     as_accumulation,
     as_count,
     as_device,
+    as_executor,
     as_flag,
     as_list,
     as_path,
@@ -64,6 +65,7 @@ def run(config: Config, command: list[str]) -> None:
     choice, workers, wandb = _choice(config), as_workers(config["workers"]), as_wandb(config["wandb"])
     accumulation = as_accumulation(config["accumulation"])
     with_report = as_flag(config["report"], "report")
+    as_executor(config["executor"])
     tasks = [str(name) for name in as_list(config["tasks"], "tasks")]
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
@@ -88,6 +90,7 @@ def filter_pool(config: Config, command: list[str]) -> None:
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
     choice = _choice(config)
     as_workers(config["workers"])
+    as_executor(config["executor"])
     if as_flag(config["dry_run"], "dry_run"):
         _say_reads(config, pool_dir, choice, None)
         return
@@ -362,8 +365,15 @@ def _choice(config: Config) -> Choice:
 
 
 def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
-    workers, plugins, device = as_workers(config["workers"]) or 0, config["plugins"], config["device"] or "cpu"
-    record = filter_stage(exp_dir, pool, choice, workers=workers, plugins=plugins, device=device)
+    record = filter_stage(
+        exp_dir,
+        pool,
+        choice,
+        workers=as_workers(config["workers"]) or 0,
+        plugins=config["plugins"],
+        executor=as_executor(config["executor"]),
+        device=config["device"] or "cpu",
+    )
     _log_command(exp_dir, config, command)
     for line in describe_filters(exp_dir, record):
         say(line)

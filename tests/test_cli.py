@@ -284,6 +284,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["run", "device=tpu"], "device=tpu is neither cpu nor cuda"),
         (["run", "pool_seed=-1"], "pool_seed=-1 is not a whole number"),
         (["run", "workers=many"], "workers='many' is not a whole number"),
+        (["filter", "executor=slurm"], "executor=slurm is not one of local, ray"),
         (["run", "accumulation=0"], "accumulation=0 is not a whole number from 1 on"),
         (["run", "seeds=18446744073709551616"], "18446744073709551616 is more than 9223372036854775807"),
         (["train", "accumulation=1.5", "exp_dir=x"], "accumulation=1.5 is not a whole number"),

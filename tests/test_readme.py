@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import ray
 
 from benchmark.cli import main
 from benchmark.registry import STRATEGIES
@@ -22,7 +23,7 @@ from benchmark.scales import SCALES, get_scale
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
-EXTRAS = {f"pip install -e '.[{name}]'" for name in ("slurm", "s3", "hf")}  # which are part of the extra `test`
+EXTRAS = {f"pip install -e '.[{name}]'" for name in ("slurm", "ray", "s3", "hf")}  # which are part of the extra `test`
 FIRST = "pip install -e . && winnow run"
 
 
@@ -67,7 +68,7 @@ def test_the_readme_installs_as_ci_does():
 
 def test_the_extras_are_part_of_the_one_for_tests():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name in ("slurm", "s3", "hf"):
+    for name in ("slurm", "ray", "s3", "hf"):
         assert set(extras[name]) <= set(extras["test"])
         assert f"pip install -e '.[{name}]'" in README
 
@@ -97,6 +98,7 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
             else:
                 assert main(at_pico(command)) == 0, command
     finally:
+        ray.shutdown()  # started by executor=ray
         STRATEGIES.clear()
         STRATEGIES.update(before)
     folders = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "experiments" / "pico").iterdir())

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from benchmark import stage
 from benchmark.stage import Record, atomic_path, cost, finished, locked, read_record, remove_temporary, write_record
 
 
@@ -25,6 +26,23 @@ def test_what_a_kill_left_is_removed(tmp_path):
     (tmp_path / "a.npy").write_text("whole")
     remove_temporary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    """As when Ray takes a worker for dead that is not, and has another do its work."""
+    path = tmp_path / "file"
+    monkeypatch.setattr(stage, "_writer", "")
+    stage.use_own_temporary_names()
+    with atomic_path(path) as mine, monkeypatch.context() as elsewhere:
+        mine.write_text("half of it")
+        elsewhere.setattr(stage, "_writer", "")
+        stage.use_own_temporary_names()
+        with atomic_path(path) as theirs:
+            theirs.write_text("whole")
+        assert path.read_text() == "whole" and mine.read_text() == "half of it"
+        mine.write_text("whole")
+        assert mine.name.endswith(".tmp")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_text() == "whole"
 
 
 def test_a_record_that_fits_is_returned_and_one_that_does_not_is_refused(tmp_path):

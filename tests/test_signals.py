@@ -1,0 +1,301 @@
+"""Values kept row by row: asked once, gone on with after a kill, anew where anything changed; and what users bring."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from benchmark import signals
+from benchmark.filtering import run_filters, score_pool
+from benchmark.judging import SLICE_ROWS
+from benchmark.pool import Pool
+from benchmark.rules import Cut, Rule
+from benchmark.subset import Subset
+from benchmark.uids import format_uids, parse_uids
+from tests.conftest import loaded_plugin, uid, write_pool
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PLUGIN = '''"""Signals and filters made for tests; every call notes how many rows it was handed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmark import register_filter, register_selector, register_signal
+from benchmark.filtering import PoolView
+from benchmark.subset import Subset
+
+
+def note(name: str, rows: pd.DataFrame) -> None:
+    with Path(os.environ["NOTES"]).open("a") as file:
+        file.write(f"{name} {len(rows)}\\n")
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def s_twice(rows: pd.DataFrame, *, factor: float = 2.0) -> pd.Series:
+    """Score by a multiple of the column."""
+    note("s_twice", rows)
+    return rows["score"] * factor
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def s_copy(rows: pd.DataFrame) -> pd.Series:
+    """Score by the column."""
+    note("s_copy", rows)
+    return rows["score"]
+
+
+def load(*, base: str, device: str) -> dict:
+    note("load", pd.DataFrame())
+    return {"base": base, "device": device}
+
+
+@register_signal(columns=["score"], setup=load)
+def s_parity(rows: pd.DataFrame, model: dict, *, base: str = "even") -> list:
+    """Say whether the score is even, in words; nothing of a negative one."""
+    note("s_parity", rows)
+    assert model == {"base": base, "device": "cpu"}
+    return [None if score < 0 else base if score % 2 == 0 else "odd" for score in rows["score"]]
+
+
+@register_filter(signals=["s_parity"])
+def s_even(rows: pd.DataFrame, *, base: str = "even") -> pd.Series:
+    """Keep what is even."""
+    note("s_even", rows)
+    return (rows["s_parity"] == base).mask(rows["s_parity"].isna())
+
+
+@register_filter(signals=["s_parity"])
+def s_odd(rows: pd.DataFrame) -> pd.Series:
+    """Keep what is odd."""
+    return rows["s_parity"] == "odd"
+
+
+@register_filter(signals=["my_score"], threshold=0.5)
+def s_mine(rows: pd.DataFrame) -> pd.Series:
+    """Score by what the user brought."""
+    return rows["my_score"]
+
+
+@register_filter(signals=["my_word"])
+def s_word(rows: pd.DataFrame) -> pd.Series:
+    """Keep by a word of the user's."""
+    return (rows["my_word"] == "good").mask(rows["my_word"].isna())
+
+
+@register_selector(columns=["score"], signals=["my_score", "s_parity"])
+def s_best(pool: PoolView, *, seed: int = 0) -> Subset:
+    """Take the row with the highest of the user's scores among the odd ones, twice."""
+    mine = pool.columns["my_score"].where(pool.columns["s_parity"] == "odd", -1.0).fillna(-1.0).to_numpy()
+    best = pool.uids[[int(mine.argmax())]]
+    return Subset.of(np.concatenate([best, best]))
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory, strategies):
+    with loaded_plugin(tmp_path_factory.mktemp("plugins") / "made_for_signals.py", PLUGIN) as path:
+        yield path
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """Return what was called since the last time it was asked."""
+    path = tmp_path / "notes"
+    path.touch()
+    monkeypatch.setenv("NOTES", str(path))
+
+    def read():
+        found = [(name, int(rows)) for name, rows in (line.split() for line in path.read_text().splitlines())]
+        path.write_text("")
+        return found
+
+    return read
+
+
+def make_pool(folder, *shards):
+    return write_pool(
+        folder,
+        *({"uid": [uid(n % 10**6) for n in numbers], "score": [float(n) for n in numbers]} for numbers in shards),
+    )
+
+
+def kept(pool_dir, *rules, **options):
+    outcome = run_filters(Pool(pool_dir, signals_dir=options.pop("signals_dir", None)), rules, **options)
+    return [int(text, 16) for text in format_uids(outcome.subset.uids)]
+
+
+def twice(fraction, factor=2.0):
+    return Rule("s_twice", {"factor": factor}, Cut("fraction", fraction))
+
+
+def test_a_new_cut_asks_no_row_again(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2], [3])
+    assert kept(pool, twice(0.5)) == [2, 3] and notes() == [("s_twice", 3), ("s_twice", 1)]
+    assert kept(pool, twice(0.25)) == [3] and notes() == []
+    assert kept(pool, Rule("s_twice", {"factor": 2.0}, Cut("threshold", 1.0))) == [1, 2, 3] and notes() == []
+    assert kept(pool, twice(0.5, factor=-1.0)) == [0, 1] and notes() == [("s_twice", 3), ("s_twice", 1)]
+    scores, is_judged = score_pool(Pool(pool), twice(0.5))
+    assert scores.tolist() == [0, 2, 4, 6] and is_judged.all() and notes() == []
+
+
+def test_scores_that_copy_a_column_are_not_kept(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2, 3])
+    rule = Rule("s_copy", {}, Cut("fraction", 0.5))
+    assert kept(pool, rule) == kept(pool, rule) == [2, 3]
+    assert notes() == [("s_copy", 4)] * 2  # once for each run: its passes read the column
+    assert list((pool / "signals").glob("s_copy*")) == []
+
+
+def test_a_changed_shard_is_asked_again_and_others_are_not(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2], [3])
+    kept(pool, twice(0.5))
+    notes()
+    path = sorted((pool / "metadata").glob("*.parquet"))[1]
+    pd.DataFrame({"uid": [uid(3)], "score": [-3.0]}).to_parquet(path)
+    assert kept(pool, twice(0.5)) == [1, 2] and notes() == [("s_twice", 1)]
+    copied = tmp_path / "elsewhere"
+    (pool / "metadata").rename(tmp_path / "metadata")
+    copied.mkdir()
+    (tmp_path / "metadata").rename(copied / "metadata")
+    for each in (copied / "metadata").iterdir():
+        os.utime(each)
+    assert kept(copied, twice(0.5), signals_dir=pool / "signals") == [1, 2] and notes() == []  # by content, not by time
+
+
+def test_within_only_its_rows_are_asked_and_others_later(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2], [3])
+    within = Subset.of(parse_uids([uid(0), uid(2)]))
+    assert kept(pool, twice(0.5), within=within) == [2] and notes() == [("s_twice", 2)]
+    assert kept(pool, twice(0.5)) == [2, 3] and notes() == [("s_twice", 1), ("s_twice", 1)]
+    assert kept(pool, twice(0.5), within=within) == [2] and notes() == []
+
+
+def test_a_damaged_file_of_values_is_named(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    kept(pool, twice(0.5))
+    path = next((pool / "signals").glob("s_twice-*/*.parquet"))
+    data = path.read_bytes()
+    path.write_bytes(data[:20] + b"x" * 40 + data[60:])
+    with pytest.raises(ValueError, match=f"{path} is damaged .*; delete it, and its values are computed again"):
+        kept(pool, twice(0.5))
+    path.unlink()
+    assert kept(pool, twice(0.5)) == [1]
+
+
+def test_a_signal_is_computed_once_for_all_filters_that_use_it(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, -1], [4])
+    assert kept(pool, Rule("s_even", {"base": "even"})) == [0, 4]
+    assert notes() == [("load", 0), ("s_parity", 3), ("s_even", 3), ("s_parity", 1), ("s_even", 1)]
+    table = pq.read_table(next((pool / "signals").glob("s_parity-*/*0.parquet"))).to_pylist()
+    assert [(row["uid"], row["value"]) for row in table] == [(uid(0), "even"), (uid(1), "odd"), (uid(10**6 - 1), None)]
+    outcome = run_filters(Pool(pool), [Rule("s_odd")])
+    assert format_uids(outcome.subset.uids) == [uid(1)] and notes() == []
+    assert kept(pool, Rule("s_even", {"base": "zero"})) == [0, 4]  # the signal takes the filter's option of that name
+    assert [name for name, _ in notes()].count("s_parity") == 2
+
+
+def test_rows_without_the_signal_get_no_verdict_from_the_filter(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, -1])
+    outcome = run_filters(Pool(pool), [Rule("s_even", {"base": "even"})])
+    assert outcome.reports[0].no_verdict == 1 and outcome.efforts["s_parity"].rows == 3
+
+
+def test_a_users_parquet_is_joined_by_uid(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2], [3])
+    (pool / "signals").mkdir()
+    mine = {"uid": [uid(3).upper(), uid(9), uid(1), uid(0)], "my_score": [0.9, 1.0, 0.7, None], "my_word": list("gbgg")}
+    frame = pd.DataFrame(mine).replace({"my_word": {"g": "good", "b": "bad"}})
+    frame.to_parquet(pool / "signals" / "mine.parquet")
+    outcome = run_filters(Pool(pool), [Rule("s_mine", {}, Cut("threshold", 0.5))])
+    assert format_uids(outcome.subset.uids) == [uid(1), uid(3)] and outcome.reports[0].no_verdict == 2
+    assert kept(pool, Rule("s_word")) == [0, 1, 3]
+    assert kept(pool, Rule("s_best", {"seed": 0})) == [3, 3]
+    first = Rule("s_mine", {}, Cut("threshold", 0.5)).as_json(Pool(pool))
+    frame.assign(my_score=[0.1, 0.1, 0.1, 0.9]).to_parquet(pool / "signals" / "mine.parquet")
+    assert kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5))) == [0]
+    assert Rule("s_mine", {}, Cut("threshold", 0.5)).as_json(Pool(pool)) != first
+
+
+def test_joining_in_files_is_joining_in_memory(tmp_path, notes, monkeypatch):
+    pool = make_pool(tmp_path / "pool", range(0, 100, 3), range(1, 100, 3))
+    (pool / "signals").mkdir()
+    numbers = np.random.default_rng(0).permutation(100)
+    pd.DataFrame({"uid": [uid(n) for n in numbers], "my_score": numbers / 100}).to_parquet(
+        pool / "signals" / "m.parquet"
+    )
+    sort = signals.sorted_blocks
+    monkeypatch.setattr(signals, "sorted_blocks", lambda parts, folder: sort(parts, folder, max_held=10))
+    expected = sorted(n for n in [*range(0, 100, 3), *range(1, 100, 3)] if n >= 50)
+    assert kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5))) == expected
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ({"uid": [uid(0), uid(0)], "my_score": [1.0, 2.0]}, "names the uid 0{32} twice"),
+        ({"id": [uid(0)], "my_score": [1.0]}, "has no column 'uid'"),
+        ({"uid": ["abc"], "my_score": [1.0]}, "the uid in row 0 is 'abc'"),
+        ({"uid": [uid(0)], "my_score": [[1.0]]}, "a signal holds numbers, bools or texts"),
+    ],
+)
+def test_a_users_parquet_that_cannot_be_used_is_named(tmp_path, notes, frame, message):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    (pool / "signals").mkdir()
+    pd.DataFrame(frame).to_parquet(pool / "signals" / "mine.parquet")
+    with pytest.raises(ValueError, match=message):
+        kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
+
+
+def test_a_signal_that_is_nowhere_is_named_with_the_nearest(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    (pool / "signals").mkdir()
+    pd.DataFrame({"uid": [uid(0)], "my_scor": [1.0]}).to_parquet(pool / "signals" / "mine.parquet")
+    with pytest.raises(FileNotFoundError, match=r"'s_mine' needs the signal 'my_score'.*Did you mean 'my_scor'"):
+        kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
+    pd.DataFrame({"uid": [uid(0)], "my_score": [1.0]}).to_parquet(pool / "signals" / "a.parquet")
+    pd.DataFrame({"uid": [uid(0)], "my_score": [1.0]}).to_parquet(pool / "signals" / "b.parquet")
+    with pytest.raises(ValueError, match=r"both .*a\.parquet and .*b\.parquet have a column 'my_score'"):
+        kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
+
+
+def test_workers_keep_the_same_bytes(tmp_path, notes, plugin):
+    found = {}
+    for workers in (0, 2):
+        pool = make_pool(tmp_path / f"{workers}", [0, 1, -1], [4], [7, 8, 9])
+        rules = [twice(0.5), Rule("s_even", {"base": "even"})]
+        assert kept(pool, *rules, workers=workers, plugins=[str(plugin)]) == [4, 8]
+        files = sorted((pool / "signals").glob("*/*.parquet"))
+        found[workers] = [(path.relative_to(pool), path.read_bytes()) for path in files]
+    assert found[0] == found[2] and len(found[0]) == 9
+
+
+def test_killed_inside_a_shard_it_goes_on_where_it_was_and_keeps_the_same_bytes(tmp_path, notes, plugin):
+    """The third slice of the only shard kills the process; the next run asks for that slice and the last."""
+    numbers = range(3 * SLICE_ROWS + 5)
+    pool, other = make_pool(tmp_path / "killed", numbers), make_pool(tmp_path / "whole", numbers)
+    code = (
+        "import os, signal\nfrom benchmark import judging, signals\nfrom benchmark.filtering import run_filters\n"
+        "from benchmark.pool import Pool\nfrom benchmark.registry import load_strategies\n"
+        "from benchmark.rules import Cut, Rule\n"
+        f"load_strategies([{str(plugin)!r}])\nsignals.PART_SECONDS = 0\ncall, calls = judging.call_strategy, []\n"
+        "def dying(*arguments):\n    calls.append(1)\n"
+        "    if len(calls) == 3:\n        os.kill(os.getpid(), signal.SIGKILL)\n    return call(*arguments)\n"
+        "judging.call_strategy = dying\n"
+        f"run_filters(Pool({str(pool)!r}), [Rule('s_twice', {{'factor': 2.0}}, Cut('fraction', 0.5))])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == -signal.SIGKILL and notes() == [("s_twice", SLICE_ROWS)] * 2
+    assert kept(pool, twice(0.5)) == kept(other, twice(0.5))
+    assert notes() == [("s_twice", SLICE_ROWS), ("s_twice", 5), *[("s_twice", SLICE_ROWS)] * 3, ("s_twice", 5)]
+    (first,), (second,) = (sorted((each / "signals").glob("s_twice-*/*.parquet")) for each in (pool, other))
+    assert first.read_bytes() == second.read_bytes() and not first.with_suffix(".parts").exists()
