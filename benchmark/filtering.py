@@ -48,6 +48,7 @@ from benchmark.uids import (
 )
 
 MAX_COPIES = 1000  # of a row, on average
+MANY_SHARDS = 40  # of metadata
 MAX_SORTED = 1 << 20  # uids that are sorted in memory; more go through files
 DECODING = "images read and decoded"  # among the efforts
 SCRATCH_NAME = f"filter{TEMPORARY_SUFFIX}"  # beside the subset, while it is made
@@ -416,6 +417,12 @@ class _Engine:
         self.items = list(enumerate(pool.metadata_paths))
         self.efforts: dict[str, Effort] = {}
 
+    def _walk(self, function: Callable[[Any], Any], items: Sequence[Any], name: str) -> Iterator[Any]:
+        """Do what only reads and counts: in this process where the shards are few, as others take seconds to start."""
+        if len(items) < MANY_SHARDS:
+            return map_items(function, items, workers=0, name=name)
+        return self.spread(function, items, name=name)
+
     def write(self, subset_path: Path, within: Subset | None) -> FilterOutcome:
         found = None if within is None else self._locate(within, "within")
         if found is not None and found.num_unknown:
@@ -515,7 +522,7 @@ class _Engine:
                 opened[number] = OpenCut(wanted, tally.num_judged).narrowed(tally.histogram)
         while opened:
             parts: dict[int, list[np.ndarray]] = {number: [] for number in opened}
-            for part in self.spread(partial(passes.narrow, opened), self.items, name="cut"):
+            for part in self._walk(partial(passes.narrow, opened), self.items, name="cut"):
                 for number, found in part.items():
                     if opened[number].is_small or not parts[number]:
                         parts[number].append(found)
@@ -540,7 +547,7 @@ class _Engine:
 
         def chosen() -> Iterator[np.ndarray]:
             nonlocal kept, only_dropped, total, num_chosen
-            for part in self.spread(partial(passes.apply, MAX_COPIES * num_rows), self.items, name="write"):
+            for part in self._walk(partial(passes.apply, MAX_COPIES * num_rows), self.items, name="write"):
                 kept, only_dropped = kept + part.kept, only_dropped + part.only_dropped
                 total, num_chosen = total + len(part.uids), num_chosen + part.num_rows
                 if total > MAX_COPIES * num_rows:
@@ -579,7 +586,7 @@ class _Engine:
             np.save(path, subset.uids)
         marks, num_rows, repeated = UidMarks(subset.uids), 0, [np.empty(0, dtype=np.int64)]
         shards = self.pool.metadata_paths
-        for places, counts in self.spread(partial(_places_of, self.pool, path), shards, name=name):
+        for places, counts in self._walk(partial(_places_of, self.pool, path), shards, name=name):
             num_rows += int(counts.sum())
             repeated.append(places[(counts > 1) | marks.are_marked(places)])
             marks.mark_places(places)
@@ -589,7 +596,7 @@ class _Engine:
         num_before: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         if len(uids):
             for shard, (places, counts) in enumerate(
-                self.spread(partial(_places_of, self.pool, path), shards, name=name)
+                self._walk(partial(_places_of, self.pool, path), shards, name=name)
             ):
                 which = np.flatnonzero(np.isin(places_of_repeated, places))
                 if len(which):
