@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.filtering import DECODING, check_pool_has
@@ -21,7 +22,7 @@ from benchmark.signals import NOT_ASKED, KeptValues, kept_dir, user_signal
 from benchmark.storage import format_bytes
 from benchmark.subset import Subset
 from benchmark.tables import read_footer
-from benchmark.uids import count_of, format_uids
+from benchmark.uids import count_of, parse_uids
 
 PILOT_ROWS = 10_000
 
@@ -106,13 +107,19 @@ def _pilot_rows(pool: Pool, within: Subset | None) -> tuple[Path, np.ndarray]:
 
 def _bring_user_signals(pool: Pool, scratch: Pool, rules: Sequence[Rule], uids: np.ndarray) -> None:
     """Write what the user's parquets say of these uids into the scratch pool's folder of signals."""
+    wanted = Subset.of(uids).uids
     for rule in (each for chosen in rules for each in chosen.with_signals(pool)):
         for name, signal in rule.signal_rules(pool).items():
             if signal is None:
-                found = user_signal(pool, name, rule.name)
-                wanted = [("uid", "in", format_uids(uids))]
-                table = pq.read_table(found.path, columns=["uid", name], filters=wanted)
-                pq.write_table(table, scratch.signals_dir / f"{name}.parquet")
+                path = user_signal(pool, name, rule.name).path
+                found = pq.ParquetFile(path)
+                schema = pa.schema([found.schema_arrow.field(each) for each in ("uid", name)])
+                with pq.ParquetWriter(scratch.signals_dir / f"{name}.parquet", schema) as writer:
+                    for batch in found.iter_batches(columns=["uid", name]):
+                        is_wanted = count_of(parse_uids(batch["uid"], str(path)), wanted) > 0
+                        writer.write_table(
+                            pa.Table.from_batches([batch.select(schema.names)]).filter(pa.array(is_wanted))
+                        )
 
 
 def _forecasts(pool: Pool, judge: Judge, path: Path, asked: np.ndarray, within: Subset | None) -> list[Forecast]:
