@@ -128,7 +128,7 @@ def test_stopped_half_way_it_goes_on_with_the_rest(pool_dir, checkpoint, strateg
         return encode(self, images)
 
     monkeypatch.setattr(Encoder, "encode_images", failing)
-    with pytest.raises(ValueError, match="signal 'clip_cosine' failed on .*MemoryError: stopped"):
+    with pytest.raises(ValueError, match=r"signal 'clip_cosine' failed on .*MemoryError: stopped"):
         run_filters(Pool(pool_dir), [rule(checkpoint)])
     assert kept_bytes(pool_dir) == []
     monkeypatch.setattr(Encoder, "encode_images", encode)
@@ -160,7 +160,7 @@ def test_weights_that_open_clip_knows_by_name_are_fetched(checkpoint, monkeypatc
         raise ConnectionError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(FileNotFoundError, match="x: openai could not be fetched .*no network"):
+    with pytest.raises(FileNotFoundError, match=r"x: openai could not be fetched .*no network"):
         find_weights("ViT-B-32", "openai", "x")
 
 
