@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.tensors import open_array
+
 BLOCK_ROWS = 4096
 FLOAT32_MARGIN = 1e-5  # of the product of two norms; rounding changes an inner product by far less
+UNSURE_ROWS = 64  # that are compared with all centres at once
 KMEANS_ITERATIONS = 20
 
 
@@ -48,15 +51,15 @@ def pair_similarities(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def embedding_blocks(path: str | Path, dimension: int, *, option: str) -> Iterator[np.ndarray]:
-    """Yield the rows of an .npy file of embeddings, memory-mapped: (at most BLOCK_ROWS, dimension) float32 at once.
+    """Yield the rows of a file of embeddings (.npy or .pt), mapped: (at most BLOCK_ROWS, dimension) float32 at once.
 
     Raises ValueError naming `option`, the option that may give the path, where it holds something else, or a row that
     is NaN or zero.
     """
     try:
-        embeddings = np.lib.format.open_memmap(path, mode="r")
+        embeddings = open_array(Path(path))
     except ValueError as error:
-        raise ValueError(f"{option}: {path} is not an .npy file of numbers ({error})") from error
+        raise ValueError(f"{option}: {error}") from error
     if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or not len(embeddings) or embeddings.shape[1] != dimension:
         raise ValueError(
             f"{option}: {path} has shape {embeddings.shape} of {embeddings.dtype}, not (rows, {dimension}) of floats"
@@ -77,7 +80,7 @@ def nearest_rows(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     a vector's answer does not depend on the vectors beside it.
     """
     nearest = np.zeros(len(vectors), dtype=np.int64)
-    longest = max(np.linalg.norm(block, axis=1).max() for block in row_blocks(centres))
+    longest = np.sqrt(max(row_cosines(block, block).max() for block in row_blocks(centres)))
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = vectors[start : start + BLOCK_ROWS].astype(np.float32)
         at = np.arange(len(block))
@@ -91,13 +94,17 @@ def nearest_rows(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
             second = np.maximum(np.maximum(second, products.max(axis=1)), np.minimum(best, highest))
             found[highest > best] = winner[highest > best] + number * BLOCK_ROWS
             best = np.maximum(best, highest)
-        margins = FLOAT32_MARGIN * longest * np.linalg.norm(block, axis=1)
-        for row in np.flatnonzero(second >= best - margins):
-            products = np.concatenate([others @ block[row] for others in row_blocks(centres)])
-            close = np.flatnonzero(products >= best[row] - margins[row])
-            # Row by row, so that equal centres tie to the last bit.
-            exact = np.einsum("ij,j->i", centres[close].astype(np.float64), block[row].astype(np.float64))
-            found[row] = close[exact.argmax()]
+        norms = np.linalg.norm(block, axis=1)
+        lowest = best - FLOAT32_MARGIN * longest * norms
+        unsure = np.flatnonzero((second >= lowest) & (norms > 0))  # zeros tie with all, and have the first
+        for first in range(0, len(unsure), UNSURE_ROWS):
+            rows = unsure[first : first + UNSURE_ROWS]
+            products = np.concatenate([block[rows] @ others.T for others in row_blocks(centres)], axis=1)
+            for row, is_close in zip(rows, products >= lowest[rows, np.newaxis], strict=True):
+                close = np.flatnonzero(is_close)
+                # Row by row, so that equal centres tie to the last bit.
+                exact = np.einsum("ij,j->i", centres[close].astype(np.float64), block[row].astype(np.float64))
+                found[row] = close[exact.argmax()]
     return nearest
 
 

@@ -117,6 +117,10 @@ def filter_stage(
                     result = _take(exp_dir, pool, choice.subset_path, choice.max_missing)
                 else:
                     within = load_subset(choice.within_path) if choice.within_path else None
+                    for rule in choice.rules:
+                        for package, version in rule.strategy.package_versions().items():
+                            if version is None:
+                                warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
                     outcome = write_filtered(
                         pool,
                         choice.rules,
@@ -314,7 +318,7 @@ def evaluate_stage(
     from benchmark.health import WandbRun
     from benchmark.models import build_model, build_tokenizer
     from benchmark.results import read_results, result_path
-    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, load_weights, recipe_threads
+    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, default_workers, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
     _, subset_record = open_experiment(exp_dir, pool)
@@ -354,6 +358,7 @@ def evaluate_stage(
                     mean=scale.mean,
                     std=scale.std,
                     device=device,
+                    workers=default_workers() if device == "cuda" else 0,  # one core cannot feed a GPU
                 )
             if missing:
                 say(f"evaluate: seed {seed}, {len(missing)} tasks ({seed_dir / 'eval'})")

@@ -462,7 +462,8 @@ class _Engine:
                     self.efforts[name] = self.efforts.get(name, Effort()).plus(effort)
                 for number, tally in zip(filters, part.tallies, strict=True):
                     types[number].append((tally.dtype, tally.num_judged > 0))
-                    copied[number].add(part.copied.get(number))
+                    if tally.num_judged + tally.num_unjudged:  # of an empty shard nothing is known
+                        copied[number].add(part.copied.get(number))
                     tallies[number] = tallies[number].plus(tally) if number in tallies else tally
             for number in filters:
                 _common_type(self.rules[number], types[number])

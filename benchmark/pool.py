@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tokenize
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
+from benchmark.executor import map_items
 from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, index_tables, read_index, unpack_uids
 from benchmark.names import nearest_name
 from benchmark.stage import Json, locked, write_json
@@ -38,6 +40,7 @@ from benchmark.tables import read_footer, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
+MANY_SHARDS = 8  # of metadata; from here on several processes hash their uids
 NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
 FOOTER_READ_AHEAD = 1 << 16
 
@@ -172,17 +175,20 @@ class Pool:
             return self.summary.fingerprint
         cache_path = cache_dir() / "fingerprints" / f"{location_key(self.dir)}.json"
         known: dict[str, list[Json]] = _read_cache(cache_path)
+        states = {path: [FINGERPRINT_VERSION, self.metadata_states[path]] for path in self.metadata_paths}
+        new = [path for path, state in states.items() if known.get(path.name, [])[:2] != state]
+        workers = min(os.cpu_count() or 1, len(new)) if len(new) >= MANY_SHARDS else 0
+        found = dict(zip(new, map_items(self._uid_sum, new, workers=workers, name="fingerprint"), strict=True))
         sums: dict[str, list[Json]] = {}
-        for path in self.metadata_paths:
-            state = [FINGERPRINT_VERSION, self.metadata_states[path]]
-            if path.name in known and known[path.name][:2] == state:
-                sums[path.name] = known[path.name]
-            else:
-                sums[path.name] = [*state, f"{fingerprint_of(self.read_uids(path)):064x}"]
+        for path, state in states.items():
+            sums[path.name] = [*state, f"{found[path]:064x}"] if path in found else known[path.name]
         if sums != known:
             with locked(cache_path.parent):
                 write_json(cache_path, sums)
         return f"{sum(int(entry[2], 16) for entry in sums.values()) % 2**256:064x}"
+
+    def _uid_sum(self, path: Path) -> int:
+        return fingerprint_of(self.read_uids(path))
 
     def read_uids(self, path: Path, rows: np.ndarray | None = None) -> np.ndarray:
         """Read the uids of one metadata shard, or of some of its rows (a mask, or numbers): shape (rows,)."""

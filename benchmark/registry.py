@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
 import math
@@ -64,6 +65,7 @@ class Strategy:
     columns: tuple[str, ...] = ()  # of the metadata; `{option}` is filled in
     features: tuple[str, ...] = ()  # arrays of the .npz
     assets: dict[str, str] = field(default_factory=dict)  # option -> file name, `{option}` filled in (assets.py)
+    packages: dict[str, str] = field(default_factory=dict)  # optional ones -> what happens without
     planted: tuple[str, ...] = ()  # of planted.parquet; references only
     images: bool = False  # sees the decoded images
     signals: tuple[str, ...] = ()  # other per-sample values: registered ones, or columns of a user's parquet
@@ -97,6 +99,10 @@ class Strategy:
         """Return the names of the asset files looked for with these options, by the option that may name another."""
         return {option: name.format(**options) for option, name in self.assets.items()}
 
+    def package_versions(self) -> dict[str, str | None]:
+        """Return the installed version of each optional package, None where it is not installed."""
+        return {name: _version_of(name) for name in self.packages}
+
 
 STRATEGIES: dict[str, Strategy] = {}
 TASKS: dict[str, Task] = {}
@@ -111,6 +117,7 @@ def register_filter(
     columns: Sequence[str] = (),
     features: Sequence[str] = (),
     assets: Mapping[str, str] = types.MappingProxyType({}),
+    packages: Mapping[str, str] = types.MappingProxyType({}),
     planted: Sequence[str] = (),
     images: bool = False,
     signals: Sequence[str] = (),
@@ -131,6 +138,8 @@ def register_filter(
     returns (a model, say) is handed over last. `assets` are files that it needs beside the pool: from an option
     (`str | None = None`, or `list[str] | None = None`) to the name of the file that is looked for where the option is
     not given; its path is then that option's value. `{option}` in a name is filled in with that option's value.
+    `packages` are optional ones that change what it keeps, with what happens where one is not installed: their versions
+    are part of the record.
     """
     if fraction is not None and threshold is not None:
         raise ValueError("a filter declares fraction= or threshold=, not both")
@@ -144,6 +153,7 @@ def register_filter(
             columns=tuple(columns),
             features=tuple(features),
             assets=dict(assets),
+            packages=dict(packages),
             planted=tuple(planted),
             images=images,
             signals=tuple(signals),
@@ -323,6 +333,7 @@ def _make_strategy(
     columns: tuple[str, ...],
     features: tuple[str, ...],
     assets: dict[str, str],
+    packages: dict[str, str] | None = None,
     planted: tuple[str, ...] = (),
     images: bool = False,
     signals: tuple[str, ...] = (),
@@ -368,6 +379,7 @@ def _make_strategy(
         columns=columns,
         features=features,
         assets=assets,
+        packages=packages or {},
         planted=planted,
         images=images,
         signals=signals,
@@ -405,6 +417,13 @@ def _load_file(path: Path) -> None:
         del sys.modules[module_name]
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     _LOADED.add(path)
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _first_line(docstring: str | None) -> str:

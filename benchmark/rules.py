@@ -77,7 +77,8 @@ class Rule:
     def as_json(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
 
-        Raises FileNotFoundError where an asset or a signal is nowhere.
+        And its signals, and the versions of optional packages, where it declares any. Raises FileNotFoundError where an
+        asset or a signal is nowhere.
         """
         return {**self.identity(pool), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
 
@@ -88,6 +89,8 @@ class Rule:
             "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
             "source": sha256_of(self.strategy.source_path),
         }
+        if self.strategy.packages:
+            found["packages"] = self.strategy.package_versions()
         if self.strategy.signals:
             found["signals"] = {
                 name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool)

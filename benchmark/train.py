@@ -10,12 +10,14 @@ import os
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +72,7 @@ PACKAGES = ("winnow-bench", "torch", "open_clip_torch", "numpy", "pillow")  # wh
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 NUM_SAVES = 20  # of the state, at even parts of the run
 SECONDS_UNSAVED = 600.0  # and whenever that long has passed without one
+SECONDS_CHEAP, MAX_SAVING = 1.0, 0.02  # a save that takes longer waits until it is no more than that share of the time
 
 
 @dataclass
@@ -82,6 +85,7 @@ class TrainState:
     step: int = 0
     curves: Curves = field(default_factory=Curves)
     saved: float = field(default_factory=time.monotonic)  # when; not part of the state
+    saving: float = 0.0  # seconds that the last save took
     saved_step: int | None = None  # of the newest state on disk
     wrapped: nn.Module | None = None
 
@@ -104,6 +108,7 @@ class TrainState:
 
     def save(self, folder: Path, made_from: dict[str, Json]) -> None:
         """Write the state of the run as one file that can tell whether it is whole; the state before it is kept."""
+        start = time.monotonic()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -124,6 +129,7 @@ class TrainState:
             if newest.exists():
                 rename(newest, before)
         self.saved, self.saved_step = time.monotonic(), self.step
+        self.saving = self.saved - start
 
     def load(self, path: Path) -> None:
         """Take over a saved state."""
@@ -221,6 +227,7 @@ def train(
     with (
         _cost(seed_dir.parent, ranks, seed=seed, device=device, accumulation=accumulation) as numbers,
         recipe_threads(scale),
+        repeatable_sums(device),
         WandbRun(wandb if ranks.is_first else "disabled", seed_dir.parent, seed).opened(config) as wandb_run,
         stop_signals(insist=ranks.size == 1) as stops,
     ):
@@ -344,6 +351,28 @@ class recipe_threads:  # noqa: N801  # reads as a statement
         torch.set_num_threads(self.before)
 
 
+@contextmanager
+def repeatable_sums(device: str) -> Iterator[None]:
+    """On a GPU, have torch take every sum in one order for a block: a killed run goes on to the same bytes there too.
+
+    What has no such form then raises RuntimeError.
+    """
+    if device != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition, before it is first used
+    is_on, is_mild = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic  # its attributes are hidden from type checkers
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # finds faults, and takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_on, warn_only=is_mild)
+        settings.fill_uninitialized_memory = fills
+
+
 def _cost(exp_dir: Path, ranks: Ranks, **numbers: Json) -> AbstractContextManager[dict[str, Json]]:
     return cost(exp_dir, "train", ranks=ranks.size, **numbers) if ranks.is_first else nullcontext({})
 
@@ -357,7 +386,8 @@ def _prepare(folder: Path, made_from: dict[str, Json], model: nn.Module, scale: 
 
 def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int, ranks: Ranks, folder: Path) -> None:
     """Take one step; raises ValueError, on the first rank, where the run has gone wrong."""
-    with memory_advice(state.model, batch, scale, state.step, accumulation, ranks):
+    advice = memory_advice(state.model, batch, scale, state.step, accumulation, ranks)
+    with advice, _order_advice(scale, ranks):
         stats = train_step(
             state.model_on(ranks),
             state.optimizer,
@@ -378,12 +408,17 @@ def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int,
 
 
 def _save_if_due(state: TrainState, folder: Path, made_from: dict[str, Json], scale: Scale, asked: bool) -> None:
-    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked."""
+    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked.
+
+    Even parts are passed over where a state of gigabytes would be written too often: a short run on a GPU.
+    """
     is_kept = state.step in scale.kept_steps
     if is_kept:
         _write_weights(folder / kept_name(state.step), state.model)
-    is_late = time.monotonic() - state.saved > SECONDS_UNSAVED
-    if asked or is_kept or is_late or state.step % max(1, scale.steps // NUM_SAVES) == 0:
+    unsaved = time.monotonic() - state.saved
+    is_cheap = state.saving < SECONDS_CHEAP or state.saving < MAX_SAVING * unsaved
+    is_even = state.step % max(1, scale.steps // NUM_SAVES) == 0
+    if asked or is_kept or unsaved > SECONDS_UNSAVED or (is_even and is_cheap):
         state.save(folder, made_from)
 
 
@@ -399,7 +434,8 @@ def memory_advice(
         if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
             raise
         device = batch.images.device.type
-    # Outside the handler, whose error still holds the step's activations.
+        # The error holds the step's frames, and they its activations, until the caller's `with` has ended.
+        traceback.clear_frames(error.__traceback__)
     at_once = len(batch) // accumulation
     if device == "cuda":
         model.zero_grad(set_to_none=True)
@@ -420,14 +456,38 @@ def memory_advice(
     raise MemoryError(f"{who}step {step:,}, {at_once:,} samples at once on {device}: {remedy}")
 
 
+@contextmanager
+def _order_advice(scale: Scale, ranks: Ranks) -> Iterator[None]:
+    """Turn torch's refusal of an operation whose sums have no fixed order on a GPU into a ValueError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        if not ranks.is_first:
+            raise OtherRankFailed from error
+        operation = str(error).split(" does not have")[0]
+        raise ValueError(
+            f"model {scale.model!r} has an operation whose sums come in any order on a GPU ({operation}), so a run "
+            "that was killed would not go on exactly; choose another model, or train this one with device=cpu"
+        ) from error
+
+
 def fitting_accumulation(peak_at: Callable[[int], int], capacity: int, batch: int) -> int | None:
     """Return the least accumulation whose micro-batch fits into `capacity` bytes, None where none does.
 
     `peak_at` measures the peak for a number of samples. It is taken to grow along a line, which two small measurements
-    give; a tenth is left free.
+    give, smaller ones where those do not fit; a tenth is left free.
     """
-    few, more = (max(1, batch // part) for part in (64, 32))
-    low, high = peak_at(few), peak_at(more)
+    for part in (64, 1024, batch):
+        few, more = max(1, batch // part), max(1, 2 * batch // part)
+        try:
+            low, high = peak_at(few), peak_at(more)
+            break
+        except torch.OutOfMemoryError:
+            continue
+    else:
+        return None
     per_sample = (high - low) / max(1, more - few)
     for accumulation in divisors(batch, up_to=batch):
         if low + per_sample * (batch // accumulation - few) <= 0.9 * capacity:

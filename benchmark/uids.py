@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ DENSE = 8  # uids held for each uid asked, up to which reading all of them is fa
 MAX_HELD = 2**24  # uids that are sorted in memory, 256 MiB of them
 
 _HEX_CHARACTERS = np.frombuffer(string.hexdigits.encode(), dtype=np.uint8)
+_NEW_SHA256 = hashlib.sha256()
 
 
 def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where: str = "uids") -> np.ndarray:
@@ -228,22 +230,24 @@ def _sorted_blocks(parts: Iterator[np.ndarray], buckets_dir: Path, byte: int, ma
         if num_held:
             yield sort_uids(np.concatenate(held))
         return
-    dtype = held[0].dtype
+    held_type = held[0].dtype
     buckets_dir.mkdir(parents=True)
-    paths = [buckets_dir / f"{number:02x}" for number in range(256)]
     half, shift = f"f{byte // 8}", np.uint64(56 - byte % 8 * 8)
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in paths]
+        files: dict[int, BinaryIO] = {}  # by byte, of those that occur
         for part in chain((held.pop() for _ in range(len(held))), parts):
             bytes_ = (part[half] >> shift).astype(np.uint8)
             ordered = np.take(part, np.argsort(bytes_, kind="stable"))
             ends = np.cumsum(np.bincount(bytes_, minlength=256))
-            for file, bucket in zip(files, np.split(ordered, ends[:-1]), strict=True):
-                file.write(bucket.data)
-    for path in paths:
-        yield from _sorted_blocks(
-            _blocks_of(path, dtype, max_held), path.with_name(f"{path.name}-buckets"), byte + 1, max_held
-        )
+            for number, bucket in enumerate(np.split(ordered, ends[:-1])):
+                if len(bucket):
+                    if number not in files:
+                        files[number] = stack.enter_context((buckets_dir / f"{number:02x}").open("wb"))
+                    files[number].write(bucket.data)
+    for number in sorted(files):
+        path = buckets_dir / f"{number:02x}"
+        inner_dir = path.with_name(f"{path.name}-buckets")
+        yield from _sorted_blocks(_blocks_of(path, held_type, max_held), inner_dir, byte + 1, max_held)
         path.unlink()
 
 
@@ -264,9 +268,20 @@ def repeated_uids(parts: Iterable[np.ndarray], folder: Path, *, max_held: int = 
 
 def fingerprint_of(uids: np.ndarray) -> int:
     """Return the sum modulo 2^256 of the sha256 of every uid's 16 big-endian bytes; order does not matter."""
-    data = np.stack([uids["f0"], uids["f1"]], axis=1).astype(">u8").tobytes()
-    total = sum(int.from_bytes(hashlib.sha256(data[start : start + 16]).digest()) for start in range(0, len(data), 16))
+    total = 0
+    for start in range(0, len(uids), BLOCK):
+        block = uids[start : start + BLOCK]
+        data = np.stack([block["f0"], block["f1"]], axis=1).astype(">u8")
+        digests = b"".join(map(_sha256_digest, data.view("V16").ravel().tolist()))
+        words = np.frombuffer(digests, dtype=">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
+        total += sum(word << 32 * place for place, word in enumerate(reversed(words.tolist())))
     return total % 2**256
+
+
+def _sha256_digest(data: bytes) -> bytes:
+    digest = _NEW_SHA256.copy()  # costs half of what a new one does
+    digest.update(data)
+    return digest.digest()
 
 
 def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import zipfile
@@ -95,6 +96,12 @@ def find_wordnet(given: str | None, *, option: str) -> Path:
         f"WordNet's files are in none of {', '.join(map(str, candidates))}; `apt install wordnet-base` or "
         f"`nltk.download('wordnet')` brings them, or give {option}"
     )
+
+
+def hash_wordnet(place: Path) -> str:
+    """Return the sha256 of the bytes that tell a word's first synset: of the indexes and the lists of exceptions."""
+    texts = [_text(_inside(place) / name) for part in PARTS_OF_SPEECH for name in (f"index.{part}", f"{part}.exc")]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 @lru_cache

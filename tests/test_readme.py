@@ -23,7 +23,8 @@ from benchmark.scales import SCALES, get_scale
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
-EXTRAS = {f"pip install -e '.[{name}]'" for name in ("slurm", "ray", "s3", "hf")}  # which are part of the extra `test`
+IN_TEST = ("slurm", "ray", "s3", "hf", "cld3")  # extras that are part of the extra `test`
+EXTRAS = {f"pip install -e '.[{name}]'" for name in IN_TEST}
 FIRST = "pip install -e . && winnow run"
 
 
@@ -37,8 +38,9 @@ def commands():
 
 
 def runs_elsewhere(command):
-    """Tell whether a command is run by the tests of Slurm or of downloads, on what stands in for the real ones."""
-    return command.startswith(("scripts/slurm/", "python scripts/download_pool.py")) or "submitit_slurm" in command
+    """Tell whether a command is run by the tests of Slurm, downloads or assets, on what stands in for the real ones."""
+    begins = ("scripts/slurm/", "python scripts/download_", "python scripts/make_centroids.py")
+    return command.startswith(begins) or "submitit_slurm" in command or "lid.176.bin" in command
 
 
 def at_pico(command):
@@ -68,7 +70,7 @@ def test_the_readme_installs_as_ci_does():
 
 def test_the_extras_are_part_of_the_one_for_tests():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name in ("slurm", "ray", "s3", "hf"):
+    for name in IN_TEST:
         assert set(extras[name]) <= set(extras["test"])
         assert f"pip install -e '.[{name}]'" in README
 

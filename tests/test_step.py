@@ -81,7 +81,7 @@ class Recorded(open_clip.ClipLoss):
         return losses
 
 
-def open_clips(model, batches, scale, accumulation=1):
+def open_clips(model, batches, scale, accumulation=1, device="cpu", scaler=None):
     """Train with open_clip_train.train.train_one_epoch; return (loss, learning rate) of every step."""
     named = list(model.named_parameters())
     exclude = lambda n, p: p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n  # noqa: E731
@@ -106,7 +106,7 @@ def open_clips(model, batches, scale, accumulation=1):
         num_batches, num_samples = len(parts), len(parts) * len(parts[0][0])
 
     arguments = SimpleNamespace(
-        device="cpu",
+        device=device,
         precision=scale.precision,
         distill=False,
         accum_freq=accumulation,
@@ -124,7 +124,7 @@ def open_clips(model, batches, scale, accumulation=1):
     )
     data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=Loader(parts))}
     schedule = cosine_lr(optimizer, scale.learning_rate, scale.warmup_steps, scale.steps)
-    train_one_epoch(model, data, loss, 0, optimizer, None, schedule, None, arguments)
+    train_one_epoch(model, data, loss, 0, optimizer, scaler, schedule, None, arguments)
     assert len(loss.seen) == len(parts)
     return loss.seen[accumulation - 1 :: accumulation]
 

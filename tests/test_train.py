@@ -5,6 +5,8 @@ import gzip
 import json
 import math
 import re
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from torch import nn
 from benchmark import stage, step, train
 from benchmark.index import read_index
 from benchmark.models import MODELS_DIR, build_model, build_tokenizer, write_vocabulary
+from benchmark.ranks import Ranks
 from benchmark.scales import SCALES, get_scale
 from benchmark.subset import Subset
 from benchmark.train import TrainingData, TrainState, fitting_accumulation, newest_state
@@ -219,6 +222,58 @@ def test_the_accumulation_that_fits_is_found_from_two_small_measurements(gigabyt
     assert asked == [16, 32]
 
 
+def test_what_a_step_held_is_free_before_memory_is_measured(monkeypatch):
+    """The error that ends a step holds its frames, and they hold its activations."""
+    held = []
+
+    def step():
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class OnGpu(list):
+        images = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+
+    def peak(model, batch, scale, samples):
+        return 4 * samples + (0 if held[0]() is None else 1000)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 100))
+    monkeypatch.setattr(train, "peak_memory", peak)
+    advice = train.memory_advice(nn.Linear(1, 1), OnGpu(range(64)), SHORT, 3, 1, Ranks())
+    with (
+        pytest.raises(
+            MemoryError, match=r"step 3, 64 samples at once on cuda: accumulation=4 would fit \(16 at once\)"
+        ),
+        advice,
+    ):
+        step()
+
+
+@pytest.mark.parametrize(("most", "accumulation"), [(200, 8), (40, 8), (1, None)])
+def test_the_measurements_are_smaller_where_memory_is_short(most, accumulation):
+    def peak_at(samples):
+        if samples > most:
+            raise torch.OutOfMemoryError
+        return samples
+
+    assert fitting_accumulation(peak_at, 600, 4096) == accumulation
+
+
+@pytest.mark.parametrize(
+    ("saving", "unsaved", "is_saved"), [(0.2, 0.3, True), (5.0, 100.0, False), (5.0, 300.0, True), (30.0, 601.0, True)]
+)
+def test_a_state_that_takes_long_to_write_is_written_less_often(tmp_path, saving, unsaved, is_saved):
+    saved = []
+    state = SimpleNamespace(
+        step=1, saving=saving, saved=time.monotonic() - unsaved, save=lambda *arguments: saved.append(arguments)
+    )
+    train._save_if_due(state, tmp_path, MADE_FROM, SHORT, False)
+    assert bool(saved) == is_saved
+    train._save_if_due(state, tmp_path, MADE_FROM, SHORT, True)  # whenever it is asked for
+    assert len(saved) == is_saved + 1
+
+
 def test_checkpoints_that_would_not_fit_are_refused_before_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
     with pytest.raises(OSError, match=r"no space for the checkpoints: .* needs 11 MB and 1 MB are free; make room"):
@@ -396,3 +451,27 @@ def test_weights_are_float32_tensors_of_the_model(undisturbed):
     weights = load_file(undisturbed[0] / "model.safetensors")
     assert set(weights) == set(build_model("pico_cnn").state_dict())
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_on_a_gpu_an_operation_without_a_fixed_order_is_refused_in_a_sentence(data, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError(
+            "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set"
+        )
+
+    monkeypatch.setattr(train, "train_step", refuse)
+    with pytest.raises(ValueError, match=r"'pico_cnn' has an operation .* \(adaptive_max_pool2d_backward_cuda\)"):
+        run(data, tmp_path / "run")
+
+
+def test_sums_have_one_order_on_a_gpu_and_afterwards_are_as_they_were(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    with train.repeatable_sums("cuda"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == fills
+    with train.repeatable_sums("cpu"):
+        assert not torch.are_deterministic_algorithms_enabled()

@@ -181,7 +181,7 @@ def test_nothing_sorted_is_nothing(tmp_path):
 def test_files_of_a_sort_are_removed_however_it_ends(tmp_path):
     def parts():
         yield drawn(0, 50, top=61)
-        assert len(list(tmp_path.rglob("*"))) == 1 + 256
+        assert 1 < len(list(tmp_path.rglob("*"))) <= 1 + 256
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):

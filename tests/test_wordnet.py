@@ -22,8 +22,8 @@ def place():
     return find_wordnet(None, option="wordnet_dir")
 
 
-@pytest.fixture(scope="module")
-def oracle(place):
+def read_by_nltk(place):
+    """Open WordNet's files by nltk's own reader."""
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class Reader(WordNetCorpusReader):
@@ -34,7 +34,12 @@ def oracle(place):
             return super().open(file)
 
     with pytest.warns(UserWarning, match="multilingual"):
-        reader = Reader(str(place), None)
+        return Reader(str(place), None)
+
+
+@pytest.fixture(scope="module")
+def oracle(place):
+    reader = read_by_nltk(place)
 
     def first_offset(word):
         synsets = reader.synsets(word)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.assets import find_assets
+from benchmark.assets import NO_WEIGHTS, find_default
 from benchmark.experiment import FILTER_VERSION, Choice
 from benchmark.filtering import run_filters
 from benchmark.options import filter_defaults, make_rule
@@ -184,9 +184,7 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
             lacking.append(feature)
     if lacking:
         return f"the pool lacks {', '.join(lacking)}"
-    try:
-        find_assets(strategy, options, pool.dir)
-    except (FileNotFoundError, ValueError):
-        # Without the folders' paths: the page is the same wherever the pool lies.
-        return f"it needs {' and '.join(strategy.needed_assets(options).values())}"
-    return ""
+    needed = [name for name in strategy.needed_assets(options).values() if name != NO_WEIGHTS]
+    absent = [name for name in needed if not find_default(name, pool.dir)]
+    # Without the folders' paths: the page is the same wherever the pool lies.
+    return f"it needs {' and '.join(absent)}" if absent else ""

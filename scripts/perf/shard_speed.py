@@ -14,15 +14,11 @@ import hashlib
 import io
 import json
 import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import Process
 from pathlib import Path
 
@@ -36,8 +32,8 @@ from benchmark.subset import Subset, load_subset
 from benchmark.tars import write_tar
 from benchmark.uids import parse_uids
 from scripts.perf.make_jpeg_pool import draw_picture, encode
+from scripts.perf.process import Timing, run_measured
 
-ROOT = Path(__file__).resolve().parents[2]
 NUM_PICTURES = 64  # different ones; the pool repeats them
 PICTURE_SIDES = (520, 412)  # about 70 kB
 TAR_SAMPLES = 2000  # CommonPool has 10,000; these leave 12,000 samples six tars
@@ -45,15 +41,6 @@ KEPT = 0.3
 COPY_BYTES = 1 << 20
 TARGET_SCANNED, TARGET_OF_COPY = 40_000, 0.7
 LEGS = ("index and reshard", "reshard, index there", "index", "tarfile loop", "copy")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One measured process."""
-
-    seconds: float
-    cpu_seconds: float  # of it and its children
-    peak_mib: float  # of the largest of them
 
 
 def make_pool(pool_dir: Path, samples: int) -> None:
@@ -158,23 +145,9 @@ def measure(leg: str, pool_dir: Path, out_dir: Path) -> Timing:
     else:
         given = [f"pool_dir={pool_dir}", f"subset={pool_dir / 'subset.npy'}", f"out_dir={out_dir}", "shard_size=1000"]
         command = [sys.executable, "-m", "benchmark", "reshard", *given]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    # By way of a small process: the peak of a child that was forked from this one would count this one's memory.
-    watcher = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); "
-    watcher += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", watcher, *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{leg} failed: {done.stderr}")
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    timing = run_measured(command)
     shutil.rmtree(out_dir, ignore_errors=True)
-    return Timing(seconds, cpu, int(done.stdout) / 1024)
+    return timing
 
 
 def report(samples: Sequence[int], timings: dict[tuple[str, int], list[Timing]], rounds: int) -> str:

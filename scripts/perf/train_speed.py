@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Job:
     stream: bool
     threads: int | None  # None: torch's default. Ours and the bare model take the recipe's where it has one
     workers: int
+    skip: int = 0  # first steps that are not timed, and no state is saved: what a run of hours comes to
 
     @property
     def row(self) -> str:
@@ -69,6 +70,46 @@ class Outcome:
     threads: int
 
 
+class Stopwatch:
+    """Hands batches on, and times from where the step after the first `skip` gets its batch to the last step's end."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.seconds = 0.0
+
+    def watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches."""
+        start = time.perf_counter()
+        for number, batch in enumerate(batches):
+            if number == self.job.skip:
+                synchronize(self.job.device)
+                start = time.perf_counter()
+            yield batch
+        synchronize(self.job.device)
+        self.seconds = time.perf_counter() - start
+
+    def outcome(self, whole: Outcome, batch_size: int) -> Outcome:
+        """Return what was found of the steps that count; CPU time by their share of all steps."""
+        if not self.job.skip:
+            return whole
+        samples = whole.samples - self.job.skip * batch_size
+        cpu = whole.cpu_seconds * samples / whole.samples
+        return Outcome(samples, self.seconds, 0.0, cpu, whole.threads)
+
+
+class Watched:
+    """open_clip's loader, its batches under a stopwatch."""
+
+    def __init__(self, loader: Any, watch: Stopwatch) -> None:
+        self.loader, self.watch = loader, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.watch.watched(self.loader)
+
+
 def scale_of(job: Job) -> Scale:
     """Return the recipe, shortened to the job's samples."""
     scale = get_scale(job.scale)
@@ -76,6 +117,10 @@ def scale_of(job: Job) -> Scale:
     if job.samples < batch_size:
         raise ValueError(f"--samples {job.samples} is less than one batch of {batch_size}")
     steps = -(-job.samples // batch_size)
+    if job.skip >= steps:
+        raise ValueError(f"--skip {job.skip} leaves nothing of {steps} steps to time")
+    if job.skip:
+        scale = replace(scale, num_checkpoints=1)
     if job.stream:
         scale = replace(scale, augmentation=Augmentation("random_resized_crop", area=OPEN_CLIP_AREA))
     warmup_steps = min(scale.warmup_steps, max(1, steps // 10))
@@ -94,20 +139,26 @@ def training_data(job: Job, scale: Scale, limit: int) -> Any:
 
 def measure_ours(job: Job) -> Outcome:
     """Train as `winnow train` does, on as many different samples as are seen (or all of a smaller pool)."""
-    from benchmark.train import train
+    import benchmark.train
+    from benchmark.data import batches_from
 
-    scale = scale_of(job)
+    training: Any = benchmark.train
+    scale, watch = scale_of(job), Stopwatch(job)
     data = training_data(job, scale, scale.samples_seen)
     cpu_start, start = cpu_seconds(), time.perf_counter()
     data.batches(SEED)  # decodes where samples are held in memory; `train` finds them there
     decoding_seconds = time.perf_counter() - start
+    if job.skip:
+        training.batches_from = lambda *arguments: watch.watched(batches_from(*arguments))
+        training.NUM_SAVES = 1  # only the end is left
     with tempfile.TemporaryDirectory() as folder:
         checkpoint_dir = Path(folder) / "seed-0" / "checkpoint"
         checkpoint_dir.mkdir(parents=True)
-        train(data, SEED, checkpoint_dir, {"measurement": "speed"}, device=job.device, workers=job.workers)
+        training.train(data, SEED, checkpoint_dir, {"measurement": "speed"}, device=job.device, workers=job.workers)
     seconds = time.perf_counter() - start
     threads = scale.threads or torch.get_num_threads()
-    return Outcome(scale.samples_seen, seconds, decoding_seconds, cpu_seconds() - cpu_start, threads)
+    whole = Outcome(scale.samples_seen, seconds, decoding_seconds, cpu_seconds() - cpu_start, threads)
+    return watch.outcome(whole, scale.batch_size)
 
 
 def measure_bare(job: Job) -> Outcome:
@@ -177,9 +228,11 @@ def measure_decoding(job: Job) -> Outcome:
     batches = data.batches(SEED)
     with recipe_threads(scale):
         cpu_start, start = cpu_seconds(), time.perf_counter()
-        samples = sum(len(batch) for batch in batches_from(batches, 0, job.workers))
+        watch = Stopwatch(replace(job, device="cpu"))
+        samples = sum(len(batch) for batch in watch.watched(batches_from(batches, 0, job.workers)))
         seconds = time.perf_counter() - start
-        return Outcome(samples, seconds, 0.0, cpu_seconds() - cpu_start, torch.get_num_threads())
+        whole = Outcome(samples, seconds, 0.0, cpu_seconds() - cpu_start, torch.get_num_threads())
+        return watch.outcome(whole, scale.batch_size)
 
 
 def measure_open_clip(job: Job) -> Outcome:
@@ -189,7 +242,7 @@ def measure_open_clip(job: Job) -> Outcome:
     """
     from open_clip_train import main as trainer
 
-    scale = scale_of(job)
+    scale, watch = scale_of(job), Stopwatch(job)
     tars = sorted(str(path) for path in (Path(job.pool_dir) / "shards").glob("*.tar"))
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -197,6 +250,7 @@ def measure_open_clip(job: Job) -> Outcome:
     original = trainer.train_one_epoch
 
     def timed(model: Any, data: Any, *args: Any, **options: Any) -> None:
+        data["train"].dataloader = Watched(data["train"].dataloader, watch)
         cpu_start, start = cpu_seconds(), time.perf_counter()
         original(model, data, *args, **options)
         synchronize(job.device)
@@ -236,7 +290,8 @@ def measure_open_clip(job: Job) -> Outcome:
         trainer.main(command)
     (outcome,) = outcomes
     # Its workers live until `main` returns, and count only when they have ended.
-    return replace(outcome, cpu_seconds=outcome.cpu_seconds + cpu_seconds_of_children())
+    whole = replace(outcome, cpu_seconds=outcome.cpu_seconds + cpu_seconds_of_children())
+    return watch.outcome(whole, scale.batch_size)
 
 
 def register_for_open_clip(name: str, folder: Path) -> str:
@@ -316,6 +371,7 @@ def make_jobs(options: argparse.Namespace) -> list[Job]:
             stream=options.stream,
             threads=threads,
             workers=workers,
+            skip=options.skip,
         )
 
     jobs = [job("ours", None, options.workers), job("bare", None, 0)]
@@ -450,6 +506,9 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         nargs="+",
         help="numbers to try, 0 for torch's default (default: 0, on CPU 0 1)",
+    )
+    parser.add_argument(
+        "--skip", type=int, default=0, help="first steps that are not timed; no state is then saved (default: 0)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions (default: 3)")
     parser.add_argument(
