@@ -64,7 +64,7 @@ def pilot_lines(
     rules = [rule.with_assets(pool.dir) for rule in rules]
     path, asked = _pilot_rows(pool, within)
     with tempfile.TemporaryDirectory(prefix="winnow-") as folder:
-        # Values are kept there for as long as the pilot takes, so that a signal is asked once, and their size is known.
+        # Values are kept there for as long as the pilot takes, and show what they take.
         scratch = pool.with_signals_dir(Path(folder))
         _bring_user_signals(pool, scratch, rules, pool.read_uids(path, asked))
         judge = Judge(scratch, rules, device=device)
@@ -131,27 +131,17 @@ def _forecasts(pool: Pool, judge: Judge, path: Path, asked: np.ndarray, within: 
     is_seen = any(left[number] and judge.all_rules[number].strategy.images for number in numbers)
     places = locate_images(pool, Subset.of(pool.read_uids(path, asked)), [path])[0] if is_seen else None
     num_asked = max(1, int(asked.sum()))
-    efforts: dict[str, Effort] = {}
-    images = Effort()
-    copied: dict[int, str | None] = {}
-    for number in reversed(numbers):  # signals stand behind what uses them
-        if not left[number]:
-            continue
-        found = judge.values(path, [number], asked=asked, places=places)
-        copied |= found.copied
-        images = images.plus(found.image_effort)
-        for name, effort in found.efforts.items():
-            efforts[name] = efforts.get(name, Effort()).plus(effort)
+    found = judge.values(path, [number for number in numbers if left[number]], asked=asked, places=places)
     reading = _reading_seconds(pool, path, [judge.all_rules[number] for number in numbers if left[number]])
     forecasts = []
     if reading:
         forecasts.append(Forecast("columns and arrays read", num_rows, 0, reading / len(asked)))
     if is_seen:
         rows = max(left[n] for n in numbers if judge.all_rules[n].strategy.images)
-        forecasts.append(Forecast(DECODING, rows, 0, images.seconds / num_asked))
-    for number in reversed(numbers):
+        forecasts.append(Forecast(DECODING, rows, 0, found.image_effort.seconds / num_asked))
+    for number in reversed(numbers):  # signals stand behind what uses them
         rule = judge.all_rules[number]
-        effort = efforts.get(rule.name, Effort())
+        effort = found.efforts.get(rule.name, Effort())
         folder = judge.kept_dirs.get(number)
         forecasts.append(
             Forecast(
@@ -160,7 +150,7 @@ def _forecasts(pool: Pool, judge: Judge, path: Path, asked: np.ndarray, within: 
                 kept[number],
                 effort.seconds / max(1, effort.rows),
                 0.0 if folder is None else _bytes_per_row(folder / f"{path.stem}.parquet", num_asked),
-                copied.get(number),
+                found.copied.get(number),
             )
         )
     return forecasts
