@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -613,6 +614,7 @@ class _Engine:
         """Let a selector choose, and find its choice in the pool."""
         folder = self.scratch_dir / f"view-{number}"
         view = self._view(passes, number, rule, folder)
+        began = time.perf_counter()
         try:
             chosen = rule.strategy.function(view, **rule.options)
         except FileNotFoundError as error:
@@ -621,6 +623,7 @@ class _Engine:
             raise failure(rule, "the pool", error) from error
         if not isinstance(chosen, Subset):
             raise ValueError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
+        self.efforts[rule.name] = Effort(len(view.uids), time.perf_counter() - began, len(view.uids))
         uids = np.asarray(chosen.uids)
         found = self._locate(Subset(uids if is_sorted(uids) else sort_uids(uids)), f"chosen-{number}")
         unknown, num_unknown = found.unknown, found.num_unknown

@@ -51,6 +51,7 @@ class StrategyUsed:
     cut: dict[Literal["fraction", "threshold"], Finite] | None
     source: Hash  # sha256 of the file it stands in
     packages: dict[str, str | None] = field(default_factory=dict)  # versions of optional ones that change what it keeps
+    signals: dict[str, pydantic.JsonValue] = field(default_factory=dict)  # a user's file by its sha256, else as a rule
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -283,8 +284,9 @@ def write_entry(path: Path, entry: Entry) -> None:
     if not entry.pool.damaged_tars:
         del values["pool"]["damaged_tars"]
     for used in values["strategy"]:
-        if not used["packages"]:
-            del used["packages"]
+        for name in ("packages", "signals"):  # most have none
+            if not used[name]:
+                del used[name]
     write_json(path, values)
 
 

@@ -76,6 +76,7 @@ STRATEGIES = {
     "dedup": Strategy(("dedup",)),
     "negcliploss": Strategy(("negcliploss",)),
     "soft_cap_sampling": Strategy(("soft_cap_sampling",)),
+    "density_pruning": Strategy(("density_pruning",)),
     # The paper prunes what is left after a cut at the CLIP score.
     "clip_score+density_pruning": Strategy(
         ("clip_score", "density_pruning"), ("filters.clip_score.fraction=0.5", "filters.density_pruning.keep=0.6")
