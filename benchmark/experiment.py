@@ -63,6 +63,7 @@ class Choice:
     within_path: Path | None = None
     subset_path: Path | None = None
     max_missing: int = 0  # uids of subset_path that a pool of shards alone may lack
+    device: str = "cpu"  # that models of filters and signals run on
 
     def made_from(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
@@ -74,6 +75,8 @@ class Choice:
         }
         if pool.has_images and any(rule.sees_images(pool) for rule in self.rules):
             made_from["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
+        if self.device != "cpu" and any(rule.takes_device(pool) for rule in self.rules):
+            made_from["device"] = self.device
         return made_from
 
     @property
@@ -95,7 +98,6 @@ def filter_stage(
     workers: int,
     plugins: Sequence[str],
     executor: str = "local",
-    device: str = "cpu",
 ) -> Record:
     """Choose the subset, or reuse the one that is there and fits."""
     check_pool_has(pool, choice.rules)
@@ -129,7 +131,7 @@ def filter_stage(
                         workers=workers,
                         plugins=plugins,
                         executor=executor,
-                        device=device,
+                        device=choice.device,
                     )
                     result = _outcome_as_json(outcome)
                     spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}

@@ -101,7 +101,7 @@ class Judge:
                 elif signal not in self.all_rules:
                     self.all_rules.append(signal)
             if keep and not rule.strategy.planted and rule.strategy.kind != "selector":
-                self.identities[position] = rule.identity(pool)
+                self.identities[position] = rule.identity(pool, device)
                 self.kept_dirs[position] = kept_dir(pool, rule.name, self.identities[position])
             position += 1
         if pool.has_images and any(rule.strategy.images for rule in self.all_rules):
@@ -436,7 +436,7 @@ def _model(rule: Rule, device: str) -> Any:
     setup = rule.strategy.setup
     assert setup is not None
     options = rule.strategy.setup_options(rule.options)
-    if "device" in setup.__code__.co_varnames[: setup.__code__.co_argcount + setup.__code__.co_kwonlyargcount]:
+    if rule.strategy.takes_device:
         options = {**options, "device": device_of_worker(device)}
     made_from = json.dumps(options, sort_keys=True)
     if rule.name not in _MODELS or _MODELS[rule.name][0] != made_from:

@@ -161,7 +161,7 @@ def _num_kept(pool: Pool, judge: Judge, number: int, within: Subset | None) -> i
     rule = judge.all_rules[number]
     if number not in judge.kept_dirs:
         return 0
-    folder = kept_dir(pool, rule.name, rule.identity(pool))
+    folder = kept_dir(pool, rule.name, rule.identity(pool, judge.device))
     num_kept = 0
     for path in pool.metadata_paths if folder.exists() else []:
         states = KeptValues(

@@ -82,6 +82,11 @@ class Strategy:
         """Tell whether the filter scores, and a cut turns its scores into choices."""
         return self.fraction is not None or self.threshold is not None
 
+    @property
+    def takes_device(self) -> bool:
+        """Tell whether its `setup` takes the device to compute on."""
+        return self.setup is not None and "device" in inspect.signature(self.setup).parameters
+
     def needed_columns(self, options: dict[str, Any]) -> list[str]:
         """Return the metadata columns needed with these options."""
         return [column.format(**options) for column in self.columns]

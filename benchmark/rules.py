@@ -74,6 +74,10 @@ class Rule:
         """Tell whether the rule hangs on the images, itself or through its signals."""
         return any(rule.strategy.images for rule in self.with_signals(pool))
 
+    def takes_device(self, pool: Pool) -> bool:
+        """Tell whether a model of the rule, or of its signals, runs on the device that is asked for."""
+        return any(rule.strategy.takes_device for rule in self.with_signals(pool))
+
     def as_json(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
 
@@ -82,8 +86,8 @@ class Rule:
         """
         return {**self.identity(pool), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
 
-    def identity(self, pool: Pool) -> dict[str, Json]:
-        """Return what its values hang on beside the pool: all of `as_json` but the cut."""
+    def identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
+        """Return what its values hang on beside the pool: all of `as_json` but the cut; and a GPU that models run on."""
         found: dict[str, Json] = {
             "name": self.name,
             "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
@@ -91,9 +95,11 @@ class Rule:
         }
         if self.strategy.packages:
             found["packages"] = self.strategy.package_versions()
+        if device != "cpu" and self.strategy.takes_device:
+            found["device"] = device  # its rounding is another
         if self.strategy.signals:
             found["signals"] = {
-                name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool)
+                name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool, device)
                 for name, rule in self.signal_rules(pool).items()
             }
         return found

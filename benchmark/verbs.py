@@ -265,8 +265,8 @@ def _say_reads(config: Config, pool_dir: Path, choice: Choice, scale: Scale | No
         say(f"filter: {reading}")
     if choice.rules:
         within = load_subset(choice.within_path) if choice.within_path else None
-        workers, device = as_workers(config["workers"]) or 0, config["device"] or "cpu"
-        for line in pilot_lines(pool, choice.rules, within=within, workers=workers, device=device):
+        workers = as_workers(config["workers"]) or 0
+        for line in pilot_lines(pool, choice.rules, within=within, workers=workers, device=choice.device):
             say(line)
     if scale is not None:
         for line in most_training_lines(pool, scale):
@@ -361,7 +361,7 @@ def _choice(config: Config) -> Choice:
     rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
     if not rules:
         raise ValueError("no filter is chosen; no_filter keeps the whole pool")
-    return Choice(rules, within)
+    return Choice(rules, within, device=config["device"] or "cpu")
 
 
 def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
@@ -372,7 +372,6 @@ def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choic
         workers=as_workers(config["workers"]) or 0,
         plugins=config["plugins"],
         executor=as_executor(config["executor"]),
-        device=config["device"] or "cpu",
     )
     _log_command(exp_dir, config, command)
     for line in describe_filters(exp_dir, record):

@@ -19,6 +19,7 @@ from benchmark import signals
 from benchmark.cli import EXIT_USER, main
 from benchmark.embedded.world import draw_picture, draw_random_scene, write_caption
 from benchmark.encoders import Encoder, find_weights
+from benchmark.experiment import Choice
 from benchmark.filtering import run_filters
 from benchmark.models import build_model, build_tokenizer
 from benchmark.pool import Pool
@@ -150,6 +151,17 @@ def test_the_record_names_the_weights_by_their_hash(pool_dir, checkpoint, strate
     assert first == same and str(checkpoint) not in str(first)
     assert first["options"]["checkpoint"] != changed["options"]["checkpoint"]
     assert first["signals"] != changed["signals"]
+
+
+def test_what_a_gpu_computed_is_kept_and_recorded_apart(pool_dir, checkpoint, strategies):
+    pool = Pool(pool_dir)
+    here, there = (rule(checkpoint).identity(pool, device) for device in ("cpu", "cuda"))
+    assert here["signals"]["clip_cosine"] | {"device": "cuda"} == there["signals"]["clip_cosine"]
+    assert Choice((rule(checkpoint),)).made_from(pool) | {"device": "cuda"} == Choice(
+        (rule(checkpoint),), device="cuda"
+    ).made_from(pool)
+    blind = Rule("random", {"seed": 0}, Cut("fraction", 0.5))
+    assert Choice((blind,)).made_from(pool) == Choice((blind,), device="cuda").made_from(pool)
 
 
 def test_weights_that_open_clip_knows_by_name_are_fetched(checkpoint, monkeypatch):
