@@ -87,7 +87,7 @@ class Rule:
         return {**self.identity(pool), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
 
     def identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
-        """Return what its values hang on beside the pool: all of `as_json` but the cut; and a GPU that models run on."""
+        """Return what its values hang on beside the pool: all of `as_json` but the cut, and a GPU."""
         found: dict[str, Json] = {
             "name": self.name,
             "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
