@@ -163,7 +163,7 @@ def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]
     """Return the options with the sha256 of every asset instead of its path: wherever it lies, it is the same."""
     found = {
         option: [_hash(name, Path(path)) for path in as_list(options[option])]
-        for option, name in strategy.assets.items()
+        for option, name in strategy.needed_assets(options).items()
     }
     one = {name: hashes[0] if hashes else None for name, hashes in found.items()}
     return options | {name: hashes if strategy.options[name].is_list else one[name] for name, hashes in found.items()}
@@ -238,6 +238,10 @@ def _hash(name: str, path: Path) -> str:
         from benchmark.decontamination import hash_evaluation_images
 
         return hash_evaluation_images(path)
+    if name.startswith(CLIP_WEIGHTS.format(clip_model="")):
+        from benchmark.encoders import hash_weights
+
+        return hash_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), path, hash_file)
     return hash_file(path)
 
 

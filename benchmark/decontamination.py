@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmark.encoders import load_encoder
+from benchmark.encoders import hash_weights, load_encoder
 from benchmark.images import SLICE_IMAGES
 from benchmark.samples import decode_image
 from benchmark.signals import file_hash
@@ -105,7 +105,8 @@ def load_evaluation_images(
         assert checkpoint is not None
         encoder = load_encoder(clip_model=clip_model, checkpoint=checkpoint, device=device)
         describe, mirror = encoder.encode_images, None
-        described_by = [clip_model, file_hash(Path(checkpoint), state_of(Path(checkpoint))), device.split(":")[0]]
+        weights = hash_weights(clip_model, Path(checkpoint), lambda path: file_hash(path, state_of(path)))
+        described_by = [clip_model, weights, device.split(":")[0]]
     key = digest([VERSION, hash_evaluation_images(Path(eval_dir)), described_by])
     path = cache_dir() / "evaluation_images" / f"{key}.npy"
     if not path.exists():

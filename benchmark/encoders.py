@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH_SIZE = 64
+IMAGE_OPTIONS = {  # of open_clip's transforms, and what it calls them of weights that it knows
+    "image_mean": "mean",
+    "image_std": "std",
+    "image_interpolation": "interpolation",
+    "image_resize_mode": "resize_mode",
+}
 REFERENCE_PREFIX = "reference_"
 REFERENCE_SIDE = 32  # pixels that the reference models see
 
@@ -78,7 +84,7 @@ class Encoder:
 
 
 def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
-    """Return the file of a model's weights: a reference model's own, a file, or by a name that open_clip fetches.
+    """Return the file of a model's weights: a reference model's own, or the one given; or the name that open_clip has.
 
     None where `clip_model` is "None" and no weights are given. Raises ValueError or FileNotFoundError naming `where`,
     the option.
@@ -95,22 +101,43 @@ def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
 
     from benchmark.models import model_config
 
-    model_config(clip_model)  # says so where there is no such model
+    config = model_config(clip_model)  # says so where there is no such model
     names = open_clip.list_pretrained_tags_by_model(clip_model)
-    if given not in names:
+    if given is None or given not in names:
         told = "must be given" if given is None else f"there is no file {given}"
         known = f"or one of {', '.join(names)}, which open_clip fetches" if names else "as open_clip knows none"
         raise FileNotFoundError(f"{where}: {told}; {clip_model} needs the path of its weights, {known}")
+    if open_clip.get_pretrained_cfg(clip_model, given).get("quick_gelu", False) != config.get("quick_gelu", False):
+        raise ValueError(
+            f"{where}={given}: {clip_model} has another activation (QuickGELU or not) than these weights were trained "
+            f"with; for most there is clip_model={clip_model}-quickgelu"
+        )
+    return Path(given)
+
+
+def hash_weights(clip_model: str, weights: Path, hash_file: Callable[[Path], str]) -> str:
+    """Return what identifies weights that `find_weights` found: a file's hash, with the name where open_clip has one.
+
+    Raises FileNotFoundError where what open_clip knows by that name cannot be fetched.
+    """
+    if weights.is_file():
+        return hash_file(weights)
+    import open_clip
+
     try:
-        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(clip_model, given)))
+        path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(clip_model, str(weights)))
     except (OSError, ValueError, RuntimeError) as error:
-        raise FileNotFoundError(f"{where}: {given} could not be fetched ({one_line(error)}); give a file") from error
+        raise FileNotFoundError(
+            f"the weights {weights} of {clip_model} could not be fetched ({one_line(error)}); give a file"
+        ) from error
+    return f"{weights}:{hash_file(Path(path))}"  # the name tells how images are prepared
 
 
 def load_encoder(*, clip_model: str, checkpoint: str | None, device: str) -> Encoder:
-    """Load an open_clip model with the weights at `checkpoint`, or a reference model: reference_l14 or reference_b32.
+    """Load an open_clip model with the weights `checkpoint`, or a reference model: reference_l14 or reference_b32.
 
-    Raises ValueError or FileNotFoundError where there is none.
+    `checkpoint` is a file, or a name that open_clip has. Images are prepared as open_clip does for that name; for a
+    file as for all names of the model, where these agree. Raises ValueError or FileNotFoundError where there is none.
     """
     from benchmark.models import build_tokenizer, model_config
 
@@ -119,13 +146,21 @@ def load_encoder(*, clip_model: str, checkpoint: str | None, device: str) -> Enc
         return Encoder(model, _prepare_for_reference, build_tokenizer(ARCHITECTURE), device)
     if checkpoint is None:
         raise ValueError(f"clip_model={clip_model!r} needs its weights: checkpoint= of a file")
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint: there is no file {checkpoint}")
     import open_clip
     import torch
 
     model_config(clip_model)  # says so where there is no such model
-    model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=checkpoint)
+    names = open_clip.list_pretrained_tags_by_model(clip_model)
+    is_file = Path(checkpoint).is_file()
+    if not is_file and checkpoint not in names:
+        raise FileNotFoundError(f"checkpoint: there is no file {checkpoint}")
+    usual = [open_clip.get_pretrained_cfg(clip_model, name) for name in names] if is_file else []
+    image_options = {
+        option: usual[0][key]
+        for option, key in IMAGE_OPTIONS.items()
+        if usual and key in usual[0] and all(each.get(key) == usual[0][key] for each in usual)
+    }
+    model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=checkpoint, **image_options)
 
     def prepare(images: list[Image.Image]) -> Tensor:
         return torch.stack([preprocess(image) for image in images])

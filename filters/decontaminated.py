@@ -38,7 +38,7 @@ def decontaminated(
 
     `eval_dir` holds the sets as `winnow evaluate` reads them. Images are compared by their pixels: the low frequencies
     of brightness and colours, mirrored too. Of copies of the embedded scale's evaluation images that finds 99.6 % or
-    more after compression, half or three times the size, or mirroring, 92 % after the loss of up to 3 % of the sides,
+    more after JPEG of quality 75, half or three times the size, or mirroring, 92 % after the loss of up to 3 % of the sides,
     but 13 % after 10 %, and 60 % of those made grey; it misses what was turned or pasted into something else. Of the
     embedded pool, whose drawings resemble each other more than photographs do, it drops 1.5 to 3 %. Embeddings of
     `clip_model`, with the weights `checkpoint`, find more and need a threshold of their own. DataComp compared

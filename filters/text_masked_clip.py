@@ -24,8 +24,8 @@ def text_masked_clip(
 
     A picture that shows nothing but the words of its caption thus loses its score, and one that shows the thing too
     keeps it. Lines of text are filled with the mean colour around them. `clip_model` is one of the embedded pool's
-    reference models, `reference_l14` or `reference_b32` (they see 32 x 32 pixels), or an open_clip model with the path
-    of its weights as `checkpoint`. A null caption gives no verdict.
+    reference models, `reference_l14` or `reference_b32` (they see 32 x 32 pixels), or an open_clip model with its
+    weights as `checkpoint`: a file, or a name that open_clip has. A null caption gives no verdict.
 
     The cut is `clip_score`'s, so that the two differ by the masking alone. T-MARS keeps the top 50 % on LAION, and at
     DataComp's medium scale scores of at least 0.281 by OpenAI's ViT-B/32, a number that means nothing for another

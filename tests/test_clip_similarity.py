@@ -3,6 +3,7 @@
 import io
 import re
 from itertools import chain
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -18,12 +19,13 @@ from benchmark import images as images_module
 from benchmark import signals
 from benchmark.cli import EXIT_USER, main
 from benchmark.embedded.world import draw_picture, draw_random_scene, write_caption
-from benchmark.encoders import Encoder, find_weights
+from benchmark.encoders import Encoder, find_weights, load_encoder
 from benchmark.experiment import Choice
 from benchmark.filtering import run_filters
 from benchmark.models import build_model, build_tokenizer
 from benchmark.pool import Pool
 from benchmark.rules import Cut, Rule
+from benchmark.stage import sha256_of
 from benchmark.tars import write_tar
 from benchmark.uids import format_uids
 from tests.conftest import members, uid
@@ -164,16 +166,39 @@ def test_what_a_gpu_computed_is_kept_and_recorded_apart(pool_dir, checkpoint, st
     assert Choice((blind,)).made_from(pool) == Choice((blind,), device="cuda").made_from(pool)
 
 
-def test_weights_that_open_clip_knows_by_name_are_fetched(checkpoint, monkeypatch):
+def test_weights_that_open_clip_knows_by_name_are_recorded_by_name_and_hash(pool_dir, checkpoint, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config: str(checkpoint))
-    assert find_weights("ViT-B-32", "openai", "x") == checkpoint
+    rule = Rule("clip_similarity", {"clip_model": "ViT-B-32", "checkpoint": "laion2b_s34b_b79k"})
+    named = rule.identity(Pool(pool_dir))["options"]["checkpoint"]
+    assert named == f"laion2b_s34b_b79k:{sha256_of(checkpoint)}"
 
     def unreachable(config):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"x: openai could not be fetched .*no network"):
+    with pytest.raises(FileNotFoundError, match=r"laion2b_s34b_b79k of ViT-B-32 could not be fetched .*no network"):
+        rule.identity(Pool(pool_dir))
+    with pytest.raises(ValueError, match=r"x=openai: ViT-B-32 has another activation .* clip_model=ViT-B-32-quickgelu"):
         find_weights("ViT-B-32", "openai", "x")
+    assert find_weights("ViT-B-32-quickgelu", "openai", "x") == Path("openai")
+
+
+def test_a_file_of_weights_is_given_images_as_the_model_expects(monkeypatch, tmp_path):
+    seen = []
+
+    def create(name, pretrained, **options):
+        seen.append(options)
+        return torch.nn.Identity(), None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    (tmp_path / "w.pt").touch()
+    for name in ("ViT-B-16-SigLIP", "ViT-L-14", "ViT-B-32"):
+        monkeypatch.setattr("benchmark.models.build_tokenizer", lambda name: None)
+        load_encoder(clip_model=name, checkpoint=str(tmp_path / "w.pt"), device="cpu")
+    siglip, large, base = seen
+    assert siglip["image_mean"] == (0.5, 0.5, 0.5) and siglip["image_resize_mode"] == "squash"
+    assert "image_mean" not in large  # its weights disagree
+    assert base["image_mean"] == open_clip.OPENAI_DATASET_MEAN
 
 
 @pytest.mark.parametrize(
