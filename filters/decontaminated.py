@@ -37,12 +37,12 @@ def decontaminated(
     """Drop a pair whose image is as similar to an image of the evaluation sets as `max_similarity`, or more.
 
     `eval_dir` holds the sets as `winnow evaluate` reads them. Images are compared by their pixels: the low frequencies
-    of brightness and colours, mirrored too. Of copies of the embedded scale's evaluation images that finds 99.6 % or
-    more after JPEG of quality 75, half or three times the size, or mirroring, 92 % after the loss of up to 3 % of the sides,
-    but 13 % after 10 %, and 60 % of those made grey; it misses what was turned or pasted into something else. Of the
-    embedded pool, whose drawings resemble each other more than photographs do, it drops 1.5 to 3 %. Embeddings of
-    `clip_model`, with the weights `checkpoint`, find more and need a threshold of their own. DataComp compared
-    descriptors of a network (ISC) with 0.604169, a number that means nothing for these.
+    of brightness and colours, mirrored too. Of copies of the embedded scales' evaluation images that finds at least
+    99.6 % after JPEG of quality 75, half or three times the size, or mirroring, 92 % after the loss of up to 3 % of the
+    sides, but 13 % after 10 %, and 60 % of those made grey; it misses what was turned or pasted into something else.
+    Of the embedded pools, whose drawings resemble each other more than photographs do, it drops 1.5 to 3 %. Embeddings
+    of `clip_model`, with the weights `checkpoint`, need a threshold of their own. DataComp compared descriptors of a
+    network (ISC) with 0.604169, a number that means nothing for these.
     """
     similarity = rows["eval_similarity"]
     return (similarity < max_similarity).astype("boolean").mask(similarity.isna())
