@@ -20,6 +20,9 @@ from benchmark.storage import as_location, cache_dir, has_file, local_copy
 
 ASSETS_NAME = "assets"
 WORDNET = "wordnet"  # the one asset that is a folder, or nltk's archive of it
+EVALUATION_SETS = "evaluation sets"  # a folder of them, <pool_dir>/eval where no option names another
+CLIP_WEIGHTS = "weights of the CLIP model {clip_model}"
+NO_WEIGHTS = CLIP_WEIGHTS.format(clip_model=None)  # the one asset that a strategy does without
 FASTTEXT_URL = "https://dl.fbaipublicfiles.com/fasttext/supervised-models"
 DATACOMP_URL = "https://github.com/sagadre/datacomp_baseline_assets/releases/download/v0.1.0-alpha"
 
@@ -105,10 +108,11 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
     for option, name in strategy.needed_assets(options).items():
         where = f"filters.{strategy.name}.{option}"
         given = as_list(options.get(option))
-        if name == WORDNET:
-            paths = [_find_wordnet(given[0] if given else None, pool_dir, where)]
-        else:
+        paths = _find_special(name, given[0] if given else None, pool_dir, where)
+        if paths is None:
             paths = [find_file(text, pool_dir, where) for text in given] or find_default(name, pool_dir)
+        if name == NO_WEIGHTS:
+            continue
         if not paths:
             missing.append(f"{name} (option {where})")
             continue
@@ -125,11 +129,11 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
 
 def find_default(name: str, pool_dir: Path) -> list[Path]:
     """Return the file that is found where no option names another: in the folders, of a package, or nothing."""
-    if name == WORDNET:
-        try:
-            return [_find_wordnet(None, pool_dir, name)]
-        except FileNotFoundError:
-            return []
+    try:
+        if (special := _find_special(name, None, pool_dir, name)) is not None:
+            return special
+    except (FileNotFoundError, ValueError):
+        return []
     for folder in _folders(pool_dir):
         if has_file(folder / name):
             return [_checked(local_copy(folder / name))]  # a filter opens its assets itself, so they are local
@@ -159,9 +163,10 @@ def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]
     """Return the options with the sha256 of every asset instead of its path: wherever it lies, it is the same."""
     found = {
         option: [_hash(name, Path(path)) for path in as_list(options[option])]
-        for option, name in strategy.assets.items()
+        for option, name in strategy.needed_assets(options).items()
     }
-    return options | {name: hashes if strategy.options[name].is_list else hashes[0] for name, hashes in found.items()}
+    one = {name: hashes[0] if hashes else None for name, hashes in found.items()}
+    return options | {name: hashes if strategy.options[name].is_list else one[name] for name, hashes in found.items()}
 
 
 def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: Path) -> dict[str, Json]:
@@ -181,6 +186,10 @@ def hash_file(path: Path) -> str:
 
 def default_place(name: str) -> str:
     """Say where a strategy's asset is looked for while no option names another."""
+    if name == EVALUATION_SETS:
+        return "<pool_dir>/eval"
+    if name == CLIP_WEIGHTS:
+        return "those that clip_model brings, where it does"
     package = KNOWN_ASSETS[name].package if name in KNOWN_ASSETS else ""
     or_package = f", else that of {package}" if package else ", else the one installed" if name == WORDNET else ""
     return f"{name} in <pool_dir>/assets or {user_assets_dir()}{or_package}"
@@ -189,6 +198,25 @@ def default_place(name: str) -> str:
 def as_list(value: Any) -> list[str]:
     """Take one path or hash for a list of one, and nothing for none."""
     return [] if not value else value if isinstance(value, list) else [value]
+
+
+def _find_special(name: str, given: str | None, pool_dir: Path, where: str) -> list[Path] | None:
+    """Return as what an asset that is no plain file was found; None where the name is a plain file's.
+
+    Raises FileNotFoundError or ValueError naming `where`, the option.
+    """
+    if name == WORDNET:
+        return [_find_wordnet(given, pool_dir, where)]
+    if name == EVALUATION_SETS:
+        from benchmark.decontamination import find_evaluation_sets
+
+        return [find_evaluation_sets(given, pool_dir, where)]
+    if name.startswith(CLIP_WEIGHTS.format(clip_model="")):
+        from benchmark.encoders import find_weights
+
+        weights = find_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), given, where)
+        return [] if weights is None else [weights]
+    return None
 
 
 def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
@@ -201,11 +229,19 @@ def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
 
 
 def _hash(name: str, path: Path) -> str:
-    """Return the sha256 of an asset of that name, or of what counts in WordNet's files."""
+    """Return the sha256 of an asset of that name, or of what counts in a folder's files."""
     if name == WORDNET:
         from benchmark.wordnet import hash_wordnet
 
         return hash_wordnet(path)
+    if name == EVALUATION_SETS:
+        from benchmark.decontamination import hash_evaluation_images
+
+        return hash_evaluation_images(path)
+    if name.startswith(CLIP_WEIGHTS.format(clip_model="")):
+        from benchmark.encoders import hash_weights
+
+        return hash_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), path, hash_file)
     return hash_file(path)
 
 

@@ -13,12 +13,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmark import __version__
 from benchmark.names import nearest_name
 from benchmark.stage import OtherRankFailed, Stopped, rank_of_process, say
 from benchmark.sweep import Sweep, check_launching, hand_on, job_name, outcome_path, stops_raised, write_outcome
+
+if TYPE_CHECKING:
+    from benchmark.registry import Strategy
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
@@ -196,7 +199,7 @@ class HydraCommand:
 
     def _check(self, parsed: list[Any]) -> None:
         from benchmark.options import check_override_name, takes_filters
-        from benchmark.registry import get_strategy
+        from benchmark.registry import get_chooser
         from benchmark.scales import get_scale
 
         for override in parsed:
@@ -224,7 +227,7 @@ class HydraCommand:
             raise ValueError("subset= takes a file as it is; give filters= or subset=, not both")
         names = [str(name) for name in _flat_values(parsed, "filters")]
         for name in names:
-            get_strategy(name)
+            get_chooser(name)
         for override in parsed:
             value = override.value() if override.key_or_group == "filters" else None
             if isinstance(value, list) and len(set(map(str, value))) != len(value):
@@ -392,7 +395,7 @@ def _default_filters(verb: str) -> list[str]:
 
 
 def _verb_help(verb: str) -> str:
-    from benchmark.options import VERBS, describe_options, takes_filters
+    from benchmark.options import VERBS, describe_options, known_strategies, takes_filters
 
     lines = [(VERBS[verb].__doc__ or "").strip(), "", f"  winnow {verb} key=value ...      -m sweeps over a,b,c", ""]
     width = max(len(name) for name, _, _ in describe_options(verb))
@@ -405,16 +408,18 @@ def _verb_help(verb: str) -> str:
             "",
             "Filters:",
         ]
-        lines += _filter_lines()
+        lines += _filter_lines(known_strategies())
     return "\n".join(lines) + "\n"
 
 
-def _filter_lines() -> list[str]:
+def _filter_lines(strategies: Sequence[Strategy]) -> list[str]:
     from benchmark.assets import default_place
-    from benchmark.options import filter_defaults, known_strategies
+    from benchmark.options import filter_defaults
 
     lines = []
-    for strategy in known_strategies():
+    for strategy in strategies:
+        # A signal takes the options of the filter that uses it.
+        prefix = "" if strategy.kind == "signal" else f"filters.{strategy.name}."
         kind = strategy.kind + (", reference: cannot be submitted" if strategy.reference else "")
         lines += [f"  {strategy.name} ({kind}): {strategy.summary}", f"      {strategy.paper}"]
         if strategy.has_cut:
@@ -430,7 +435,7 @@ def _filter_lines() -> list[str]:
             if option.name in strategy.assets:
                 expected = "file or list of files" if option.is_list else "file"
                 default = default_place(strategy.assets[option.name])
-            lines.append(f"      filters.{strategy.name}.{option.name}: {expected} (default: {default})")
+            lines.append(f"      {prefix}{option.name}: {expected} (default: {default})")
     return lines
 
 
@@ -662,12 +667,15 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("what", choices=["filters", "tasks", "scales"])
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files")
     options = parser.parse_args(arguments)
+    from benchmark.options import known_signals, known_strategies
     from benchmark.registry import SUITES, load_strategies, load_tasks
     from benchmark.scales import SCALES
 
     if options.what == "filters":
         load_strategies(options.plugins)
-        print("\n".join(_filter_lines()))
+        print("\n".join(_filter_lines(known_strategies())))
+        print("\nSignals, which filters use by signals=[...] and give their own options of the same names:")
+        print("\n".join(_filter_lines(known_signals())))
     elif options.what == "tasks":
         tasks = load_tasks(options.plugins)
         width = max(map(len, tasks))

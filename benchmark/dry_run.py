@@ -79,6 +79,7 @@ class TrainingReads:
 
 def filter_reads(pool: Pool, rules: Sequence[Rule]) -> list[Reading]:
     """Return what choosing a subset reads of the metadata, the .npz and the images."""
+    rules = [each for rule in rules for each in rule.with_signals(pool)]
     columns = {"uid", *(name for rule in rules for name in rule.strategy.needed_columns(rule.options))}
     features = {name for rule in rules for name in rule.strategy.needed_features(rule.options)}
     metadata_bytes = metadata_requests = feature_bytes = feature_requests = 0

@@ -9,6 +9,7 @@ exp_dir/costs.jsonl, logs/            times and hosts, outside every hash
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.assets import as_list, hash_default_assets
+from benchmark.executor import map_items
 from benchmark.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
 from benchmark.judging import Effort
-from benchmark.pool import Pool, PoolIdentity
+from benchmark.pool import MANY_SHARDS, Pool, PoolIdentity, Shard
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
 from benchmark.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
 from benchmark.rules import Rule
@@ -41,6 +43,7 @@ from benchmark.stage import (
     warn,
     write_record,
 )
+from benchmark.storage import file_hash
 from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
 from benchmark.uids import UidMarks, find_uids
 
@@ -63,6 +66,7 @@ class Choice:
     within_path: Path | None = None
     subset_path: Path | None = None
     max_missing: int = 0  # uids of subset_path that a pool of shards alone may lack
+    device: str = "cpu"  # that models of filters and signals run on
 
     def made_from(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
@@ -72,8 +76,10 @@ class Choice:
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
-        if pool.has_images and any(rule.strategy.images for rule in self.rules):
+        if pool.has_images and any(rule.sees_images(pool) for rule in self.rules):
             made_from["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
+        if self.device != "cpu" and any(rule.takes_device(pool) for rule in self.rules):
+            made_from["device"] = self.device
         return made_from
 
     @property
@@ -95,12 +101,12 @@ def filter_stage(
     workers: int,
     plugins: Sequence[str],
     executor: str = "local",
-    device: str = "cpu",
 ) -> Record:
     """Choose the subset, or reuse the one that is there and fits."""
     check_pool_has(pool, choice.rules)
     made_from = choice.made_from(pool)
     record_path = exp_dir / SUBSET_RECORD_NAME
+    inputs = _inputs(pool, choice)
     # Looked at before the folder is touched, so that a refusal leaves nothing behind.
     finished(record_path, "filter", FILTER_VERSION, made_from)
     with locked(exp_dir):
@@ -108,6 +114,11 @@ def filter_stage(
         record = finished(record_path, "filter", FILTER_VERSION, made_from)
         if record is not None and (exp_dir / SUBSET_NAME).exists():
             refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
+            if record.result.get("inputs", inputs) != inputs:
+                raise ValueError(
+                    f"{exp_dir} was filtered from other metadata, features or images under the same uids: what is in "
+                    f"{pool.dir} has changed since; choose another folder, or delete this one"
+                )
             kept, rows = record.result["size"], record.result["rows"]
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
             return record
@@ -129,11 +140,15 @@ def filter_stage(
                         workers=workers,
                         plugins=plugins,
                         executor=executor,
-                        device=device,
+                        device=choice.device,
                     )
                     result = _outcome_as_json(outcome)
                     spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
-                result |= {"reference": _is_reference(choice), "sha256": sha256_of(exp_dir / SUBSET_NAME)}
+                result |= {
+                    "inputs": inputs,
+                    "reference": _is_reference(choice),
+                    "sha256": sha256_of(exp_dir / SUBSET_NAME),
+                }
         except BaseException:
             _remove_if_empty(exp_dir)
             raise
@@ -150,6 +165,27 @@ def filter_stage(
         f"({exp_dir / SUBSET_NAME})"
     )
     return record
+
+
+def _inputs(pool: Pool, choice: Choice) -> str | None:
+    """Identify the files that rules read, which the fingerprint, of uids alone, does not; None where they read none."""
+    if not choice.rules:
+        return None
+    used = [each.strategy for rule in choice.rules for each in rule.with_signals(pool)]
+    with_features = any(strategy.features for strategy in used)
+    workers = min(os.cpu_count() or 1, len(pool.shards)) if len(pool.shards) >= MANY_SHARDS else 0
+    hash_shard = partial(_hash_shard, with_features)
+    found: list[Json] = list(map_items(hash_shard, pool.shards, workers=workers, name="metadata"))
+    if any(strategy.images for strategy in used):
+        found.append(pool.tar_contents)
+    return digest(found)
+
+
+def _hash_shard(with_features: bool, shard: Shard) -> list[str]:
+    hashes = [file_hash(shard.path, shard.state)]
+    if with_features and shard.npz_state is not None:
+        hashes.append(file_hash(shard.npz_path, shard.npz_state))
+    return hashes
 
 
 def describe_filters(exp_dir: Path, record: Record) -> list[str]:

@@ -28,8 +28,17 @@ from benchmark.cuts import NOTHING, OpenCut, RowKeys, TopCut, count_digits, gath
 from benchmark.executor import map_items
 from benchmark.images import ImagePlaces, locate_images
 from benchmark.index import shards_dir_of
-from benchmark.judging import COLUMN, IMAGE, Effort, Judge, failure, file_not_found, planted_path
-from benchmark.pool import Pool
+from benchmark.judging import (
+    COLUMN,
+    IMAGE,
+    Effort,
+    Judge,
+    failure,
+    file_not_found,
+    planted_path,
+    refuse_changed_shard,
+)
+from benchmark.pool import Pool, Shard
 from benchmark.rules import Rule
 from benchmark.signals import Values, begin_keeping, common_type, user_signal
 from benchmark.stage import TEMPORARY_SUFFIX, locked, warn
@@ -49,6 +58,7 @@ from benchmark.uids import (
 )
 
 MAX_COPIES = 1000  # of a row, on average
+LOCKS_NAME = ".locks"  # in the folder of signals
 MANY_SHARDS = 40  # of metadata
 MAX_SORTED = 1 << 20  # uids that are sorted in memory; more go through files
 DECODING = "images read and decoded"  # among the efforts
@@ -177,8 +187,7 @@ def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     places = _places(judge, [0], None)
     with _keeping(judge):
         parts = [
-            judge.values(path, [0], places=each).values[0]
-            for path, each in zip(pool.metadata_paths, places, strict=True)
+            judge.values(shard, [0], places=each).values[0] for shard, each in zip(pool.shards, places, strict=True)
         ]
     kind = _common_type(rule, [(part.values.dtype, bool(part.is_judged.any())) for part in parts])
     return np.concatenate([p.values.astype(kind) for p in parts]), np.concatenate([p.is_judged for p in parts])
@@ -298,11 +307,11 @@ class _Passes:
     cuts: dict[int, TopCut] = field(default_factory=dict)  # by rule
     chosen: dict[int, _Copies] = field(default_factory=dict)  # by selector
 
-    def judge_shard(self, numbers: Sequence[int], item: tuple[int, Path, ImagePlaces | None]) -> _JudgedShard:
+    def judge_shard(self, numbers: Sequence[int], item: tuple[Shard, ImagePlaces | None]) -> _JudgedShard:
         """Let rules judge a metadata shard."""
-        shard, path, places = item
-        asked = self._asked(shard, path)
-        found = self.judge.values(path, numbers, asked=asked, places=places)
+        shard, places = item
+        asked = self._asked(shard)
+        found = self.judge.values(shard, numbers, asked=asked, places=places)
         tallies, passing = [], asked.copy()
         for number, values in zip(numbers, found.values, strict=True):
             rule = self.judge.rules[number]
@@ -313,7 +322,7 @@ class _Passes:
             is_scored = rule.cut is not None and rule.cut.kind == "fraction"
             kept = np.ones(len(asked), dtype=bool) if is_scored else self._votes(number, values) > 0
             if is_scored:
-                histogram = count_digits(self._keys(shard, path, values, asked), OpenCut(0, 0))
+                histogram = count_digits(self._keys(shard, values, asked), OpenCut(0, 0))
             elif values.values.dtype.kind != "i":
                 passing &= kept
             num_judged = int((values.is_judged & asked).sum())
@@ -328,37 +337,36 @@ class _Passes:
             )
         return _JudgedShard(tallies, int(passing.sum()), found.copied, found.efforts, found.image_effort)
 
-    def narrow(self, opened: dict[int, OpenCut], item: tuple[int, Path]) -> dict[int, np.ndarray]:
+    def narrow(self, opened: dict[int, OpenCut], shard: Shard) -> dict[int, np.ndarray]:
         """Count a shard's rows by the next digit of each cut that is open, or gather them where they are few."""
-        shard, path = item
-        asked = self._asked(shard, path)
-        found = self.judge.values(path, list(opened), asked=asked).values
+        asked = self._asked(shard)
+        found = self.judge.values(shard, list(opened), asked=asked).values
         return {
-            number: (gather_words if cut.is_small else count_digits)(self._keys(shard, path, values, asked), cut)
+            number: (gather_words if cut.is_small else count_digits)(self._keys(shard, values, asked), cut)
             for (number, cut), values in zip(opened.items(), found, strict=True)
         }
 
-    def apply(self, max_copies: int, item: tuple[int, Path]) -> _AppliedShard:
+    def apply(self, max_copies: int, shard: Shard) -> _AppliedShard:
         """Put all votes on a shard's rows together."""
-        shard, path = item
+        path = shard.path
         rules = self.judge.rules
         uids = self.judge.pool.read_uids(path) if self.within or self.chosen else None
-        pool_copies = None if self.within is None or uids is None else self.within.of(shard, uids)
+        pool_copies = None if self.within is None or uids is None else self.within.of(shard.number, uids)
         num_rows = self.judge.pool.footer(path).num_rows
         asked = np.ones(num_rows, dtype=bool) if pool_copies is None else pool_copies > 0
         filters = [number for number, rule in enumerate(rules) if rule.strategy.kind == "filter"]
-        found = dict(zip(filters, self.judge.values(path, filters, asked=asked).values, strict=True))
+        found = dict(zip(filters, self.judge.values(shard, filters, asked=asked).values, strict=True))
         gates, wanted = asked.copy(), None
         kept = np.empty((len(rules), num_rows), dtype=bool)
         for number in range(len(rules)):
             if number in self.chosen:
                 assert uids is not None
-                votes, is_gate = self.chosen[number].of(shard, uids), False
+                votes, is_gate = self.chosen[number].of(shard.number, uids), False
             else:
                 values = found[number]
                 if number in self.cuts:
                     votes, is_gate = np.zeros(num_rows, dtype=np.int64), True
-                    keys = self._keys(shard, path, values, asked)
+                    keys = self._keys(shard, values, asked)
                     votes[keys.rows[self.cuts[number].keeps(keys)]] = 1
                 else:
                     votes, is_gate = self._votes(number, values), values.values.dtype.kind != "i"
@@ -377,14 +385,15 @@ class _Passes:
         chosen_uids = self.judge.pool.read_uids(path, is_chosen) if uids is None else uids[is_chosen]
         if total > is_chosen.sum():
             chosen_uids = np.repeat(chosen_uids, copies[is_chosen])
+        refuse_changed_shard(shard)
         num_keepers = kept.sum(axis=0)
         only = (~kept & asked & (num_keepers == len(rules) - 1)).sum(axis=1)
         return _AppliedShard(chosen_uids, int(is_chosen.sum()), kept.sum(axis=1), only)
 
-    def _asked(self, shard: int, path: Path) -> np.ndarray:
+    def _asked(self, shard: Shard) -> np.ndarray:
         if self.within is None:
-            return np.ones(self.judge.pool.footer(path).num_rows, dtype=bool)
-        return self.within.of(shard, self.judge.pool.read_uids(path)) > 0
+            return np.ones(self.judge.pool.footer(shard.path).num_rows, dtype=bool)
+        return self.within.of(shard.number, self.judge.pool.read_uids(shard.path)) > 0
 
     def _votes(self, number: int, values: Values) -> np.ndarray:
         """Return the copies that a mask, a threshold or ints give: (rows,) int64."""
@@ -394,9 +403,9 @@ class _Passes:
         # Compared in the score's own type, as DataComp does: a float32 score passes its own rounded threshold.
         return (values.is_judged & (values.values >= values.values.dtype.type(cut.value))).astype(np.int64)
 
-    def _keys(self, shard: int, path: Path, values: Values, asked: np.ndarray) -> RowKeys:
+    def _keys(self, shard: Shard, values: Values, asked: np.ndarray) -> RowKeys:
         rows = np.flatnonzero(values.is_judged & asked)
-        return RowKeys(values.values[rows], rows, shard, partial(self.judge.pool.read_uids, path))
+        return RowKeys(values.values[rows], rows, shard.number, partial(self.judge.pool.read_uids, shard.path))
 
 
 class _Engine:
@@ -415,7 +424,7 @@ class _Engine:
         self.scratch_dir = scratch_dir
         self.spread = spread
         self.judge = Judge(pool, rules, device=device)
-        self.items = list(enumerate(pool.metadata_paths))
+        self.shards = pool.shards
         self.efforts: dict[str, Effort] = {}
 
     def _walk(self, function: Callable[[Any], Any], items: Sequence[Any], name: str) -> Iterator[Any]:
@@ -450,7 +459,7 @@ class _Engine:
             if not numbers:
                 continue
             places = _places(self.judge, numbers, within)
-            items = [(*item, each) for item, each in zip(self.items, places, strict=True)]
+            items = list(zip(self.shards, places, strict=True))
             filters = [number for number in numbers if self.rules[number].strategy.kind == "filter"]
             num_passing, image_effort = 0, Effort()
             types: dict[int, list[tuple[np.dtype, bool]]] = {number: [] for number in filters}
@@ -463,7 +472,7 @@ class _Engine:
                     self.efforts[name] = self.efforts.get(name, Effort()).plus(effort)
                 for number, tally in zip(filters, part.tallies, strict=True):
                     types[number].append((tally.dtype, tally.num_judged > 0))
-                    if tally.num_judged + tally.num_unjudged:  # of an empty shard nothing is known
+                    if tally.num_judged:  # else nothing is known
                         copied[number].add(part.copied.get(number))
                     tallies[number] = tallies[number].plus(tally) if number in tallies else tally
             for number in filters:
@@ -524,7 +533,7 @@ class _Engine:
                 opened[number] = OpenCut(wanted, tally.num_judged).narrowed(tally.histogram)
         while opened:
             parts: dict[int, list[np.ndarray]] = {number: [] for number in opened}
-            for part in self._walk(partial(passes.narrow, opened), self.items, name="cut"):
+            for part in self._walk(partial(passes.narrow, opened), self.shards, name="cut"):
                 for number, found in part.items():
                     if opened[number].is_small or not parts[number]:
                         parts[number].append(found)
@@ -549,7 +558,7 @@ class _Engine:
 
         def chosen() -> Iterator[np.ndarray]:
             nonlocal kept, only_dropped, total, num_chosen
-            for part in self._walk(partial(passes.apply, MAX_COPIES * num_rows), self.items, name="write"):
+            for part in self._walk(partial(passes.apply, MAX_COPIES * num_rows), self.shards, name="write"):
                 kept, only_dropped = kept + part.kept, only_dropped + part.only_dropped
                 total, num_chosen = total + len(part.uids), num_chosen + part.num_rows
                 if total > MAX_COPIES * num_rows:
@@ -644,42 +653,40 @@ class _Engine:
     def _view(self, passes: _Passes, number: int, rule: Rule, folder: Path) -> PoolView:
         """Write what a selector declared to files, shard by shard, and map them into memory."""
         folder.mkdir()
-        columns = rule.strategy.needed_columns(rule.options)
+        has_columns = bool(rule.strategy.columns or rule.strategy.signals)
         names = rule.strategy.needed_features(rule.options)
-        signals = list(rule.strategy.signals)
         total = 0
+        tables: list[pa.Table] = []
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         with ExitStack() as stack:
             uid_file = stack.enter_context((folder / "uids").open("wb"))
             files = {name: stack.enter_context((folder / f"feature-{name}").open("wb")) for name in names}
-            shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-            schema: pa.Schema | None = None
-            for shard, path in self.items:
-                uids = self.pool.read_uids(path)
+            for shard in self.shards:
+                uids = self.pool.read_uids(shard.path)
                 rows = np.ones(len(uids), dtype=bool)
                 if passes.within is not None:
-                    rows = passes.within.of(shard, uids) > 0
+                    rows = passes.within.of(shard.number, uids) > 0
                 uid_file.write(np.ascontiguousarray(uids[rows]).data)
                 total += int(rows.sum())
-                features = self.pool.read_features(path, names)
-                for name, array in features.items():
+                for name, array in self.pool.read_features(shard.path, names).items():
                     shape = array.shape[1:], array.dtype
                     if shapes.setdefault(name, shape) != shape:
                         raise ValueError(
-                            f"{path.with_suffix('.npz')}: {name} has rows {shape[0]} of {shape[1]}, those of the "
-                            f"shards before it are {shapes[name][0]} of {shapes[name][1]}"
+                            f"{shard.npz_path}: {name} has rows {shape[0]} of {shape[1]}, those of the shards before "
+                            f"it are {shapes[name][0]} of {shapes[name][1]}"
                         )
                     files[name].write(np.ascontiguousarray(array[rows]).data)
-                table = self.judge.table(path, number, asked=rows)
-                if not (columns or signals) or not (rows.any() or path == self.items[-1][1]):
-                    continue
-                batch = pa.Table.from_pandas(table[rows], preserve_index=False)
-                if schema is None:
-                    schema = batch.schema
-                    writer = stack.enter_context(pa.ipc.new_file(folder / "columns.arrow", schema))
-                writer.write_table(batch.cast(schema))
+                if has_columns:
+                    table = self.judge.table(shard, number, asked=rows)
+                    path = folder / f"columns-{shard.number}"
+                    batch = pa.Table.from_pandas(table[rows], preserve_index=False)
+                    with pa.ipc.new_file(path, batch.schema) as writer:
+                        writer.write_table(batch)
+                    tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+                refuse_changed_shard(shard)
         frame = pd.DataFrame(index=pd.RangeIndex(total))
-        if columns or signals:
-            frame = pa.ipc.open_file(pa.memory_map(str(folder / "columns.arrow"))).read_all().to_pandas()
+        if has_columns:  # of types that differ from shard to shard, the wider
+            frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         return PoolView(
             # Mapped copy on write: a selector may change what it is handed.
             _mapped(folder / "uids", UID_DTYPE, (total,)),
@@ -700,15 +707,16 @@ def _blocks(uids: np.ndarray) -> Iterator[np.ndarray]:
 @contextmanager
 def _keeping(judge: Judge) -> Iterator[None]:
     """Hold the folders in which values are kept; one in which none is kept is removed at the end."""
-    numbers = sorted(judge.kept_dirs, key=lambda number: judge.kept_dirs[number])
+    identities = dict(zip(judge.kept_dirs, judge.identities, strict=True))
     with ExitStack() as held:
-        for number in numbers:
-            held.enter_context(locked(judge.kept_dirs[number]))
-            begin_keeping(judge.kept_dirs[number], judge.identities[number])
+        for folder in sorted(identities):
+            # The lock lies beside the folder, which goes where nothing is kept.
+            held.enter_context(locked(folder.parent / LOCKS_NAME / folder.name))
+            begin_keeping(folder, identities[folder])
         try:
             yield
         finally:
-            for folder in judge.kept_dirs.values():
+            for folder in identities:
                 if not any(folder.glob("*.par*")):
                     shutil.rmtree(folder, ignore_errors=True)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -37,8 +38,8 @@ class ImagePlaces:
         return ImagePlaces(self.tars, *(a[mine] for a in (self.rows, self.tar_number, self.offset, self.length)))
 
 
-def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]:
-    """Find the images of every metadata shard's rows, of those in `within` where it is given.
+def locate_images(pool: Pool, within: Subset | None = None, paths: Sequence[Path] | None = None) -> list[ImagePlaces]:
+    """Find the images of the rows of every metadata shard, or of `paths`; of those in `within` where it is given.
 
     Rows that share a uid share an image: the first of that uid in pool order.
     """
@@ -46,7 +47,7 @@ def locate_images(pool: Pool, within: Subset | None = None) -> list[ImagePlaces]
     order = uid_order(index.uids)  # stable, so equal uids stay in pool order
     ordered = index.uids[order]
     found = []
-    for path in pool.metadata_paths:
+    for path in pool.metadata_paths if paths is None else paths:
         uids = pool.read_uids(path)
         is_wanted = np.ones(len(uids), dtype=bool) if within is None else count_of(uids, within.uids) > 0
         wanted = np.flatnonzero(is_wanted)

@@ -602,6 +602,14 @@ def index_path(index_dir: Path, tar_path: Path) -> Path:
     return index_dir / f"{tar_path.stem}.parquet"
 
 
+def knows_all_images(path: Path) -> bool:
+    """Tell whether a tar's index names the hash of every image; it says so in its statistics."""
+    footer = pq.read_metadata(path)
+    number = footer.schema.names.index("image_sha256")
+    statistics = [footer.row_group(group).column(number).statistics for group in range(footer.num_row_groups)]
+    return all(each is not None and each.null_count == 0 for each in statistics)
+
+
 def _beside(pool_dir: Path, text: str) -> Path:
     """Return a path or URL that stands in a pool's note."""
     location = as_location(text)

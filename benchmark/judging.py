@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
+from benchmark.assets import hash_file
 from benchmark.images import ImagePlaces, read_images
-from benchmark.pool import Pool
+from benchmark.pool import Pool, Shard
 from benchmark.rules import Rule
 from benchmark.signals import (
     ABSENT,
@@ -32,15 +34,15 @@ from benchmark.signals import (
     UNDECODABLE,
     KeptValues,
     Piece,
+    UserSignal,
     Values,
-    file_hash,
     join_user_signal,
     joined_pieces,
-    kept_dir,
     read_user_signal,
     user_signal,
 )
 from benchmark.stage import digest
+from benchmark.storage import changed, file_hash, is_remote, state_of
 from benchmark.tables import read_parquet
 from benchmark.uids import format_uids
 
@@ -76,53 +78,54 @@ class ShardValues:
 class Judge:
     """Judges metadata shards by rules whose assets are found; plain data, so that worker processes can be sent it."""
 
-    def __init__(self, pool: Pool, rules: Sequence[Rule], *, device: str = "cpu", keep: bool = True) -> None:
-        """Find the signals and make the folders that values are kept in; raises where a signal is nowhere.
-
-        `keep`: False computes everything anew and writes nothing.
-        """
+    def __init__(self, pool: Pool, rules: Sequence[Rule], *, device: str = "cpu") -> None:
+        """Find the signals, and where values are kept; raises where a signal is nowhere."""
         self.pool = pool
         self.rules = list(rules)
         self.device = device
-        self.content_hash = ""  # of the images, which their values hang on
-        self.signals: dict[int, dict[str, Rule | None]] = {}  # by the number of the rule that uses them
-        self.all_rules = list(rules)  # signals too
+        self.all_rules = list(rules)  # and their signals
+        self.signals: list[dict[str, int | None]] = []  # of each rule: names, and numbers where they are registered
+        self.user_signals: dict[str, UserSignal] = {}  # the others
         self.copied: dict[int, str] = {}  # rules whose scores are known to be a column, with its name
-        self.kept_dirs: dict[int, Path] = {}
-        self.identities: dict[int, dict[str, Any]] = {}
-        position = 0
-        while position < len(self.all_rules):  # grows while it is walked: signals have signals
-            rule = self.all_rules[position]
-            self.signals[position] = rule.signal_rules(pool)
-            for name, signal in self.signals[position].items():
+        self.identities: list[dict[str, Any]] = []
+        self.kept_dirs: list[Path] = []
+        numbers = {rule.key: number for number, rule in enumerate(self.all_rules)}
+        for rule in self.all_rules:  # grows while it is walked: signals have signals
+            self.signals.append({})
+            for name, signal in rule.signal_rules(pool).items():
                 if signal is None:
-                    if keep:
-                        join_user_signal(pool, user_signal(pool, name, rule.name))
-                elif signal not in self.all_rules:
+                    self.user_signals[name] = user_signal(pool, name, rule.name)
+                    join_user_signal(pool, self.user_signals[name])
+                elif signal.key not in numbers:
+                    numbers[signal.key] = len(self.all_rules)
                     self.all_rules.append(signal)
-            if keep and not rule.strategy.planted and rule.strategy.kind != "selector":
-                self.identities[position] = rule.identity(pool)
-                self.kept_dirs[position] = kept_dir(pool, rule.name, self.identities[position])
-            position += 1
-        if pool.has_images and any(rule.strategy.images for rule in self.all_rules):
-            self.content_hash = pool.summary.content_hash
+                self.signals[-1][name] = None if signal is None else numbers[signal.key]
+            self.identities.append(rule.kept_identity(pool, device))
+            for option in rule.strategy.assets:
+                _forget_if_changed(str(rule.options[option]), str(self.identities[-1]["options"][option]))
+            self.kept_dirs.append(rule.kept_dir(pool, device))
+        # Not the sum of the images' hashes: that says nothing of which image is whose.
+        self.tars = pool.tar_contents if any(rule.strategy.images for rule in self.all_rules) else ""
+
+    def inner(self, number: int) -> list[int]:
+        """Return the registered signals that a rule uses."""
+        return [each for each in self.signals[number].values() if each is not None]
 
     def tier(self, number: int) -> int:
         """Return what a rule reads, itself or through its signals: COLUMN, FEATURE or IMAGE."""
         strategy = self.all_rules[number].strategy
         own = IMAGE if strategy.images else FEATURE if strategy.features else COLUMN
-        inner = [self.tier(self.all_rules.index(signal)) for signal in self.signals[number].values() if signal]
-        return max([own, *inner])
+        return max([own, *(self.tier(each) for each in self.inner(number))])
 
     def needs_gpu(self, numbers: Sequence[int]) -> bool:
         """Tell whether one of these rules, or a signal that it uses, computes on a GPU."""
-        inner = [self.all_rules.index(s) for number in numbers for s in self.signals[number].values() if s is not None]
-        own = any(self.all_rules[number].strategy.setup is not None for number in numbers)
-        return self.device == "cuda" and (own or (bool(inner) and self.needs_gpu(inner)))
+        if self.device != "cuda":
+            return False
+        return any(self.all_rules[n].strategy.takes_device or self.needs_gpu(self.inner(n)) for n in numbers)
 
     def values(
         self,
-        path: Path,
+        shard: Shard,
         numbers: Sequence[int],
         *,
         asked: np.ndarray | None = None,
@@ -130,15 +133,32 @@ class Judge:
     ) -> ShardValues:
         """Return what the rules of these numbers say of a metadata shard's rows, of those `asked` ((rows,) bool).
 
-        What was not said before is computed and kept. Raises ValueError or FileNotFoundError where a strategy fails.
+        What was not said before is computed and kept. Raises ValueError or FileNotFoundError where a strategy fails, or
+        where its file, or the shard's, are no longer what they were.
         """
-        work = _ShardWork(self, path, asked, places)
+        for rule, identity in zip(self.all_rules, self.identities, strict=True):
+            if rule.strategy.source_hash != identity["source"]:  # a worker loads it anew
+                raise changed(rule.strategy.source_path)
+        work = _ShardWork(self, shard, asked, places)
         work.judge_by(numbers)
         return ShardValues([work.found[number] for number in numbers], work.copied, work.efforts, work.images)
 
-    def table(self, path: Path, number: int, *, asked: np.ndarray) -> pd.DataFrame:
+    def inputs(self, shard: Shard, number: int) -> str:
+        """Identify what a rule's values of a metadata shard are computed from, beside its options."""
+        strategy = self.all_rules[number].strategy
+        found = [file_hash(shard.path, shard.state)]
+        if strategy.features:
+            assert shard.npz_state is not None  # checked before anything ran
+            found.append(file_hash(shard.npz_path, shard.npz_state))
+        if strategy.images:
+            found.append(self.tars)
+        if strategy.planted:
+            found.append(hash_file(planted_path(self.pool)))
+        return digest([found, [self.inputs(shard, each) for each in self.inner(number)]])
+
+    def table(self, shard: Shard, number: int, *, asked: np.ndarray) -> pd.DataFrame:
         """Return the columns and signals that a selector declared, of all rows of a metadata shard."""
-        work = _ShardWork(self, path, asked, None)
+        work = _ShardWork(self, shard, asked, None)
         work.judge_by([number])
         return work.table(number)
 
@@ -146,11 +166,12 @@ class Judge:
 class _ShardWork:
     """The judging of one metadata shard."""
 
-    def __init__(self, judge: Judge, path: Path, asked: np.ndarray | None, places: ImagePlaces | None) -> None:
+    def __init__(self, judge: Judge, shard: Shard, asked: np.ndarray | None, places: ImagePlaces | None) -> None:
         self.judge = judge
         self.pool = judge.pool
-        self.path = path
-        self.num_rows = judge.pool.footer(path).num_rows
+        self.shard = shard
+        self.path = shard.path
+        self.num_rows = judge.pool.footer(shard.path).num_rows
         self.asked = np.ones(self.num_rows, dtype=bool) if asked is None else asked
         self.places = places
         self.efforts: dict[str, Effort] = {}
@@ -164,8 +185,8 @@ class _ShardWork:
     def judge_by(self, numbers: Sequence[int]) -> None:
         """Judge by the rules of these numbers, and first by the signals they use."""
         waiting = [number for number in numbers if number not in self.found]
-        self._numbers = waiting
-        inner = [self.judge.all_rules.index(s) for n in waiting for s in self.judge.signals[n].values() if s]
+        self._numbers = [*self._numbers, *waiting]
+        inner = [each for number in waiting for each in self.judge.inner(number)]
         if inner:
             self.judge_by(list(dict.fromkeys(inner)))
         seeing = [number for number in waiting if self.judge.all_rules[number].strategy.images]
@@ -179,7 +200,9 @@ class _ShardWork:
 
     def _judge_rows(self, number: int) -> None:
         if number in self.judge.copied:
-            scores = self._column(self.judge.copied[number]).to_numpy()
+            column = self._column(self.judge.copied[number])
+            # Of a shard without values the column has no type.
+            scores = column.to_numpy() if column.dtype.kind == "f" else np.full(self.num_rows, np.nan)
             is_judged = ~np.isnan(scores)
             self.found[number] = Values(
                 np.where(is_judged, scores, 0).astype(scores.dtype) + 0,
@@ -191,32 +214,22 @@ class _ShardWork:
         missing = np.flatnonzero(self.asked & (states == NOT_ASKED))
         table = self.table(number) if len(missing) else pd.DataFrame()
         step = SLICE_FEATURES if rule.strategy.features else SLICE_ROWS
-        pieces: list[Piece] = []
         for start in range(0, len(missing), step):
-            piece = self._call(number, table, missing[start : start + step])
-            pieces.append(piece)
-            if kept is not None:
-                kept.add(piece)
-        self._close(number, rule, kept, pieces, len(missing))
+            kept.add(self._call(number, table, missing[start : start + step]))
+        self._close(number, kept, len(missing))
 
     def _judge_images(self, numbers: Sequence[int]) -> None:
         """Let several rules judge the images in one pass over the tars; rows without one are told in their states."""
         opened = {number: self._opened(number) for number in numbers}
         missing = {number: self.asked & (states == NOT_ASKED) for number, (_, states) in opened.items()}
-        pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
         tables = {number: self.table(number) for number in numbers if missing[number].any()}
-
-        def add(number: int, piece: Piece) -> None:
-            pieces[number].append(piece)
-            kept = opened[number][0]
-            if kept is not None:
-                kept.add(piece)
 
         def settle(rows: np.ndarray, state: int) -> None:
             for number in numbers:
                 own = rows[missing[number][rows]]
                 if len(own):
-                    add(number, Piece(own, np.zeros(len(own), dtype=bool), np.full(len(own), state, dtype=np.uint8)))
+                    told = np.full(len(own), state, dtype=np.uint8)
+                    opened[number][0].add(Piece(own, np.zeros(len(own), dtype=bool), told))
 
         wanted = np.logical_or.reduce(list(missing.values()))
         if wanted.any():
@@ -237,25 +250,23 @@ class _ShardWork:
                         continue
                     own = [image for image, is_mine in zip(images, mine, strict=True) if is_mine]
                     own = own if len(numbers) == 1 else [image.copy() for image in own]
-                    add(number, self._call(number, tables[number], chosen[mine], own))
+                    opened[number][0].add(self._call(number, tables[number], chosen[mine], own))
                 began = time.perf_counter()
         for number in numbers:
-            kept, _ = opened[number]
-            self._close(number, self.judge.all_rules[number], kept, pieces[number], int(missing[number].sum()))
+            self._close(number, opened[number][0], int(missing[number].sum()))
 
-    def _opened(self, number: int) -> tuple[KeptValues | None, np.ndarray]:
+    def _opened(self, number: int) -> tuple[KeptValues, np.ndarray]:
         """Return where a rule's values are kept, and the state of every row."""
-        folder = self.judge.kept_dirs.get(number)
-        if folder is None:
-            return None, np.zeros(self.num_rows, dtype=np.uint8)
-        kept = KeptValues(folder / f"{self.path.stem}.parquet", partial(self._inputs, number), self.num_rows)
+        path = self.judge.kept_dirs[number] / f"{self.path.stem}.parquet"
+        kept = KeptValues(path, partial(self.judge.inputs, self.shard, number), self.num_rows)
         return kept, kept.states()
 
-    def _close(self, number: int, rule: Rule, kept: KeptValues | None, pieces: list[Piece], num_missing: int) -> None:
+    def _close(self, number: int, kept: KeptValues, num_missing: int) -> None:
+        rule = self.judge.all_rules[number]
         effort = self.efforts.setdefault(rule.name, Effort())
         effort.rows += num_missing
         try:
-            values = kept.values() if kept is not None else joined_pieces(pieces, self.num_rows)
+            values = kept.values()
         except ValueError as error:
             raise ValueError(f"{rule.strategy.kind} {rule.name!r} {error}") from error
         self.found[number] = values
@@ -263,7 +274,7 @@ class _ShardWork:
         effort.asked += len(states)
         effort.absent += int((states == ABSENT).sum())
         effort.undecodable += int((states == UNDECODABLE).sum())
-        if kept is None or not num_missing:
+        if not num_missing:
             return
         self.copied[number] = self._copied(rule, values)
         if self.copied[number] is not None:
@@ -273,7 +284,9 @@ class _ShardWork:
 
     def _copied(self, rule: Rule, values: Values) -> str | None:
         """Return the column that scores only copy, where they can be read again; None where there is none."""
-        if rule.strategy.kind == "signal" or values.values.dtype.kind != "f":
+        strategy = rule.strategy
+        is_plain = strategy.kind == "filter" and not (strategy.features or strategy.images or strategy.signals)
+        if not is_plain or values.values.dtype.kind != "f":
             return None
         rows = np.flatnonzero(values.states != NOT_ASKED)
         for name in rule.strategy.needed_columns(rule.options):
@@ -283,17 +296,6 @@ class _ShardWork:
             ):
                 return name
         return None
-
-    def _inputs(self, number: int) -> str:
-        """Identify what a rule's values of this shard are computed from, beside its options."""
-        rule = self.judge.all_rules[number]
-        states = self.pool.metadata_states
-        files = [self.path, *([self.path.with_suffix(".npz")] if rule.strategy.features else [])]
-        found = [file_hash(each, states[each]) for each in files]
-        if rule.strategy.images:
-            found.append(self.judge.content_hash)
-        inner = [self.judge.all_rules.index(s) for s in self.judge.signals[number].values() if s is not None]
-        return digest([found, [self._inputs(each) for each in inner]])
 
     def _call(
         self, number: int, table: pd.DataFrame, chosen: np.ndarray, images: list[Image.Image] | None = None
@@ -322,9 +324,9 @@ class _ShardWork:
         parts = {name: self._column(name) for name in rule.strategy.needed_columns(rule.options)}
         for name, signal in self.judge.signals[number].items():
             if signal is None:
-                parts[name] = self._user_column(name, rule)
+                parts[name] = self._user_column(name)
             else:
-                parts[name] = _as_series(self.found[self.judge.all_rules.index(signal)])
+                parts[name] = _as_series(self.found[signal])
         if rule.strategy.planted and self.num_rows:
             planted = _planted_rows(self.pool, self.pool.read_uids(self.path), rule.strategy.planted)
             parts |= {str(name): planted[name] for name in planted}
@@ -335,6 +337,7 @@ class _ShardWork:
         if name not in self._columns:
             wanted = [name, *(each for each in self._needed() if each not in self._columns and each != name)]
             read = self.pool.read_columns(self.path, wanted)
+            refuse_changed_shard(self.shard)
             self._columns |= {each: read[each] for each in wanted}
         return self._columns[name]
 
@@ -349,14 +352,22 @@ class _ShardWork:
             )
         )
 
-    def _user_column(self, name: str, rule: Rule) -> pd.Series:
-        signal = user_signal(self.pool, name, rule.name)
-        return _as_series(read_user_signal(self.pool, signal, self.pool.read_uids(self.path)))
+    def _user_column(self, name: str) -> pd.Series:
+        uids = self.pool.read_uids(self.path)
+        return _as_series(read_user_signal(self.pool, self.judge.user_signals[name], uids))
 
     def _feature(self, name: str) -> np.ndarray:
         if name not in self._features:
             self._features |= self.pool.read_features(self.path, [name])
+            refuse_changed_shard(self.shard)
         return self._features[name]
+
+
+def refuse_changed_shard(shard: Shard) -> None:
+    """Raise ValueError where a metadata shard's files are no longer what they were when the pool was opened."""
+    for path, state in ((shard.path, shard.state), (shard.npz_path, shard.npz_state)):
+        if state is not None and not is_remote(path) and state_of(path) != state:
+            raise changed(path)
 
 
 def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -381,7 +392,10 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
         )
     if series.dtype == object:  # a list with None in it
         kinds = {"boolean": "boolean", "floating": "float64", "integer": "Int64", "string": "str"}
+        kinds["mixed-integer-float"] = "float64"
         inferred = pd.api.types.infer_dtype(series, skipna=True)
+        if inferred == "empty":  # nothing but None
+            return np.zeros(num_rows, dtype=bool), np.zeros(num_rows, dtype=bool)
         if inferred in kinds:
             series = pd.Series(series, dtype=kinds[inferred])
     is_judged = series.notna().to_numpy(dtype=bool)
@@ -389,7 +403,10 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
     if kind == "b":
         return series.fillna(False).to_numpy(dtype=bool), is_judged
     if kind in "iu":
-        values = series.fillna(0).to_numpy(dtype=np.int64)
+        wide = series.fillna(0).to_numpy()
+        values = wide.astype(np.int64)
+        if wide.dtype.kind == "u" and (values < 0).any():
+            raise ValueError(f"{told} returned {wide.max()}; whole numbers go up to {2**63 - 1} ({where})")
         if rule.strategy.kind == "filter" and (values < 0).any():
             raise ValueError(f"{told} returned {values.min()} copies; copies are 0 or more ({where})")
         return values, is_judged
@@ -426,6 +443,22 @@ def planted_path(pool: Pool) -> Path:
     return pool.dir / "planted.parquet"
 
 
+_ASSETS: dict[str, str] = {}  # by path, the hash of what this process has used
+
+
+def _forget_if_changed(path: str, found: str) -> None:
+    """Empty what modules remember of files by their paths, where one is no longer what it was."""
+    if _ASSETS.setdefault(path, found) != found:
+        _ASSETS.clear()
+        _MODELS.clear()
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("benchmark.", "winnow_")):
+                for each in list(vars(module).values()):
+                    if hasattr(each, "cache_clear"):
+                        each.cache_clear()
+        _ASSETS[path] = found
+
+
 _MODELS: dict[str, tuple[str, Any]] = {}  # by strategy, with what it was made from
 
 
@@ -434,7 +467,7 @@ def _model(rule: Rule, device: str) -> Any:
     setup = rule.strategy.setup
     assert setup is not None
     options = rule.strategy.setup_options(rule.options)
-    if "device" in setup.__code__.co_varnames[: setup.__code__.co_argcount + setup.__code__.co_kwonlyargcount]:
+    if rule.strategy.takes_device:
         options = {**options, "device": device_of_worker(device)}
     made_from = json.dumps(options, sort_keys=True)
     if rule.name not in _MODELS or _MODELS[rule.name][0] != made_from:

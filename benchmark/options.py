@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark.executor import EXECUTORS
 from benchmark.names import nearest_name
-from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_strategy
+from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_chooser
 from benchmark.rules import Cut, Rule
 from benchmark.scales import Scale, get_scale
 from benchmark.storage import as_location, is_remote
@@ -152,7 +152,7 @@ def filter_defaults(strategy: Strategy) -> dict[str, Any]:
 
 def make_rule(name: str, given: dict[str, Any]) -> Rule:
     """Make a rule from its part of the configuration; the declared cut applies while both cuts are null."""
-    strategy = get_strategy(name)
+    strategy = get_chooser(name)
     cuts = {}
     for kind in CUT_OPTIONS:
         value = given.get(kind)
@@ -303,7 +303,7 @@ def check_override_name(verb: str, key: str) -> None:
     if first != "filters" and rest:
         raise KeyError(f"winnow {verb} has no option {key!r}; {first} has no parts")
     if first == "filters" and rest:
-        strategy = get_strategy(rest[0])
+        strategy = get_chooser(rest[0])
         options = list(filter_defaults(strategy))
         if len(rest) == 1:
             raise KeyError(
@@ -329,5 +329,10 @@ def describe_options(verb: str) -> list[tuple[str, str, str]]:
 
 
 def known_strategies() -> Sequence[Strategy]:
-    """Return the loaded strategies, by name."""
-    return [STRATEGIES[name] for name in sorted(STRATEGIES)]
+    """Return the loaded filters and selectors, by name."""
+    return [STRATEGIES[name] for name in sorted(STRATEGIES) if STRATEGIES[name].kind != "signal"]
+
+
+def known_signals() -> Sequence[Strategy]:
+    """Return the loaded signals, by name."""
+    return [STRATEGIES[name] for name in sorted(STRATEGIES) if STRATEGIES[name].kind == "signal"]

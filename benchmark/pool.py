@@ -20,12 +20,23 @@ import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
 from benchmark.executor import map_items
-from benchmark.index import IndexSummary, PoolIndex, build_index, has_tars, index_tables, read_index, unpack_uids
+from benchmark.index import (
+    IndexSummary,
+    PoolIndex,
+    build_index,
+    has_tars,
+    index_path,
+    index_tables,
+    knows_all_images,
+    read_index,
+    unpack_uids,
+)
 from benchmark.names import nearest_name
-from benchmark.stage import Json, locked, write_json
+from benchmark.stage import Json, digest, locked, write_json
 from benchmark.storage import (
     as_location,
     cache_dir,
+    file_hash,
     index_dir_of,
     is_remote,
     list_files,
@@ -33,6 +44,7 @@ from benchmark.storage import (
     one_line,
     open_file,
     signals_dir_of,
+    state_of,
     storage_errors,
 )
 from benchmark.subset import Subset
@@ -64,6 +76,20 @@ class PoolIdentity:
             "rows": self.rows,
             "present": self.present,
         }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A metadata shard as it was when the pool was opened."""
+
+    number: int  # in the order of names
+    path: Path  # of the parquet file
+    state: str  # of it
+    npz_state: str | None  # of the .npz beside it, where there is one
+
+    @property
+    def npz_path(self) -> Path:
+        return self.path.with_suffix(".npz")
 
 
 class Pool:
@@ -115,6 +141,15 @@ class Pool:
         """Return the metadata shards, by name."""
         return [path for path in self.metadata_states if path.suffix == ".parquet"]
 
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """Return the metadata shards, by name."""
+        states = self.metadata_states
+        return [
+            Shard(number, path, states[path], states.get(path.with_suffix(".npz")))
+            for number, path in enumerate(self.metadata_paths)
+        ]
+
     @property
     def index_dir(self) -> Path:
         """Return where the index is written: `<pool_dir>/index`, or a cache where the pool is remote or read-only."""
@@ -124,6 +159,12 @@ class Pool:
     def signals_dir(self) -> Path:
         """Return where signals are kept: as given, else `<pool_dir>/signals`, or a cache where that is not writable."""
         return self._signals_dir or signals_dir_of(self.dir)
+
+    def with_signals_dir(self, folder: Path) -> Pool:
+        """Return the same pool, what was read of it included, with its signals kept in another folder."""
+        other = Pool.__new__(Pool)
+        other.__dict__ = {**self.__dict__, "_signals_dir": folder}
+        return other
 
     @cached_property
     def has_images(self) -> bool:
@@ -157,6 +198,18 @@ class Pool:
         if not self.metadata_paths:
             return self.summary.num_rows
         return sum(self.footer(path).num_rows for path in self.metadata_paths)
+
+    @cached_property
+    def tar_contents(self) -> str:
+        """Return a hash of which image is whose, in the order of the tars: of a tar's index, and where that does not
+        know the hashes of all images, of the tar's size and time."""
+        found = []
+        for tar in self.summary.tars:
+            path = index_path(self.index_dir, tar.path)
+            found.append([tar.path.name, file_hash(path, state_of(path))])
+            if not knows_all_images(path):
+                found[-1].append(tar.state)
+        return digest(found)
 
     @cached_property
     def fingerprint(self) -> str:

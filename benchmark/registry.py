@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -76,11 +78,18 @@ class Strategy:
     paper: str = ""  # first line of the module
     summary: str = ""  # first line of the function's docstring
     source_path: Path = field(default_factory=Path)
+    source_hash: str = ""  # sha256 of the file's bytes as they were run
+    import_hashes: dict[str, str] = field(default_factory=dict)  # of what the file imports of ours, or from beside it
 
     @property
     def has_cut(self) -> bool:
         """Tell whether the filter scores, and a cut turns its scores into choices."""
         return self.fraction is not None or self.threshold is not None
+
+    @property
+    def takes_device(self) -> bool:
+        """Tell whether its `setup` takes the device to compute on."""
+        return self.setup is not None and "device" in inspect.signature(self.setup).parameters
 
     def needed_columns(self, options: dict[str, Any]) -> list[str]:
         """Return the metadata columns needed with these options."""
@@ -273,9 +282,20 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
 def get_strategy(name: str) -> Strategy:
     """Look a strategy up; raises KeyError with the nearest name."""
     if name not in STRATEGIES:
-        known = ", ".join(sorted(STRATEGIES))
-        raise KeyError(f"unknown filter {name!r}.{nearest_name(name, STRATEGIES)} Filters: {known}.")
+        known = sorted(each.name for each in STRATEGIES.values() if each.kind != "signal")
+        raise KeyError(f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.")
     return STRATEGIES[name]
+
+
+def get_chooser(name: str) -> Strategy:
+    """Look up a filter or selector; raises KeyError with the nearest name, and for a signal, which chooses nothing."""
+    strategy = get_strategy(name)
+    if strategy.kind == "signal":
+        raise KeyError(
+            f"{name!r} is a signal, a value for filters to use: a filter that declares signals=[{name!r}] finds it "
+            "among its columns; filters= takes filters and selectors (`winnow list filters`)"
+        )
+    return strategy
 
 
 def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
@@ -379,6 +399,8 @@ def _make_strategy(
         paper=_first_line(module.__doc__ if module else None),
         summary=_first_line(function.__doc__),
         source_path=Path(inspect.getsourcefile(function) or ""),
+        source_hash=_LOADING.source_hash if _LOADING else "",
+        import_hashes=_LOADING.import_hashes if _LOADING else {},
     )
 
 
@@ -388,10 +410,23 @@ def _add(table: dict[str, Any], name: str, item: Any, noun: str) -> None:
     table[name] = item
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A file of strategies or tasks as it was run."""
+
+    source_hash: str
+    import_hashes: dict[str, str]
+
+
 _LOADED: set[Path] = set()
+_LOADING: _Source | None = None
+
+# What every strategy may import, and what says nothing of its values.
+_PLUMBING = {"filtering", "pool", "registry", "rules", "subset", "tasks", "uids"}
 
 
 def _load_file(path: Path) -> None:
+    global _LOADING
     if path in _LOADED:
         return
     module_name = f"winnow_{path.parent.name}_{path.stem}".replace("-", "_")
@@ -400,12 +435,37 @@ def _load_file(path: Path) -> None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    data = path.read_bytes()  # once: what is run is what is hashed
     try:
-        spec.loader.exec_module(module)
+        _LOADING = _Source(hashlib.sha256(data).hexdigest(), _import_hashes(data, path))
+        exec(compile(data, str(path), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    finally:
+        _LOADING = None
     _LOADED.add(path)
+
+
+def _import_hashes(data: bytes, path: Path) -> dict[str, str]:
+    """Return the sha256 of the modules that a file imports from `benchmark` or from its own folder, by name."""
+    names = set()
+    for node in ast.walk(ast.parse(data)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    hashes = {}
+    for name in sorted(names):
+        first, _, rest = name.partition(".")
+        folder = ROOT_DIR / "benchmark" if first == "benchmark" else path.parent
+        place = folder / (rest if first == "benchmark" else name).replace(".", "/")
+        if first == "benchmark" and (not rest or rest.partition(".")[0] in _PLUMBING):
+            continue
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashes
 
 
 def _version_of(package: str) -> str | None:

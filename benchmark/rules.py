@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from benchmark.assets import find_assets, hash_assets
-from benchmark.registry import STRATEGIES, Strategy, get_strategy
-from benchmark.signals import user_signal
-from benchmark.stage import Json, sha256_of
+from benchmark.registry import STRATEGIES, Strategy, check_options, get_strategy
+from benchmark.signals import KEPT_VERSION, user_signal
+from benchmark.stage import Json, digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +44,11 @@ class Rule:
     def strategy(self) -> Strategy:
         return get_strategy(self.name)
 
+    @property
+    def key(self) -> str:
+        """Return what tells rules apart but for their cuts; 1, 1.0 and true are different options."""
+        return json.dumps([self.name, self.options], sort_keys=True)
+
     def with_assets(self, pool_dir: Path) -> Rule:
         """Return the rule with the paths of its assets among its options; raises FileNotFoundError."""
         return replace(self, options=find_assets(self.strategy, self.options, pool_dir))
@@ -58,10 +64,27 @@ class Rule:
             if signal is None or signal.kind != "signal":
                 found[name] = None
                 continue
-            options = {option.name: option.default for option in signal.options.values()}
-            options |= {key: value for key, value in self.options.items() if key in options}
-            found[name] = Rule(name, options).with_assets(pool.dir)
+            options = {key: value for key, value in self.options.items() if key in signal.options}
+            found[name] = Rule(name, check_options(signal, options)).with_assets(pool.dir)
         return found
+
+    def with_signals(self, pool: Pool) -> list[Rule]:
+        """Return the rule and every registered signal that it uses, itself or through others, each once."""
+        found = {self.key: self}
+        waiting = [self]
+        while waiting:
+            inner = [each for each in waiting.pop().signal_rules(pool).values() if each is not None]
+            waiting += [each for each in inner if each.key not in found]
+            found |= {each.key: each for each in inner}
+        return list(found.values())
+
+    def sees_images(self, pool: Pool) -> bool:
+        """Tell whether the rule hangs on the images, itself or through its signals."""
+        return any(rule.strategy.images for rule in self.with_signals(pool))
+
+    def takes_device(self, pool: Pool) -> bool:
+        """Tell whether a model of the rule, or of its signals, runs on the device that is asked for."""
+        return any(rule.strategy.takes_device for rule in self.with_signals(pool))
 
     def as_json(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
@@ -71,18 +94,29 @@ class Rule:
         """
         return {**self.identity(pool), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
 
-    def identity(self, pool: Pool) -> dict[str, Json]:
-        """Return what its values hang on beside the pool: all of `as_json` but the cut."""
+    def kept_identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
+        """Return what kept values hang on beside the pool: `identity`, and what the files import of ours."""
+        imports = {rule.name: rule.strategy.import_hashes for rule in self.with_signals(pool)}
+        return {"version": KEPT_VERSION, **self.identity(pool, device), "imports": imports}
+
+    def kept_dir(self, pool: Pool, device: str = "cpu") -> Path:
+        """Return the folder in which the values of a pool are kept."""
+        return pool.signals_dir / f"{self.name}-{digest(self.kept_identity(pool, device))[:16]}"
+
+    def identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
+        """Return what its values hang on beside the pool: all of `as_json` but the cut, and a GPU."""
         found: dict[str, Json] = {
             "name": self.name,
             "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
-            "source": sha256_of(self.strategy.source_path),
+            "source": self.strategy.source_hash,
         }
         if self.strategy.packages:
             found["packages"] = self.strategy.package_versions()
+        if device != "cpu" and self.strategy.takes_device:
+            found["device"] = device  # its rounding is another
         if self.strategy.signals:
             found["signals"] = {
-                name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool)
+                name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool, device)
                 for name, rule in self.signal_rules(pool).items()
             }
         return found

@@ -6,8 +6,8 @@
     signals_dir/my_scores.parquet                   a user's: a column `uid`, and columns that filters ask for by name
     signals_dir/joined/<sha256>-<column>/           the same, sorted by uid
 
-A shard's values are of its metadata file (and .npz, and images) as they were; others are computed anew. Any of it may
-be deleted at any time.
+A shard's values are of its metadata file (and .npz, and the pool's tars) as they were; others are computed anew. Any of
+it may be deleted while nothing runs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.names import nearest_name
-from benchmark.stage import Json, atomic_path, digest, locked, read_json, remove_temporary, sha256_of, write_json
-from benchmark.storage import cache_dir, is_remote, list_files, location_key
+from benchmark.stage import Json, atomic_path, locked, remove_temporary, write_json
+from benchmark.storage import file_hash, list_files
 from benchmark.tables import read_footer, read_parquet
 from benchmark.uids import UID_DTYPE, find_uids, parse_uids, sorted_blocks
 
@@ -83,8 +83,7 @@ class KeptValues:
         self._is_whole = bool(self._pieces)  # the file holds all there is
         for part in sorted(self.parts_dir.glob("*.parquet")):
             if (found := self._read(part)) is None:
-                part.unlink()
-                continue
+                continue  # it goes with the others when the file is written
             rows = read_parquet(part, ["row"], REMEDY)["row"].to_numpy()
             self._pieces.append(Piece(rows, *found))
             self._is_whole = False
@@ -133,7 +132,10 @@ class KeptValues:
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
         """Return values and states, or None where they are of other inputs."""
-        footer = read_footer(path)
+        try:
+            footer = read_footer(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {REMEDY}") from error
         if (footer.metadata or {}).get(INPUTS_KEY) != self.inputs().encode():
             return None
         table = read_parquet(path, ["value", "state"], REMEDY)
@@ -175,37 +177,17 @@ def joined_pieces(pieces: Sequence[Piece], num_rows: int, *, in_order: bool = Fa
 def common_type(kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
     """Return the type that holds all of these, each with whether any value is judged; raises ValueError for a mix."""
     # Without a verdict, as of rows without images, there is no type.
-    typed = {kind for kind, is_judged in kinds if is_judged} or {kind for kind, _ in kinds} or {np.dtype(bool)}
+    typed = {kind for kind, is_judged in kinds if is_judged} or {np.dtype(bool)}
     if len({kind.kind for kind in typed}) > 1:
         raise ValueError(f"returned different types on different rows: {sorted(map(str, typed))}")
     return np.result_type(*typed)
-
-
-def kept_dir(pool: Pool, name: str, identity: dict[str, Json]) -> Path:
-    """Return the folder in which a strategy's values of a pool are kept."""
-    return pool.signals_dir / f"{name}-{digest({'version': KEPT_VERSION, **identity})[:16]}"
 
 
 def begin_keeping(folder: Path, identity: dict[str, Json]) -> None:
     """Make a strategy's folder and say in it what its values hang on; the caller has locked it."""
     remove_temporary(folder)
     if not (folder / "strategy.json").exists():
-        write_json(folder / "strategy.json", {"version": KEPT_VERSION, **identity})
-
-
-def file_hash(path: Path, state: str) -> str:
-    """Return the sha256 of a file in that state (of a remote one, its state); kept in the user's cache."""
-    if is_remote(path):
-        return digest(state)
-    kept_path = cache_dir() / "hashes" / f"{location_key(path)}.json"
-    if kept_path.exists():
-        kept: list[str] = read_json(kept_path)
-        if kept[0] == state:
-            return kept[1]
-    found = sha256_of(path)
-    with locked(kept_path.parent):
-        write_json(kept_path, [state, found])
-    return found
+        write_json(folder / "strategy.json", identity)
 
 
 # --- What users bring ----------------------------------------------------------------------------------------------
@@ -323,7 +305,10 @@ def _numbers(column: pa.Array, texts: dict[str, int], signal: UserSignal) -> np.
     if pa.types.is_boolean(kind):
         return column.to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind):
-        return column.to_numpy().astype(np.int64)
+        try:
+            return column.cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{signal.path}: {signal.column!r} has numbers beyond 64 bits with a sign") from error
     if pa.types.is_floating(kind):
         return column.to_numpy()
     raise ValueError(f"{signal.path}: {signal.column!r} holds {kind}; a signal holds numbers, bools or texts")

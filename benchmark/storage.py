@@ -27,9 +27,12 @@ from benchmark.stage import (
     TEMPORARY_SUFFIX,
     Json,
     atomic_path,
+    digest,
     followed_renames,
     locked,
+    read_json,
     say,
+    sha256_of,
     warn,
     write_bytes,
     write_json,
@@ -194,6 +197,28 @@ def has_file(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return is_remote(path) or path.is_file()
+
+
+def file_hash(path: Path, state: str) -> str:
+    """Return the sha256 of a file in that state (of a remote one, its state); kept in the user's cache."""
+    if is_remote(path):
+        return digest(state)
+    kept_path = cache_dir() / "hashes" / f"{location_key(path)}.json"
+    if kept_path.exists():
+        kept: list[str] = read_json(kept_path)
+        if kept[0] == state:
+            return kept[1]
+    found = sha256_of(path)
+    if state_of(path) != state:
+        raise changed(path)
+    with locked(kept_path.parent):
+        write_json(kept_path, [state, found])
+    return found
+
+
+def changed(path: Path) -> ValueError:
+    """Return the error for a file that is no longer what it was when the pool was opened."""
+    return ValueError(f"{path} was changed while it was used; run it again")
 
 
 def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:

@@ -50,7 +50,7 @@ from benchmark.reshard import SHARDS_NAME
 from benchmark.scales import SCALES, Scale
 from benchmark.stage import rank_of_process, say, write_bytes
 from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
-from benchmark.subset import SUBSET_RECORD_NAME
+from benchmark.subset import SUBSET_RECORD_NAME, load_subset
 
 if TYPE_CHECKING:
     from leaderboard.table import Table
@@ -70,7 +70,7 @@ def run(config: Config, command: list[str]) -> None:
     load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, scale)
+        _say_reads(config, pool_dir, choice, scale)
         return
     signals_dir = as_signals_dir(config["signals_dir"])
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
@@ -92,7 +92,7 @@ def filter_pool(config: Config, command: list[str]) -> None:
     as_workers(config["workers"])
     as_executor(config["executor"])
     if as_flag(config["dry_run"], "dry_run"):
-        _say_reads(Pool(pool_dir, strict=_is_strict(config)), choice, None)
+        _say_reads(config, pool_dir, choice, None)
         return
     as_device(config["device"], scale)
     signals_dir = as_signals_dir(config["signals_dir"])
@@ -252,15 +252,22 @@ def _says_indexing(pool: Pool | None) -> bool:
     return False
 
 
-def _say_reads(pool: Pool, choice: Choice, scale: Scale | None) -> None:
-    """Say what filtering, and with a scale training on what it chooses, would read."""
+def _say_reads(config: Config, pool_dir: Path, choice: Choice, scale: Scale | None) -> None:
+    """Say what filtering, and with a scale training on what it chooses, would read, and what a pilot of it takes."""
     from benchmark.dry_run import filter_reads, most_training_lines
+    from benchmark.pilot import pilot_lines
 
-    needs_index = scale is not None or any(rule.strategy.images for rule in choice.rules)
+    pool = Pool(pool_dir, strict=_is_strict(config), signals_dir=as_signals_dir(config["signals_dir"]))
+    needs_index = scale is not None or any(rule.sees_images(pool) for rule in choice.rules)
     if needs_index and _says_indexing(pool):
         return
     for reading in filter_reads(pool, choice.rules):
         say(f"filter: {reading}")
+    if choice.rules:
+        within = load_subset(choice.within_path) if choice.within_path else None
+        workers = as_workers(config["workers"]) or 0
+        for line in pilot_lines(pool, choice.rules, within=within, workers=workers, device=choice.device):
+            say(line)
     if scale is not None:
         for line in most_training_lines(pool, scale):
             say(line)
@@ -354,7 +361,7 @@ def _choice(config: Config) -> Choice:
     rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
     if not rules:
         raise ValueError("no filter is chosen; no_filter keeps the whole pool")
-    return Choice(rules, within)
+    return Choice(rules, within, device=config["device"] or "cpu")
 
 
 def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
@@ -365,7 +372,6 @@ def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choic
         workers=as_workers(config["workers"]) or 0,
         plugins=config["plugins"],
         executor=as_executor(config["executor"]),
-        device=config["device"] or "cpu",
     )
     _log_command(exp_dir, config, command)
     for line in describe_filters(exp_dir, record):

@@ -36,6 +36,7 @@ from benchmark.stage import (
     Record,
     atomic_path,
     describe_differences,
+    digest,
     locked,
     read_json,
     read_record,
@@ -44,7 +45,7 @@ from benchmark.stage import (
     write_json,
     write_record,
 )
-from benchmark.storage import as_location, is_remote
+from benchmark.storage import as_location, file_hash, is_remote
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +107,7 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
     made_from: dict[str, Json] = {
         "pool": pool.fingerprint,
         "feature": feature,
+        "embeddings": digest([file_hash(s.npz_path, str(s.npz_state)) for s in pool.shards]),
         "clusters": settings.clusters,
         "iterations": settings.iterations,
         "sample_ratio": settings.sample_ratio,

@@ -54,6 +54,9 @@ STRATEGIES = {
     "clip_score-b32": Strategy(("clip_score",), ("filters.clip_score.arch=b32",)),
     "metaclip": Strategy(("metaclip",)),
     "text_masked_clip": Strategy(("text_masked_clip",)),
+    # By the other reference model: reference_l14 gives the metadata's own scores again.
+    "clip_similarity-b32": Strategy(("clip_similarity",), ("filters.clip_similarity.clip_model=reference_b32",)),
+    "decontaminated": Strategy(("decontaminated",)),
     # The best that is known here and does not know the planted labels.
     "combination": Strategy(
         ("basic", "near_dedup", "no_text", "clip_score_by_entry"),

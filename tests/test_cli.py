@@ -437,6 +437,19 @@ def test_interrupting_says_how_to_go_on(pico_pool, folder):
     assert main(command[3:]) == 0
 
 
+def test_a_signal_is_listed_apart_and_cannot_be_chosen(pico_pool, capsys):
+    assert main(["list", "filters"]) == 0
+    filters, signals = capsys.readouterr().out.split("\n\nSignals, which filters use")
+    assert "\n  language (signal): " in signals and "(signal)" not in filters and "\n  clip_score (filter)" in filters
+    assert "      language_model: file (default: lid.176.ftz in" in signals
+    assert main(["filter", "--help"]) == 0
+    assert "(signal)" not in capsys.readouterr().out
+    for given in (["filters=[language]"], ["filters=basic", "filters.language.language_model=x"]):
+        assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", *given]) == EXIT_USER
+        told = capsys.readouterr().err
+        assert told.startswith("winnow: 'language' is a signal, a value for filters to use: ") and told.count("\n") == 1
+
+
 def test_help_and_lists(capsys):
     for arguments in ([], ["--help"], ["run", "--help"], ["list", "filters"], ["list", "tasks"], ["list", "scales"]):
         assert main(arguments) == 0

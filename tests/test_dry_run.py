@@ -1,20 +1,27 @@
 """`dry_run=true`: what a stage says it will read is what it then reads, and nothing is written."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark import dry_run
+from benchmark import dry_run, images, judging, pilot
 from benchmark.cli import main
 from benchmark.dry_run import cutting_reads, filter_reads, training_reads
+from benchmark.filtering import run_filters
 from benchmark.index import IndexSummary, PoolIndex, Tar
 from benchmark.options import make_rule
+from benchmark.pilot import pilot_lines, spell_times
 from benchmark.pool import Pool
 from benchmark.rules import Rule
 from benchmark.scales import SCALES
 from benchmark.storage import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, RangeReader, format_bytes
+from benchmark.subset import Subset
+from benchmark.uids import parse_uids
+from tests.conftest import loaded_plugin, uid, write_pool
 
 MIB = 1 << 20
 
@@ -118,10 +125,13 @@ def test_nothing_is_written(pico_pool, tmp_path, capsys, monkeypatch, verb):
         at.append("exp_dir=e")
         assert main(["filter", *at]) == 0
     before = {path for path in tmp_path.rglob("*") if path.is_file() and "logs" not in path.parts}
+    signals = set((pico_pool / "signals").rglob("*"))
     capsys.readouterr()
-    assert main([verb, *at, "dry_run=true"]) == 0
+    more = ["filters=[decontaminated,basic]"] if verb in ("run", "filter") else []
+    assert main([verb, *at, *more, "dry_run=true"]) == 0
     out = capsys.readouterr().out
     assert " requests" in out and ("kB in" in out or "MB in" in out)
+    assert set((pico_pool / "signals").rglob("*")) == signals
     assert {path for path in tmp_path.rglob("*") if path.is_file() and "logs" not in path.parts} == before
 
 
@@ -134,3 +144,83 @@ def test_bytes_are_spelt_with_their_unit():
         "3.0 GB",
         "400.0 TB",
     ]
+
+
+PILOT = '''"""Strategies made for pilots."""
+
+import time
+
+import pandas as pd
+
+from benchmark import register_filter, register_signal
+
+
+@register_signal(columns=["score"])
+def p_slow(rows: pd.DataFrame) -> pd.Series:
+    """Take two milliseconds a row."""
+    time.sleep(0.002 * len(rows))
+    return rows["score"] * 3
+
+
+@register_filter(signals=["p_slow", "my_score"], fraction=0.5)
+def p_sum(rows: pd.DataFrame) -> pd.Series:
+    """Score by both."""
+    return rows["p_slow"] + rows["my_score"]
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def p_copy(rows: pd.DataFrame) -> pd.Series:
+    """Score by the column."""
+    return rows["score"]
+'''
+
+
+def test_a_pilot_tells_what_the_whole_will_take_and_what_is_kept(tmp_path, strategies, monkeypatch):
+    monkeypatch.setattr(pilot, "PILOT_ROWS", 20)
+    shards = [{"uid": [uid(n) for n in part], "score": [n / 7 for n in part]} for part in (range(30), range(30, 100))]
+    folder = write_pool(tmp_path / "pool", *shards)
+    (folder / "signals").mkdir()
+    mine = {"uid": [uid(n).upper() for n in range(100)], "my_score": [float(n) for n in range(100)]}
+    pd.DataFrame(mine).to_parquet(folder / "signals" / "mine.parquet")
+    with loaded_plugin(tmp_path / "for_pilots.py", PILOT):
+        pool = Pool(folder)
+        rules = [make_rule(name, {}) for name in ("p_sum", "p_copy", "dedup")]
+        with pytest.raises(ValueError, match="selector 'dedup' needs the column 'sha256'"):
+            pilot_lines(pool, rules)
+        first, reading, slow, copied, total, together = pilot_lines(pool, rules[:2])
+        assert first.startswith("pilot: 20 rows of ")
+        assert "columns and arrays read: 100 rows to ask" in reading
+        rate = float(re.search(r"signal 'p_slow': 100 rows to ask; ([\d,]+) rows/s; < 1 minute", slow)[1])
+        assert 250 < rate <= 500 and re.search(r"; [\d.,]+ (bytes|kB) to keep", slow)
+        assert "filter 'p_copy': 100 rows to ask" in copied and "only copies score, so nothing is kept" in copied
+        assert "filter 'p_sum': 100 rows to ask" in total and together.strip() == "together: < 1 minute of one process"
+        assert [path.name for path in (folder / "signals").iterdir()] == ["mine.parquet"]
+
+        within = Subset.of(parse_uids([uid(n) for n in range(10, 60)]))
+        run_filters(pool, rules[:1], within=within)
+        lines = pilot_lines(Pool(folder), rules[:1])
+        assert lines[0].startswith("pilot: 20 rows") and "'p_slow': 50 rows to ask, 50 kept from before; " in lines[2]
+        lines = pilot_lines(Pool(folder), rules[:1], within=within)
+        assert [line.strip() for line in lines[1:3]] == [
+            "signal 'p_slow': all 50 rows are kept from before",
+            "filter 'p_sum': all 50 rows are kept from before",
+        ]
+
+
+def test_times_are_spelt_for_one_process_and_for_all():
+    assert spell_times(59, 8) == "< 1 minute of one process"
+    assert spell_times(3600, 0) == "60 minutes of one process"
+    assert spell_times(36_000_000, 8) == "10,000.0 hours of one process, 1,250.0 hours with workers=8"
+
+
+def test_a_pilot_over_images_reads_those_of_its_rows_alone(pico_pool, strategies, monkeypatch, tmp_path):
+    monkeypatch.setattr(pilot, "PILOT_ROWS", 40)
+    seen = []
+    read = images.read_images
+    monkeypatch.setattr(judging, "read_images", lambda places: seen.append(len(places.rows)) or read(places))
+    pool = Pool(pico_pool, signals_dir=tmp_path / "signals")
+    lines = pilot_lines(pool, [make_rule("clip_similarity", {}), make_rule("decontaminated", {})], workers=2)
+    told = "\n".join(lines)
+    assert len(seen) == 1 and 30 < seen[0] <= 40  # one pass for both
+    assert "images read and decoded: 4,000 rows to ask" in told and "signal 'eval_similarity': 4,000 rows" in told
+    assert not (tmp_path / "signals").exists()

@@ -81,7 +81,7 @@ def test_the_table_is_the_boards(capsys):
 
 
 def test_the_filter_is_short_and_complete():
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     assert len(code.strip().splitlines()) < 20
     assert "from benchmark import register_filter" in code
 
@@ -89,8 +89,10 @@ def test_the_filter_is_short_and_complete():
 def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_pool):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_filter.py").write_text(blocks("python")[0])
+    (tmp_path / "my_signals.py").write_text(blocks("python")[1])
     (tmp_path / "pools").mkdir()
     shutil.copytree(pico_pool, tmp_path / "pools" / "pico")
+    exec(blocks("python")[2].replace("nano", "pico"), {})
     before = dict(STRATEGIES)
     assert len(commands()) >= 12
     try:
@@ -109,10 +111,12 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, strategies, pico_poo
         "clip_score",
         "long_captions",
         "long_captions+dedup",
+        "my_cut+clip_similarity",
         "no_filter",
         "no_filter",
         "no_filter",
         "random",
+        "sharp+decontaminated",
         "text_masked_clip",
     ]
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark import signals
+from benchmark import judging, signals
 from benchmark.filtering import run_filters, score_pool
 from benchmark.judging import SLICE_ROWS
 from benchmark.pool import Pool
@@ -98,6 +98,51 @@ def s_best(pool: PoolView, *, seed: int = 0) -> Subset:
     mine = pool.columns["my_score"].where(pool.columns["s_parity"] == "odd", -1.0).fillna(-1.0).to_numpy()
     best = pool.uids[[int(mine.argmax())]]
     return Subset.of(np.concatenate([best, best]))
+
+
+@register_signal(columns=["score"])
+def s_kind(rows: pd.DataFrame, *, k=1) -> list:
+    """Say what kind of number the option is."""
+    return [type(k).__name__] * len(rows)
+
+
+@register_filter(columns=["score"], signals=["s_kind"])
+def s_whole(rows: pd.DataFrame, *, k: int = 1) -> pd.Series:
+    """Keep odd scores where the option is a whole number."""
+    return (rows["score"] % 2 == 1) & (rows["s_kind"] == "int")
+
+
+@register_filter(columns=["score"], signals=["s_kind"])
+def s_part(rows: pd.DataFrame, *, k: float = 1.0) -> pd.Series:
+    """Keep odd scores where the option is none."""
+    return (rows["score"] % 2 == 1) & (rows["s_kind"] == "float")
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def s_replaces(rows: pd.DataFrame) -> pd.Series:
+    """Replace the metadata shard while it is judged."""
+    if "REPLACED" in os.environ:
+        uids = [f"{number:032x}" for number in (7, 8, 9, 10)]
+        pd.DataFrame({"uid": uids, "score": [0.0, 5.0, 6.0, 1.0]}).to_parquet(os.environ["REPLACED"])
+    return rows["score"] * 3
+
+
+@register_selector(columns=["score"])
+def s_high(pool: PoolView, *, seed: int = 0) -> Subset:
+    """Take what is above 0.3."""
+    return Subset.of(pool.uids[(pool.columns["score"] > 0.3).to_numpy()])
+'''
+
+EDITED = '''"""A filter that is edited."""
+
+from benchmark import register_filter
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def s_edited(rows):
+    """Score by the column."""
+    score = rows["score"] * 2
+    return {}
 '''
 
 
@@ -113,6 +158,7 @@ def notes(tmp_path, monkeypatch):
     path = tmp_path / "notes"
     path.touch()
     monkeypatch.setenv("NOTES", str(path))
+    judging._MODELS.clear()  # of other tests
 
     def read():
         found = [(name, int(rows)) for name, rows in (line.split() for line in path.read_text().splitlines())]
@@ -178,6 +224,110 @@ def test_within_only_its_rows_are_asked_and_others_later(tmp_path, notes):
     assert kept(pool, twice(0.5), within=within) == [2] and notes() == [("s_twice", 2)]
     assert kept(pool, twice(0.5)) == [2, 3] and notes() == [("s_twice", 1), ("s_twice", 1)]
     assert kept(pool, twice(0.5), within=within) == [2] and notes() == []
+
+
+def test_options_that_python_takes_for_equal_are_different_signals(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2])
+    whole, part = Rule("s_whole", {"k": 1}), Rule("s_part", {"k": 1.0})
+    assert kept(pool, whole, part) == [1] and kept(pool, part) == [1]
+    assert len(list((pool / "signals").glob("s_kind-*"))) == 2
+
+
+def test_a_file_changed_while_it_is_read_is_an_error_and_nothing_is_kept(tmp_path, notes, monkeypatch):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2])
+    path = next((pool / "metadata").glob("*.parquet"))
+    monkeypatch.setenv("REPLACED", str(path))
+    with pytest.raises(ValueError, match=r"\.parquet was changed while it was used; run it again"):
+        kept(pool, Rule("s_replaces", {}, Cut("fraction", 0.5)))
+    monkeypatch.delenv("REPLACED")
+    assert kept(pool, Rule("s_replaces", {}, Cut("fraction", 0.5))) == [8, 9]
+
+
+def test_a_plugin_edited_while_it_is_in_use_is_an_error(tmp_path, notes):
+    """The process has run the file as it was; its workers would run it as it is."""
+    with loaded_plugin(tmp_path / "edited_later.py", EDITED.format("score")) as path:
+        pool = make_pool(tmp_path / "pool", [0, 1, 2])
+        assert kept(pool, Rule("s_edited", {}, Cut("fraction", 0.4))) == [2]
+        path.write_text(EDITED.format("-score"))
+        with pytest.raises(ValueError, match=r"edited_later\.py was changed while it was used"):
+            kept(pool, Rule("s_edited", {}, Cut("fraction", 0.7)), workers=1, plugins=[str(path)])
+
+
+def test_a_module_beside_the_plugin_belongs_to_what_is_kept(tmp_path):
+    code = (
+        "import sys\nsys.path.insert(0, '.')\nfrom benchmark.filtering import run_filters\n"
+        "from benchmark.pool import Pool\nfrom benchmark.registry import load_strategies\n"
+        "from benchmark.rules import Rule\nload_strategies(['uses.py'])\n"
+        "print(len(run_filters(Pool('pool'), [Rule('s_uses')]).subset))\n"
+    )
+    make_pool(tmp_path / "pool", [0, 1, 2])
+    (tmp_path / "uses.py").write_text(
+        '"""Uses a module of its own."""\nimport limits\nfrom benchmark import register_filter\n\n\n'
+        "@register_filter(columns=['score'])\ndef s_uses(rows):\n    return rows['score'] < limits.MOST\n"
+    )
+    found = []
+    for most in (1, 3):
+        (tmp_path / "limits.py").write_text(f"MOST = {most}\n")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        found.append(run.stdout.strip())
+    assert found == ["1", "3"]
+
+
+def test_two_rules_that_keep_the_same_values_wait_for_nobody(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2])
+    outcome = run_filters(Pool(pool), [twice(0.5), Rule("s_twice", {"factor": 2.0}, Cut("threshold", 3.0))])
+    assert format_uids(outcome.subset.uids) == [uid(2)]
+
+
+def test_several_processes_at_once_ask_every_row_once(tmp_path, notes, plugin):
+    pool = make_pool(tmp_path / "pool", range(40), range(40, 60))
+    code = (
+        "from benchmark.filtering import run_filters\nfrom benchmark.pool import Pool\n"
+        "from benchmark.registry import load_strategies\nfrom benchmark.rules import Cut, Rule\n"
+        f"load_strategies([{str(plugin)!r}])\n"
+        f"for name, options in (('s_twice', {{'factor': 2.0}}), ('s_copy', {{}})):\n"
+        f"    assert len(run_filters(Pool({str(pool)!r}), [Rule(name, options, Cut('fraction', 0.5))]).subset) == 30\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT) for _ in range(3)]
+    assert [each.wait(120) for each in running] == [0, 0, 0]
+    assert sorted(rows for name, rows in notes() if name == "s_twice") == [20, 40]
+
+
+def test_nothing_but_none_on_a_slice_or_in_a_shard_is_no_verdict(tmp_path, notes):
+    numbers = [*range(SLICE_ROWS), -1]
+    pool = make_pool(tmp_path / "pool", numbers, [-1])
+    outcome = run_filters(Pool(pool), [Rule("s_even", {"base": "even"})])
+    assert len(outcome.subset) == SLICE_ROWS // 2 and outcome.reports[0].no_verdict == 2
+    empty = pd.DataFrame({"uid": pd.Series([], dtype=str), "score": pd.Series([], dtype=object)})
+    nothing = {"uid": [uid(7)], "score": [None]}
+    other = write_pool(tmp_path / "other", empty, {"uid": [uid(3), uid(4)], "score": [1.0, 2.0]}, nothing)
+    outcome = run_filters(Pool(other), [Rule("s_copy", {}, Cut("fraction", 0.34))])
+    assert format_uids(outcome.subset.uids) == [uid(4)] and outcome.reports[0].no_verdict == 1
+
+
+def test_a_selectors_columns_have_the_widest_type_of_all_shards(tmp_path, notes):
+    shards = [
+        {"uid": [uid(0), uid(1)], "score": np.array([0.1, 0.3], dtype=np.float32)},
+        {"uid": [uid(2)], "score": np.array([0.3])},
+        {"uid": [uid(3)], "score": [7]},
+        {"uid": [uid(4)], "score": [None]},
+    ]
+    for number, order in enumerate((shards, shards[::-1])):
+        pool = write_pool(tmp_path / f"{number}", *order)
+        assert kept(pool, Rule("s_high", {"seed": 0})) == [1, 3]  # float32's .3 is above .3
+
+
+def test_numbers_beyond_64_bits_with_a_sign_are_refused(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    (pool / "signals").mkdir()
+    frame = pd.DataFrame({"uid": [uid(0)], "my_score": np.array([2**63], dtype=np.uint64)})
+    frame.to_parquet(pool / "signals" / "mine.parquet")
+    with pytest.raises(ValueError, match="'my_score' has numbers beyond 64 bits with a sign"):
+        kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
 
 
 def test_a_damaged_file_of_values_is_named(tmp_path, notes):

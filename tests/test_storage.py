@@ -519,6 +519,20 @@ def test_filters_see_the_images_of_a_remote_pool(remote_pool, pico_pool, tmp_pat
     assert (tmp_path / "local" / "subset.npy").read_bytes() == (tmp_path / "remote" / "subset.npy").read_bytes()
 
 
+def test_a_pilot_of_a_remote_pool_waits_for_its_index_and_reads_its_own_rows(remote_pool, pico_pool, tmp_path, capsys):
+    more = [f"filters.decontaminated.eval_dir={pico_pool / 'eval'}", "signals_dir=" + str(tmp_path / "signals")]
+    at = ["filter", "scale=pico", f"pool_dir={remote_pool}", "filters=[decontaminated,basic]", *more, "dry_run=true"]
+    before = remote_tree(remote_pool)
+    assert main(at) == 0
+    assert "make it first (`winnow pool index`)" in capsys.readouterr().out
+    assert main(["pool", "index", str(remote_pool)]) == 0
+    capsys.readouterr()
+    assert main(at) == 0
+    out = capsys.readouterr().out
+    assert "pilot: 800 rows of " in out and "signal 'eval_similarity': 4,000 rows to ask" in out
+    assert remote_tree(remote_pool) == before and not (tmp_path / "signals").exists()
+
+
 def test_an_experiment_with_shards_is_kept_at_a_url(s3, pico_pool, tmp_path):
     at = ["scale=pico", f"pool_dir={pico_pool}", f"exp_dir={s3 / 'exp'}"]
     assert main(["filter", *at, "filters=random"]) == 0

@@ -15,6 +15,7 @@ from benchmark.embedded.noise import draw_word
 from benchmark.embedded.reference_models import ARCHITECTURE, load_reference_model, to_images
 from benchmark.embedded.world import draw_picture, draw_random_scene, load_font, write_caption
 from benchmark.embeddings import cluster_centres, nearest_rows
+from benchmark.encoders import load_encoder
 from benchmark.filtering import PoolView, run_filters
 from benchmark.language import count_tokens
 from benchmark.models import build_model, build_tokenizer
@@ -362,7 +363,8 @@ def test_near_dedup_keeps_one_row_of_a_repeated_uid_and_all_without_embedding(st
 
 def masked_scores(strategies, images, texts, **options):
     rows = pd.DataFrame({"text": pd.Series(texts, dtype=str)})
-    return strategies["text_masked_clip"].function(rows, images, **options)
+    options = {"clip_model": "reference_l14", "checkpoint": None} | options
+    return strategies["text_masked_clip"].function(rows, images, load_encoder(**options, device="cpu"), **options)
 
 
 def plain_scores(model, tokenizer, images, texts):
@@ -455,7 +457,7 @@ def test_text_masked_clip_runs_any_open_clip_model(strategies, tmp_path):
     [
         ({"clip_model": "reference_b16"}, ValueError, "no reference model; use reference_b32 or reference_l14"),
         ({"checkpoint": "x.pt"}, ValueError, "checkpoint='x.pt' has no use with reference_l14"),
-        ({"clip_model": "ViT-B-32"}, ValueError, "checkpoint must be the path of weights for clip_model='ViT-B-32'"),
+        ({"clip_model": "ViT-B-32"}, ValueError, "clip_model='ViT-B-32' needs its weights: checkpoint= of a file"),
         ({"clip_model": "ViT-B-32", "checkpoint": "no.pt"}, FileNotFoundError, "there is no file no.pt"),
         ({"clip_model": "ViT-B-3", "checkpoint": __file__}, ValueError, "unknown model 'ViT-B-3'"),
     ],

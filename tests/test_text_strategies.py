@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from benchmark import wordnet
@@ -12,7 +13,7 @@ from benchmark.pool import Pool
 from benchmark.rules import Rule
 from benchmark.uids import format_uids, parse_uids
 from benchmark.wordnet import find_wordnet, load_wordnet
-from tests.conftest import uid, write_pool
+from tests.conftest import loaded_plugin, uid, write_pool
 
 PUNCTUATION = ",.;:?!`"
 
@@ -208,3 +209,27 @@ def test_clip_score_by_entry_may_find_nothing(strategies, tmp_path):
     view.columns["clip_b32_similarity_score"] = [np.nan]
     path = str(write_entries(tmp_path, "star"))
     assert len(strategies["clip_score_by_entry"].function(view, entries=path, arch="b32").uids) == 0
+
+
+LANGUAGE_USER = '''"""A filter made for tests that uses the language."""
+
+import pandas as pd
+
+from benchmark import register_filter
+
+
+@register_filter(signals=["language"])
+def t_german(rows: pd.DataFrame) -> pd.Series:
+    """Keep German captions."""
+    return (rows["language"] == "de").mask(rows["language"].isna())
+'''
+
+
+def test_the_language_is_a_signal_for_filters_of_ones_own(strategies, tmp_path):
+    texts = ["ein rotes Haus am großen See", "a red house at the large lake", None, "une maison rouge", ""]
+    folder = write_pool(tmp_path / "pool", {"uid": [uid(n) for n in range(5)], "text": texts})
+    with loaded_plugin(tmp_path / "uses_language.py", LANGUAGE_USER):
+        outcome = run_filters(Pool(folder), [Rule("t_german")])
+    assert format_uids(outcome.subset.uids) == [uid(0)] and outcome.reports[0].no_verdict == 1
+    kept = pq.read_table(next((folder / "signals").glob("language-*/*.parquet")))["value"].to_pylist()
+    assert kept[:4] == ["de", "en", None, "fr"] and isinstance(kept[4], str)

@@ -9,14 +9,13 @@ from benchmark.judging import planted_path
 from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES
-from benchmark.report.overlaps import comparables, is_costly, keep_default_subset, metadata_state, overlaps_with
+from benchmark.report.overlaps import comparables, keep_default_subset, metadata_state, overlaps_with
 from benchmark.report.page import Contents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
 from benchmark.report.survey import Survey, survey_pool
 from benchmark.rules import Rule
 from benchmark.scales import Scale
-from benchmark.signals import kept_dir
 from benchmark.stage import (
     Json,
     Record,
@@ -146,9 +145,7 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
             changed[name] = "its file changed after the subset was made"
         elif now["options"] != made["options"]:
             changed[name] = "its assets are not in the usual places"
-        elif is_costly(rule.strategy) and (
-            record.made_from["within"] or not kept_dir(pool, name, rule.identity(pool)).is_dir()
-        ):
+        elif rule.sees_images(pool) and (record.made_from["within"] or not rule.kept_dir(pool).is_dir()):
             changed[name] = "it looks at images, and what it said of them is not kept for all rows"
         else:
             rules.append(rule)

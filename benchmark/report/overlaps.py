@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.assets import find_default
+from benchmark.assets import NO_WEIGHTS, find_default
 from benchmark.experiment import FILTER_VERSION, Choice
 from benchmark.filtering import run_filters
 from benchmark.options import filter_defaults, make_rule
@@ -61,24 +61,19 @@ class Comparable:
         return {**self.rule.as_json(pool), "subset": known}
 
 
-def is_costly(strategy: Strategy) -> bool:
-    """Tell whether a filter may take minutes: it looks at images, itself or through a signal."""
-    return strategy.images or any(name in STRATEGIES and STRATEGIES[name].images for name in strategy.signals)
-
-
 def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, str]]:
     """Return the shipped strategies that the pool can run with their defaults, and why others are left out."""
     found, skipped = [], {}
     beside = _experiments_beside(exp_dir)
     for name in sorted(STRATEGIES):
         strategy = STRATEGIES[name]
-        if strategy.source_path.parent != FILTERS_DIR:
+        if strategy.source_path.parent != FILTERS_DIR or strategy.kind == "signal":
             continue
         if reason := _why_not(pool, strategy):
             skipped[name] = reason
             continue
         rule = make_rule(name, filter_defaults(strategy))
-        is_direct = strategy.kind == "filter" and not is_costly(strategy) and pool.num_rows <= DIRECT_ROWS
+        is_direct = strategy.kind == "filter" and not rule.sees_images(pool) and pool.num_rows <= DIRECT_ROWS
         found.append(Comparable(rule, _known_path(pool, rule, beside), is_direct))
     return found, skipped
 
@@ -189,6 +184,7 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
             lacking.append(feature)
     if lacking:
         return f"the pool lacks {', '.join(lacking)}"
-    absent = [name for name in strategy.needed_assets(options).values() if not find_default(name, pool.dir)]
+    needed = [name for name in strategy.needed_assets(options).values() if name != NO_WEIGHTS]
+    absent = [name for name in needed if not find_default(name, pool.dir)]
     # Without the folders' paths: the page is the same wherever the pool lies.
     return f"it needs {' and '.join(absent)}" if absent else ""
