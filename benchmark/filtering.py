@@ -1,7 +1,8 @@
 """The filter engine: from a pool and a list of strategies to a subset, with a count of who dropped what.
 
 Filters vote on every row of the pool: masks and cut scores gate, ints give copies (the minimum of several). A
-selector sees the whole pool, and its subset counts as an int vote. Nothing depends on the order of files or rows.
+selector sees the whole pool, and its subset counts as an int vote. Nothing depends on the order of files or rows, but
+that of a uid on several rows the earlier rows get the odd copies of an earlier subset.
 
 The pool is walked shard by shard, and memory does not grow with it: rules judge the rows, the cheap ones first, and
 what they say is kept (benchmark/judging.py); cuts are found by counting (benchmark/cuts.py); then every shard's votes

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from benchmark import registry
 from benchmark.cli import EXIT_USER, main
 from benchmark.filtering import run_filters, top_fraction
 from benchmark.pool import Pool
@@ -525,11 +526,11 @@ def test_scores_of_a_rule_whose_file_changed_are_not_shown_as_its_own(folder):
         assert main(["report", *options]) == 0
         assert Path("exp/report/scores-changing_rule.png").is_file()
         rule.write_text(text + "\n")
+        registry.STRATEGIES.pop("changing_rule")  # as another process, which loads the file anew
+        registry._LOADED.remove(rule)
         assert main(["report", *options]) == 0
         assert not Path("exp/report/scores-changing_rule.png").exists()
         page = Path("exp/report/index.html").read_text()
         assert "No scores of changing_rule here: its file changed after the subset was made." in page
     finally:
-        from benchmark.registry import STRATEGIES
-
-        STRATEGIES.pop("changing_rule", None)
+        registry.STRATEGIES.pop("changing_rule", None)
