@@ -12,17 +12,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from benchmark.assets import as_list, hash_default_assets
-from benchmark.executor import map_items
 from benchmark.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
 from benchmark.judging import Effort
-from benchmark.pool import MANY_SHARDS, Pool, PoolIdentity, Shard
+from benchmark.pool import Pool, PoolIdentity, Shard
 from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
 from benchmark.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
 from benchmark.rules import Rule
@@ -173,9 +175,10 @@ def _inputs(pool: Pool, choice: Choice) -> str | None:
         return None
     used = [each.strategy for rule in choice.rules for each in rule.with_signals(pool)]
     with_features = any(strategy.features for strategy in used)
-    workers = min(os.cpu_count() or 1, len(pool.shards)) if len(pool.shards) >= MANY_SHARDS else 0
-    hash_shard = partial(_hash_shard, with_features)
-    found: list[Json] = list(map_items(hash_shard, pool.shards, workers=workers, name="metadata"))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing large files leaves the others free
+        hashing = threads.map(partial(_hash_shard, with_features), pool.shards)
+        bar = tqdm(hashing, total=len(pool.shards), desc="metadata", disable=None, leave=False)
+        found: list[Json] = list(bar)
     if any(strategy.images for strategy in used):
         found.append(pool.tar_contents)
     return digest(found)

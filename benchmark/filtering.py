@@ -61,7 +61,7 @@ from benchmark.uids import (
 MAX_COPIES = 1000  # of a row, on average
 LOCKS_NAME = ".locks"  # in the folder of signals
 MANY_SHARDS = 40  # of metadata
-MAX_SORTED = 1 << 18  # uids that are sorted in memory; more go through files
+MAX_SORTED = 1 << 20  # uids that are sorted in memory; more go through files
 DECODING = "images read and decoded"  # among the efforts
 SCRATCH_NAME = f"filter{TEMPORARY_SUFFIX}"  # beside the subset, while it is made
 

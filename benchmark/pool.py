@@ -52,7 +52,7 @@ from benchmark.tables import read_footer, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
-MANY_SHARDS = 8  # of metadata; from here on several processes hash their uids
+MANY_ROWS = 10_000_000  # from here on several processes hash their uids
 NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
 FOOTER_READ_AHEAD = 1 << 16
 
@@ -224,7 +224,8 @@ class Pool:
         known: dict[str, list[Json]] = _read_cache(cache_path)
         states = {path: [FINGERPRINT_VERSION, self.metadata_states[path]] for path in self.metadata_paths}
         new = [path for path, state in states.items() if known.get(path.name, [])[:2] != state]
-        workers = min(os.cpu_count() or 1, len(new)) if len(new) >= MANY_SHARDS else 0
+        is_large = sum(self.footer(path).num_rows for path in new) >= MANY_ROWS
+        workers = min(os.cpu_count() or 1, len(new)) if is_large else 0
         found = dict(zip(new, map_items(self._uid_sum, new, workers=workers, name="fingerprint"), strict=True))
         sums: dict[str, list[Json]] = {}
         for path, state in states.items():

@@ -1,8 +1,6 @@
 """Near-duplicate removal by image embeddings (cf. Webster et al. 2023, arXiv 2303.12733, on LAION-2B's duplicates)."""
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from benchmark import register_selector
@@ -56,6 +54,9 @@ def _group(images: np.ndarray, rows: np.ndarray, min_similarity: float) -> np.nd
 
 
 def _join(groups: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
+    from scipy.sparse import coo_array  # here, as listing the filters must not load it
+    from scipy.sparse.csgraph import connected_components
+
     if not pairs:
         return groups
     one, other = groups[np.concatenate(pairs, axis=1)]
