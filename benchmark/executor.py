@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmark import __version__
 from benchmark.registry import FILTERS_DIR, ROOT_DIR, load_strategies
-from benchmark.stage import say, sha256_of, use_own_temporary_names
+from benchmark.stage import ignore_stop_signals, say, sha256_of, use_own_temporary_names
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -82,13 +82,19 @@ def _map_in_processes(
             raise RuntimeError(
                 f"a worker process died while working on {name} (killed, or out of memory?); try fewer workers"
             ) from error
+        except BaseException:
+            # Not waited for: what they are at may take minutes, and is gone on with the next time.
+            for worker in list(pool._processes.values()):
+                worker.kill()
+            raise
         finally:
             for future in waiting:
                 future.cancel()
 
 
 def _begin(plugins: tuple[str, ...] | None) -> None:
-    """Begin a worker: it ends with the process that it works for, however that ends."""
+    """Begin a worker: it ends with the process that it works for, however that ends, and leaves stops to it."""
+    ignore_stop_signals(0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if plugins is not None:
         load_strategies(plugins)

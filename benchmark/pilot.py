@@ -78,7 +78,8 @@ def pilot_lines(
         if rule.strategy.kind == "selector"
     ]
     total = sum(each.rows * each.seconds_per_row for each in forecasts)
-    return [*lines, f"  together: {spell_times(total, workers)}"]
+    untried = ", without the selectors" if any(rule.strategy.kind == "selector" for rule in rules) else ""
+    return [*lines, f"  together{untried}: {spell_times(total, workers)}"]
 
 
 def spell_times(seconds: float, workers: int) -> str:

@@ -82,8 +82,8 @@ def _load_old(path: Path) -> np.ndarray:
         value = torch.load(path, map_location="cpu", weights_only=True)
         value = value.get(FEATURES_KEY) if isinstance(value, dict) else value
         return _features(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
-    except (*NOT_ARRAYS, RuntimeError) as error:
-        raise ValueError(f"{path} holds no tensor of floats ({one_line(error)})") from error
+    except (*NOT_ARRAYS, RuntimeError) as error:  # torch's own words advise to load it all the same
+        raise ValueError(f"{path} holds no tensor of floats that torch reads with weights_only") from error
 
 
 # --- Unpickling: what a file names is never imported, these stand for it -------------------------------------------

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -449,3 +450,30 @@ def test_killed_inside_a_shard_it_goes_on_where_it_was_and_keeps_the_same_bytes(
     assert notes() == [("s_twice", SLICE_ROWS), ("s_twice", 5), *[("s_twice", SLICE_ROWS)] * 3, ("s_twice", 5)]
     (first,), (second,) = (sorted((each / "signals").glob("s_twice-*/*.parquet")) for each in (pool, other))
     assert first.read_bytes() == second.read_bytes() and not first.with_suffix(".parts").exists()
+
+
+def test_an_interrupt_of_the_whole_group_ends_workers_at_once(tmp_path, notes):
+    """As Ctrl-C in a terminal does; a worker that waits for its filter is not waited for."""
+    plugin = tmp_path / "sleeps.py"
+    plugin.write_text(
+        '"""Sleeps."""\nimport time\nfrom pathlib import Path\n\nfrom benchmark import register_filter\n\n\n'
+        '@register_filter(columns=["score"])\ndef s_sleeps(rows):\n    """Sleep."""\n'
+        '    Path("awake").touch()\n    time.sleep(300)\n    return rows["score"] > 0\n'
+    )
+    pool = make_pool(tmp_path / "pool", [0, 1], [2, 3], [4, 5])
+    command = [sys.executable, "-m", "benchmark", "filter", "scale=small", f"pool_dir={pool}", f"plugins={plugin}"]
+    process = subprocess.Popen(
+        [*command, "filters=s_sleeps", "workers=2", "exp_dir=exp"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+    for _ in range(600):
+        if (tmp_path / "awake").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"interrupted by SIGINT" in told
+    assert not (tmp_path / "exp").exists()

@@ -62,7 +62,7 @@ def test_files_from_before_torchs_zip_format_are_read(tmp_path):
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, is_zip):
     torch.save({"image_features": Code(tmp_path / "run")}, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(ValueError, match=r"a\.pt holds no tensor of floats \("):
+    with pytest.raises(ValueError, match=r"a\.pt holds no tensor of floats"):
         open_array(tmp_path / "a.pt")
     assert not (tmp_path / "run").exists()
 
