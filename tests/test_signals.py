@@ -461,7 +461,10 @@ def test_an_interrupt_of_the_whole_group_ends_workers_at_once(tmp_path, notes):
         '    Path("awake").touch()\n    time.sleep(300)\n    return rows["score"] > 0\n'
     )
     pool = make_pool(tmp_path / "pool", [0, 1], [2, 3], [4, 5])
-    command = [sys.executable, "-m", "benchmark", "filter", "scale=small", f"pool_dir={pool}", f"plugins={plugin}"]
+    # Where the tests run in the background, a shell has them ignore the signal.
+    code = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from benchmark.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "filter", "scale=small", f"pool_dir={pool}", f"plugins={plugin}"]
     process = subprocess.Popen(
         [*command, "filters=s_sleeps", "workers=2", "exp_dir=exp"],
         cwd=tmp_path,
