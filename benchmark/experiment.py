@@ -45,7 +45,7 @@ from benchmark.stage import (
     warn,
     write_record,
 )
-from benchmark.storage import file_hash
+from benchmark.storage import file_hash, is_remote
 from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
 from benchmark.uids import UidMarks, find_uids
 
@@ -116,7 +116,8 @@ def filter_stage(
         record = finished(record_path, "filter", FILTER_VERSION, made_from)
         if record is not None and (exp_dir / SUBSET_NAME).exists():
             refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
-            if record.result.get("inputs", inputs) != inputs:
+            before = last_cost(exp_dir, "filter").get("inputs")
+            if None not in (before, inputs) and before != inputs:
                 raise ValueError(
                     f"{exp_dir} was filtered from other metadata, features or images under the same uids: what is in "
                     f"{pool.dir} has changed since; choose another folder, or delete this one"
@@ -146,11 +147,8 @@ def filter_stage(
                     )
                     result = _outcome_as_json(outcome)
                     spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
-                result |= {
-                    "inputs": inputs,
-                    "reference": _is_reference(choice),
-                    "sha256": sha256_of(exp_dir / SUBSET_NAME),
-                }
+                spent["inputs"] = inputs
+                result |= {"reference": _is_reference(choice), "sha256": sha256_of(exp_dir / SUBSET_NAME)}
         except BaseException:
             _remove_if_empty(exp_dir)
             raise
@@ -170,8 +168,12 @@ def filter_stage(
 
 
 def _inputs(pool: Pool, choice: Choice) -> str | None:
-    """Identify the files that rules read, which the fingerprint, of uids alone, does not; None where they read none."""
-    if not choice.rules:
+    """Identify the files that rules read, which the fingerprint, of uids alone, does not.
+
+    It is kept beside the costs, outside every hash: the same pool elsewhere is the same. None where no file is read, or
+    a remote one, which is not read for this.
+    """
+    if not choice.rules or is_remote(pool.dir):
         return None
     used = [each.strategy for rule in choice.rules for each in rule.with_signals(pool)]
     with_features = any(strategy.features for strategy in used)

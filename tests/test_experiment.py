@@ -1,9 +1,16 @@
-"""Experiments: how an entry is named."""
+"""Experiments: how an entry is named, and that a subset is of the pool as it is."""
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from benchmark.experiment import entry_name
+from benchmark.experiment import Choice, entry_name, filter_stage
+from benchmark.pool import Pool
+from benchmark.rules import Cut, Rule
 from benchmark.stage import Record
+from benchmark.subset import load_subset
+from benchmark.uids import format_uids
+from tests.conftest import uid, write_pool
 
 
 def record(*rules, within=None, subset=None):
@@ -32,3 +39,22 @@ def test_an_entry_is_named_after_what_is_not_the_default(strategies, tmp_path, m
 def test_a_long_name_is_cut_and_stays_unique(strategies, tmp_path):
     names = {entry_name(record(("basic", {"language": "x" * 100 + end}, None)), tmp_path) for end in "ab"}
     assert len(names) == 2 and all(len(name) == 80 for name in names)
+
+
+def test_a_subset_of_metadata_that_changed_under_the_same_uids_is_not_taken_for_a_new_ones(strategies, tmp_path):
+    """The fingerprint is of the uids alone, and so is the experiment's hash."""
+    pool_dir = tmp_path / "pool"
+    columns = {"uid": [uid(0), uid(1)], "clip_l14_similarity_score": np.array([0.1, 0.9], dtype=np.float32)}
+    write_pool(pool_dir, columns)
+    choice = Choice((Rule("clip_score", {"arch": "l14"}, Cut("fraction", 0.5)),))
+
+    def chosen(folder):
+        filter_stage(tmp_path / folder, Pool(pool_dir), choice, workers=0, plugins=())
+        return format_uids(load_subset(tmp_path / folder / "subset.npy").uids)
+
+    assert chosen("exp") == chosen("exp") == [uid(1)]
+    path = next((pool_dir / "metadata").glob("*.parquet"))
+    pd.DataFrame(columns | {"clip_l14_similarity_score": [0.9, 0.1]}).to_parquet(path)
+    with pytest.raises(ValueError, match="was filtered from other metadata.*under the same uids"):
+        chosen("exp")
+    assert chosen("other") == [uid(0)]
