@@ -55,6 +55,6 @@ def test_a_subset_of_metadata_that_changed_under_the_same_uids_is_not_taken_for_
     assert chosen("exp") == chosen("exp") == [uid(1)]
     path = next((pool_dir / "metadata").glob("*.parquet"))
     pd.DataFrame(columns | {"clip_l14_similarity_score": [0.9, 0.1]}).to_parquet(path)
-    with pytest.raises(ValueError, match="was filtered from other metadata.*under the same uids"):
+    with pytest.raises(ValueError, match=r"was filtered from other metadata.*under the same uids"):
         chosen("exp")
     assert chosen("other") == [uid(0)]
