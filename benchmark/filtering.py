@@ -592,8 +592,9 @@ class _Engine:
     def _locate(self, subset: Subset, name: str) -> _Found:
         """Find on which rows of the pool a subset's uids are."""
         path = self.scratch_dir / f"{name}.npy"
-        if isinstance(subset.uids, np.memmap) and subset.uids.filename is not None:
-            path = Path(subset.uids.filename)
+        mapped = getattr(subset.uids, "filename", None)  # of a slice of a map too, which is not the whole file
+        if mapped is not None and len(load_subset(mapped, known_sorted=True)) == len(subset):
+            path = Path(mapped)
         else:
             np.save(path, subset.uids)
         marks, num_rows, repeated = UidMarks(subset.uids), 0, [np.empty(0, dtype=np.int64)]

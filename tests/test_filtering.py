@@ -8,7 +8,7 @@ from benchmark.filtering import run_filters, top_fraction
 from benchmark.pool import Pool
 from benchmark.registry import STRATEGIES
 from benchmark.rules import Cut, Rule
-from benchmark.subset import Subset
+from benchmark.subset import Subset, load_subset
 from benchmark.uids import format_uids, parse_uids
 from tests.conftest import loaded_plugin, uid, write_pool
 
@@ -245,6 +245,13 @@ def test_within_is_the_pool_and_fractions_count_it(tmp_path):
     assert chosen(pool, Rule("t_twice", {"seed": 0}), within=within)[0] == [2, 2, 3, 5]  # selectors see only it
     with pytest.raises(ValueError, match="within=: 1 of 2 uids of the subset file are not in the pool"):
         chosen(pool, top(0.5), within=Subset.of(parse_uids([uid(2), uid(99)])))
+
+
+def test_within_may_be_a_part_of_a_mapped_file(tmp_path):
+    pool = scored(tmp_path, [1.0, 4.0, 3.0, 2.0])
+    Subset.of(parse_uids([uid(n) for n in (0, 1, 2)])).save(tmp_path / "subset.npy")
+    part = Subset(load_subset(tmp_path / "subset.npy").uids[:2])
+    assert chosen(pool, top(0.5), within=part)[0] == [1]
 
 
 def test_features_are_handed_over_row_by_row(tmp_path):
