@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmark.registry import Strategy
-from benchmark.stage import Json, say, sha256_of
-from benchmark.storage import as_location, cache_dir, has_file, local_copy
+from benchmark.stage import Json, say
+from benchmark.storage import as_location, cache_dir, file_hash, has_file, local_copy, state_of
 
 ASSETS_NAME = "assets"
 WORDNET = "wordnet"  # the one asset that is a folder, or nltk's archive of it
@@ -180,8 +179,7 @@ def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: 
 
 def hash_file(path: Path) -> str:
     """Return a file's sha256; it is read again only when its size or time changed."""
-    stat = path.stat()
-    return _hash_state(path, stat.st_size, stat.st_mtime_ns)
+    return file_hash(path, state_of(path))
 
 
 def default_place(name: str) -> str:
@@ -264,11 +262,6 @@ def _checked(path: Path) -> Path:
             "delete it to have it fetched anew, or give it another name if it is another file"
         )
     return path
-
-
-@lru_cache
-def _hash_state(path: Path, _size: int, _changed: int) -> str:
-    return sha256_of(path)
 
 
 def _folders(pool_dir: Path) -> list[Path]:

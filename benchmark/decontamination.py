@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from benchmark.assets import hash_file
 from benchmark.encoders import hash_weights, load_encoder
 from benchmark.images import SLICE_IMAGES
 from benchmark.samples import decode_image
 from benchmark.stage import atomic_path, digest, locked
-from benchmark.storage import as_location, cache_dir, file_hash, local_copy, state_of
+from benchmark.storage import as_location, cache_dir, local_copy
 from benchmark.tars import IMAGE_FORMATS, iter_members
 
 VERSION = 1  # raised by hand when descriptors change
@@ -104,7 +105,7 @@ def load_evaluation_images(
         assert checkpoint is not None
         encoder = load_encoder(clip_model=clip_model, checkpoint=checkpoint, device=device)
         describe, mirror = encoder.encode_images, None
-        weights = hash_weights(clip_model, Path(checkpoint), lambda path: file_hash(path, state_of(path)))
+        weights = hash_weights(clip_model, Path(checkpoint), hash_file)
         described_by = [clip_model, weights, device.split(":")[0]]
     key = digest([VERSION, hash_evaluation_images(Path(eval_dir)), described_by])
     path = cache_dir() / "evaluation_images" / f"{key}.npy"
@@ -137,7 +138,7 @@ def evaluation_tars(eval_dir: Path) -> list[Path]:
 def hash_evaluation_images(eval_dir: Path) -> str:
     """Return a hash of the tars of all evaluation sets in a folder."""
     tars = evaluation_tars(eval_dir)
-    return digest([[path.relative_to(eval_dir).as_posix(), file_hash(path, state_of(path))] for path in tars])
+    return digest([[path.relative_to(eval_dir).as_posix(), hash_file(path)] for path in tars])
 
 
 def _evaluation_slices(eval_dir: Path) -> Iterator[list[Image.Image]]:

@@ -25,7 +25,7 @@ from PIL import Image
 from benchmark.assets import hash_file
 from benchmark.images import ImagePlaces, read_images
 from benchmark.pool import Pool, Shard
-from benchmark.rules import Rule
+from benchmark.rules import Rule, kept_dir_of
 from benchmark.signals import (
     ABSENT,
     JUDGED,
@@ -103,7 +103,7 @@ class Judge:
             self.identities.append(rule.kept_identity(pool, device))
             for option in rule.strategy.assets:
                 _forget_if_changed(str(rule.options[option]), str(self.identities[-1]["options"][option]))
-            self.kept_dirs.append(rule.kept_dir(pool, device))
+            self.kept_dirs.append(kept_dir_of(pool, self.identities[-1]))
         # Not the sum of the images' hashes: that says nothing of which image is whose.
         self.tars = pool.tar_contents if any(rule.strategy.images for rule in self.all_rules) else ""
 

@@ -101,7 +101,7 @@ class Rule:
 
     def kept_dir(self, pool: Pool, device: str = "cpu") -> Path:
         """Return the folder in which the values of a pool are kept."""
-        return pool.signals_dir / f"{self.name}-{digest(self.kept_identity(pool, device))[:16]}"
+        return kept_dir_of(pool, self.kept_identity(pool, device))
 
     def identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
         """Return what its values hang on beside the pool: all of `as_json` but the cut, and a GPU."""
@@ -120,3 +120,8 @@ class Rule:
                 for name, rule in self.signal_rules(pool).items()
             }
         return found
+
+
+def kept_dir_of(pool: Pool, kept_identity: dict[str, Json]) -> Path:
+    """Return the folder in which the values of a rule with this `kept_identity` are kept."""
+    return pool.signals_dir / f"{kept_identity['name']}-{digest(kept_identity)[:16]}"
