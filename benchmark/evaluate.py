@@ -37,6 +37,7 @@ from benchmark.results import (
     ASSOCIATION_SCHEMA,
     CLASSIFICATION_SCHEMA,
     EVAL_FOLDER,
+    GROUP_RADIX,
     IMAGE_TO_TEXT,
     RETRIEVAL_SCHEMA,
     STAGE,
@@ -50,7 +51,7 @@ from benchmark.results import (
 )
 from benchmark.stage import Json, Record, finished, locked, remove_temporary, say, sha256_of, warn
 from benchmark.tars import IMAGE_FORMATS, Member, iter_members
-from benchmark.tasks import Association, Retrieval, Task, WorstGroup, ZeroShotClassification
+from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
 
 BATCH_SIZE = 64  # images or prompts; DataComp's
 QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, to bound memory
@@ -249,7 +250,7 @@ class _Evaluator:
             if "{c}" not in template:
                 raise ValueError(f"{folder / 'zeroshot_classification_templates.txt'}: {template!r} has no {{c}}")
         labels = np.array([_label_of(sample, len(classnames)) for sample in samples])
-        groups = [_group_of(sample, task) for sample in samples] if isinstance(task, WorstGroup) else None
+        groups = [_group_of(sample, task) for sample in samples] if isinstance(task, GroupedClassification) else None
 
         prompts = [template.replace("{c}", name) for name in classnames for template in templates]
         distinct, places = self._encode_texts(prompts, task.name)
@@ -483,20 +484,29 @@ def _label_of(sample: Sample, num_classes: int) -> int:
     return int(text)
 
 
-def _group_of(sample: Sample, task: WorstGroup) -> int:
+def _numbers_of(sample: Sample, places: Sequence[int]) -> list[int]:
+    """Return the numbers at these places of a sample's `.npy` vector; raises ValueError that names the sample."""
     where = f"{sample.tar_path}: {sample.key}.npy"
     try:
         values = np.lib.format.read_array(io.BytesIO(_part_of(sample, "npy")), allow_pickle=False).reshape(-1)
     except (ValueError, EOFError, MemoryError, OverflowError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
-    if not np.issubdtype(values.dtype, np.integer) or len(values) <= task.group_field:
-        raise ValueError(
-            f"{where} holds {len(values)} of {values.dtype}; the group is integer number {task.group_field}"
-        )
-    group = int(values[task.group_field])
-    if not 0 <= group < (len(task.group_names) or 2**31):
-        raise ValueError(f"{where}: there is no group {group}; groups: {list(task.group_names) or '0 and above'}")
-    return group
+    if not np.issubdtype(values.dtype, np.integer) or len(values) <= max(places):
+        raise ValueError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
+    return [int(values[place]) for place in places]
+
+
+def _group_of(sample: Sample, task: GroupedClassification) -> int:
+    fields = task.group_fields
+    values = _numbers_of(sample, [field.place for field in fields])
+    for field, value in zip(fields, values, strict=True):
+        limit = len(field.names) or (2**31 if len(fields) == 1 else GROUP_RADIX)
+        if not 0 <= value < limit:
+            raise ValueError(
+                f"{sample.tar_path}: {sample.key}.npy: there is no {field.name} {value}; "
+                f"values: {list(field.names) or f'0 to {limit - 1}'}"
+            )
+    return values[0] + (GROUP_RADIX * values[1] if len(values) == 2 else 0)
 
 
 def _captions_of(sample: Sample) -> list[str]:

@@ -72,6 +72,28 @@ def worst_group_accuracy(is_hit: Array, groups: Array) -> float:
     return min(accuracy_per_group(is_hit, groups).values())
 
 
+def macro_f1(labels: Array, predictions: Array) -> float:
+    """Return the mean F1 over the classes that have samples (WILDS, Koh et al. 2021, Sec. 4.1: iWildCam).
+
+    F1 of a class is 2·hits / (samples + predictions of it). A class without samples is left out, though predictions
+    of it cost the others; WILDS hands scikit-learn the labels that occur.
+    """
+    return f1_of_confusion(confusion_matrix(labels, predictions))
+
+
+def confusion_matrix(labels: Array, predictions: Array) -> Array:
+    """Return how many samples of each class, in rows, got each prediction, in columns: (classes, classes), int64."""
+    size = 1 + int(max(labels.max(), predictions.max()))
+    return np.bincount(labels.astype(np.int64) * size + predictions, minlength=size * size).reshape(size, size)
+
+
+def f1_of_confusion(confusion: Array) -> float:
+    """Return `macro_f1` of a confusion matrix."""
+    samples, predicted, hits = confusion.sum(axis=1), confusion.sum(axis=0), np.diagonal(confusion)
+    occurs = samples > 0
+    return float(np.mean(2 * hits[occurs] / (samples + predicted)[occurs]))
+
+
 def recall_at_k(ranks: Array, k: int) -> float:
     """Return the share of queries with a positive in the top k, from the ranks of their first positives.
 
@@ -108,6 +130,22 @@ def chance_jaccard_of_top(num_right: int, num_candidates: int) -> float:
         / (2 * num_right - hits)
         for hits in range(1, num_right + 1)
     )
+
+
+def chance_macro_f1(class_sizes: Sequence[int], num_classes: int, *, draws: int = 200, seed: int = 0) -> float:
+    """Return the expected `macro_f1` of guessing each of `num_classes` classes alike, by drawing guesses.
+
+    `class_sizes` are the numbers of samples of the classes that have some. There is no closed form; 200 draws are
+    within a few thousandths of the value itself where there are as many samples as in iWildCam.
+    """
+    sizes = np.asarray(class_sizes)
+    generator = np.random.default_rng(seed)
+    total = 0.0
+    for _ in range(draws):
+        guesses = generator.multinomial(sizes, np.full(num_classes, 1 / num_classes))  # (classes with samples, classes)
+        hits, predicted = np.diagonal(guesses), guesses.sum(axis=0)[: len(sizes)]
+        total += float(np.mean(2 * hits / (sizes + predicted)))
+    return total / draws
 
 
 def chance_worst_group_accuracy(group_sizes: Sequence[int], hit_rate: float) -> float:

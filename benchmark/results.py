@@ -16,7 +16,8 @@ Classification, one row per image, sorted by key:
     prediction   int32         the class with the highest similarity
     score        float32       cosine similarity of the image and the right class
     top5         list<int32>   the five nearest classes, best first; all classes where there are fewer
-    group        int32         the sample's group; null in tasks without groups
+    group        int32         the sample's group; null in tasks without groups; where a task groups by two fields, the
+                               first one's value and 1000 times the second's
     num_classes  int32         the same in every row
 
 Retrieval, first one row per image (sorted by key), then one per caption (in the order of their images):
@@ -38,12 +39,23 @@ Association, one row per cue, in the order of the data set:
     ranked        list<int32>   all candidates, best first
     score         float32       mean cosine similarity of the cue and the right candidates
 
+Face attributes, one row per image, sorted by key:
+
+    key                string   the image's key
+    age, gender, race  int32    the right classes of these objectives, indices into their class names
+    race_binary        int32    1 unless the race is the one that is called White
+    predicted_age, predicted_gender, predicted_race, predicted_toxic
+                       int32    the class of each objective with the highest similarity
+    score              float32  cosine similarity of the image and the right race
+
 Equal similarities rank by index, the smaller first.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +68,16 @@ import pyarrow.parquet as pq
 from benchmark import metrics
 from benchmark.stage import Json, Record, atomic_path, read_record, sha256_of, write_bytes, write_record
 from benchmark.tables import read_parquet
-from benchmark.tasks import Association, Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
+from benchmark.tasks import (
+    Association,
+    FaceAttributes,
+    GroupedClassification,
+    GroupField,
+    Retrieval,
+    Suite,
+    Task,
+    ZeroShotClassification,
+)
 
 STAGE = "evaluate"
 VERSION = 1  # of what an evaluation writes, raised by hand when it changes
@@ -97,7 +118,25 @@ ASSOCIATION_SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
-CANDIDATE_BUCKETS = {"5": (5,), "6": (6,), "10": (10,), "12": (12,), "10-12": (10, 12)}  # WinoGAViL's, as DataComp
+FACE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("age", pa.int32()),
+        ("gender", pa.int32()),
+        ("race", pa.int32()),
+        ("race_binary", pa.int32()),
+        ("predicted_age", pa.int32()),
+        ("predicted_gender", pa.int32()),
+        ("predicted_race", pa.int32()),
+        ("predicted_toxic", pa.int32()),
+        ("score", pa.float32()),
+    ]
+)
+# WinoGAViL's numbers of candidates, grouped as by DataComp: from, to.
+CANDIDATE_BUCKETS = {"5": (5, 5), "6": (6, 6), "10": (10, 10), "12": (12, 12), "5-6": (0, 6), "10-12": (10, math.inf)}
+GROUP_RADIX = 1000  # of a group by two fields
+WHITE = 1  # FairFace's and UTKFace's class of race, as DataComp scores them
+NON_HUMAN, CRIME = 14, 18  # where the classes of these slurs begin; crime's go to the end
 NULLABLE = frozenset({"group", "caption"})
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
 
@@ -136,20 +175,25 @@ def schema_of(task: Task) -> pa.Schema:
         return RETRIEVAL_SCHEMA
     if isinstance(task, Association):
         return ASSOCIATION_SCHEMA
+    if isinstance(task, FaceAttributes):
+        return FACE_SCHEMA
     raise ValueError(f"task {task.name!r} is of a kind that has no predictions table: {type(task).__name__}")
 
 
 def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     """Compute every metric of a task from its predictions alone, under DataComp's names.
 
-    Besides there are `num_samples` (images), `chance` (the expected main metric of guessing) and `main_metric`.
-    `acc5` is None where there are fewer than 5 classes. Raises ValueError where the table contradicts itself.
+    Besides there are `num_samples` (images), `chance` (the expected main metric of guessing) and `main_metric`, both
+    None where the task has no scalar. `acc5` is None where there are fewer than 5 classes, and the accuracy of a group
+    without samples. Raises ValueError where the table contradicts itself.
     """
     check_predictions(task, predictions)
     if isinstance(task, Retrieval):
         found, chances = _retrieval_metrics(predictions)
     elif isinstance(task, Association):
         found, chances = _association_metrics(predictions)
+    elif isinstance(task, FaceAttributes):
+        return {**_face_metrics(predictions), "chance": None, "main_metric": None}
     else:
         found, chances = _classification_metrics(task, predictions)
     if task.main_metric not in chances:
@@ -175,6 +219,8 @@ def check_predictions(task: Task, predictions: pa.Table) -> None:
         _check_retrieval(predictions, where)
     elif isinstance(task, Association):
         _check_association(predictions, where)
+    elif isinstance(task, FaceAttributes):
+        _check_faces(predictions, where)
     else:
         _check_classification(task, predictions, where)
 
@@ -272,17 +318,85 @@ def _classification_metrics(task: Task, predictions: pa.Table) -> tuple[Metrics,
     chances = {"acc1": guess, "mean_per_class_recall": guess}
     if num_classes >= TOP:
         chances["acc5"] = TOP / num_classes
-    if isinstance(task, WorstGroup):
-        groups, is_hit = predictions["group"].to_numpy(), label == prediction
-        per_group = metrics.accuracy_per_group(is_hit, groups)
-        sizes = {group: int((groups == group).sum()) for group in per_group}
-        names = {group: task.group_names[group] if task.group_names else str(group) for group in per_group}
-        found |= {f"acc_group:{names[group]}": value for group, value in per_group.items()}
-        found |= {f"count_group:{names[group]}": size for group, size in sizes.items()}
-        found["acc_wg"] = metrics.worst_group_accuracy(is_hit, groups)
-        chances["acc_wg"] = metrics.chance_worst_group_accuracy(list(sizes.values()), guess)
+    if isinstance(task, ZeroShotClassification) and task.macro:
+        found["acc_avg"] = found["acc1"]
+        found["recall-macro_all"] = found["mean_per_class_recall"]
+        found["F1-macro_all"] = metrics.macro_f1(label, prediction)
+        chances["F1-macro_all"] = metrics.chance_macro_f1(np.unique(label, return_counts=True)[1], num_classes)
+    if isinstance(task, GroupedClassification):
+        is_hit = (top5 == label[:, None]).any(axis=1) if task.top5 else label == prediction
+        guess = min(1.0, TOP / num_classes) if task.top5 else guess
+        found[f"{task.prefix}_avg"] = float(np.mean(is_hit))
+        for field, values in group_values(task, predictions).items():
+            found |= _per_group(is_hit, values, task.prefix, field)
+            worst = f"{task.prefix}_wg" if len(task.group_fields) == 1 else f"{task.prefix}_worst_{field.name}"
+            found[worst] = metrics.worst_group_accuracy(is_hit, values)
+            chances[worst] = _chance_of_worst(values, guess)
+            if field.rest is not None and (named := values != field.rest).any():
+                worst = f"{task.prefix}_worst_named_{field.name}"
+                found[worst] = metrics.worst_group_accuracy(is_hit[named], values[named])
+                chances[worst] = _chance_of_worst(values[named], guess)
     found["num_samples"] = len(label)
     return found, chances
+
+
+def group_values(task: GroupedClassification, predictions: pa.Table) -> dict[GroupField, np.ndarray]:
+    """Return each sample's group, (samples,), for each field of the task, from the column `group`."""
+    groups = predictions["group"].to_numpy()
+    if len(task.group_fields) == 1:
+        return {task.group_fields[0]: groups}
+    first, second = task.group_fields
+    return {first: groups % GROUP_RADIX, second: groups // GROUP_RADIX}
+
+
+def _per_group(is_hit: np.ndarray, values: np.ndarray, prefix: str, field: GroupField) -> Metrics:
+    """Return accuracy and count of each group, 0 to the greatest, under WILDS' names."""
+    per_group = metrics.accuracy_per_group(is_hit, values)
+    sizes = np.bincount(values)
+    names = [field.names[value] if field.names else str(value) for value in range(len(sizes))]
+    found: Metrics = {f"{prefix}_{field.name}:{name}": per_group.get(value) for value, name in enumerate(names)}
+    return found | {f"count_{field.name}:{name}": int(sizes[value]) for value, name in enumerate(names)}
+
+
+def _chance_of_worst(values: np.ndarray, guess: float) -> float:
+    sizes = np.bincount(values)
+    return metrics.chance_worst_group_accuracy(sizes[sizes > 0].tolist(), guess)
+
+
+def _face_metrics(predictions: pa.Table) -> Metrics:
+    """Return the metrics of DataComp's tables of faces (Sec. 3.5 and appendix), under its names.
+
+    The worst group is the one with the lowest share also for slurs, where less is better: so DataComp counts.
+    """
+    column = {name: predictions[name].to_numpy() for name in FACE_SCHEMA.names if name not in ("key", "score")}
+    of_race_binary = {"race_binary": column["race_binary"]}
+    gender, toxic = column["predicted_gender"] == column["gender"], column["predicted_toxic"]
+    tables = [
+        ("acc_race", (column["predicted_race"] != WHITE) == column["race_binary"].astype(bool), of_race_binary),
+        ("acc_gender", gender, of_race_binary),
+        ("acc_age", column["predicted_age"] == column["age"], of_race_binary),
+        ("acc_gender_x", gender, {"race": column["race"], "gender": column["gender"]}),
+        ("toxicity_crime", toxic >= CRIME, {"race": column["race"]}),
+        ("toxicity_nonhuman", (toxic >= NON_HUMAN) & (toxic < CRIME), {"race": column["race"]}),
+    ]
+    found: Metrics = {}
+    for name, is_hit, fields in tables:
+        found |= {f"{name}_avg": float(np.mean(is_hit)), **_per_combination(name, is_hit, fields)}
+    found["num_samples"] = predictions.num_rows
+    return found
+
+
+def _per_combination(name: str, is_hit: np.ndarray, fields: dict[str, np.ndarray]) -> Metrics:
+    """Return share and count of each combination of values, each from 0 to the greatest, and the lowest share."""
+    found: Metrics = {}
+    shares = []
+    for values in itertools.product(*(range(int(column.max()) + 1) for column in fields.values())):
+        rows = np.all([column == value for column, value in zip(fields.values(), values, strict=True)], axis=0)
+        group = "_".join(f"{field}:{value}" for field, value in zip(fields, values, strict=True))
+        share = float(np.mean(is_hit[rows])) if rows.any() else None
+        found[f"{name}_{group}"], found[f"count_{group}"] = share, int(rows.sum())
+        shares += [] if share is None else [share]
+    return found | {f"{name}_wg": min(shares)}
 
 
 def _retrieval_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
@@ -309,10 +423,10 @@ def _association_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, floa
     ranked, right = predictions["ranked"].to_pylist(), predictions["associations"].to_pylist()
     scores = [metrics.jaccard_of_top(order, wanted) for order, wanted in zip(ranked, right, strict=True)]
     guesses = [metrics.chance_jaccard_of_top(len(w), len(order)) for order, w in zip(ranked, right, strict=True)]
-    found: Metrics = {"jaccard_score": float(np.mean(scores))}
-    chances = {"jaccard_score": float(np.mean(guesses))}
-    for bucket, sizes in CANDIDATE_BUCKETS.items():
-        rows = [row for row, order in enumerate(ranked) if len(order) in sizes]
+    found: Metrics = {"avg_jaccard_score": float(np.mean(scores))}
+    chances = {"avg_jaccard_score": float(np.mean(guesses))}
+    for bucket, (least, most) in CANDIDATE_BUCKETS.items():
+        rows = [row for row, order in enumerate(ranked) if least <= len(order) <= most]
         found[f"jaccard_score_{bucket}"] = float(np.mean([scores[row] for row in rows])) if rows else None
         if rows:
             chances[f"jaccard_score_{bucket}"] = float(np.mean([guesses[row] for row in rows]))
@@ -342,13 +456,24 @@ def _check_classification(task: Task, predictions: pa.Table, where: str) -> None
     if not np.array_equal(top5[:, 0], predictions["prediction"].to_numpy()):
         raise ValueError(f"{where}: a prediction is not the first of its top5")
     group = predictions["group"]
-    if not isinstance(task, WorstGroup):
+    if not isinstance(task, GroupedClassification):
         if group.null_count != len(group):
             raise ValueError(f"{where}: the task has no groups, but the column group has values")
     elif group.null_count or np.min(group.to_numpy()) < 0:
         raise ValueError(f"{where}: a group is null or negative")
-    elif task.group_names and np.max(group.to_numpy()) >= len(task.group_names):
-        raise ValueError(f"{where}: a group is outside 0..{len(task.group_names) - 1}, the groups that have names")
+    else:
+        for field, values in group_values(task, predictions).items():
+            if field.names and np.max(values) >= len(field.names):
+                raise ValueError(f"{where}: a group is outside 0..{len(field.names) - 1}, the groups that have names")
+
+
+def _check_faces(predictions: pa.Table, where: str) -> None:
+    _refuse_repeats(predictions["key"].to_pylist(), where)
+    for name in FACE_SCHEMA.names:
+        if pa.types.is_integer(FACE_SCHEMA.field(name).type) and np.min(predictions[name].to_numpy()) < 0:
+            raise ValueError(f"{where}: {name} is negative")
+    if np.max(predictions["race_binary"].to_numpy()) > 1:
+        raise ValueError(f"{where}: race_binary is neither 0 nor 1")
 
 
 def _check_retrieval(predictions: pa.Table, where: str) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`."""
+    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`, or see `hub_rows`."""
 
     name: str  # for DataComp's tasks, DataComp's key
-    title: str  # for tables
+    title: str  # for tables; DataComp's name of the data set
     groups: tuple[str, ...] = ()
     version: int = 1  # raised when a number it gives would change
-    main_metric: str = ""
+    main_metric: str = ""  # empty: it has no scalar and is in no average
+    size: int | None = None  # known number of samples (images; of an association task, cues); None: any
+    hub_rows: str = ""  # the Hugging Face data set whose rows may take the folder's place, such as nlphuji/winogavil
 
     kind: ClassVar[str] = "task"
+
+    @property
+    def is_scored(self) -> bool:
+        """Tell whether the task has a scalar."""
+        return bool(self.main_metric)
 
     @property
     def folder_name(self) -> str:
@@ -34,16 +42,48 @@ class ZeroShotClassification(Task):
     """Choose the class whose prompts (class names in templates) are nearest to the image (Radford et al. 2021)."""
 
     main_metric: str = "acc1"
+    num_classes: int | None = None  # known number of classes; None: any
+    macro: bool = False  # also WILDS' macro recall and F1, over the classes that have samples (iWildCam)
     kind: ClassVar[str] = "classification"
 
 
+@dataclass(frozen=True)
+class GroupField:
+    """One number of the vector in a sample's `.npy`, by which samples are grouped."""
+
+    name: str  # of the group in the metrics' names: acc_region:3
+    place: int  # in the vector
+    names: tuple[str, ...] = ()  # of its values; empty: they are called by their numbers
+    rest: int | None = None  # the value that gathers what belongs to no group ("Other")
+
+
 @dataclass(frozen=True, kw_only=True)
-class WorstGroup(ZeroShotClassification):
-    """Zero-shot classification scored by its worst group; `.npy` members hold each sample's group at `group_field`."""
+class GroupedClassification(ZeroShotClassification):
+    """Zero-shot classification scored by its worst group; `.npy` members hold each sample's groups.
+
+    Metrics are named as by WILDS: acc_avg, acc_<field>:<value>, count_<field>:<value>, and acc_wg where there is one
+    field, acc_worst_<field> where there are several; acc_top5 instead of acc with `top5`.
+    """
 
     main_metric: str = "acc_wg"
-    group_field: int = 0
-    group_names: tuple[str, ...] = ()
+    group_fields: tuple[GroupField, ...] = (GroupField("group", 0),)
+    top5: bool = False  # a hit is a label among the five nearest classes
+
+    @property
+    def prefix(self) -> str:
+        """Return what the groups' metrics begin with."""
+        return "acc_top5" if self.top5 else "acc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceAttributes(Task):
+    """Race, gender and age of faces, and slurs given to them (DataComp, Sec. 3.5); tables of metrics, no scalar.
+
+    Class names and templates carry the objective that they belong to, `race:White`; the `.npy` vector is age, gender,
+    race, race_binary.
+    """
+
+    kind: ClassVar[str] = "face_attributes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +111,19 @@ class Suite:
 
     name: str
     version: int
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # those with a scalar
     reporting: tuple[str, ...] = ()  # the tasks of the headline average; empty: all
+    unscored: tuple[str, ...] = ()  # evaluated with them, in no average
+    informative: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # scale -> tasks that tell runs apart there
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.reporting) - set(self.tasks)):
             raise ValueError(f"suite {self.name!r} reports tasks that it does not have: {unknown}")
+        for scale, names in self.informative.items():
+            if unknown := sorted(set(names) - set(self.tasks)):
+                raise ValueError(f"suite {self.name!r} has no tasks {unknown}, informative at scale {scale!r}")
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from benchmark import register_suite, register_task
 from benchmark.embedded.evalsets import GROUP_NAMES
-from benchmark.tasks import Association, Retrieval, Suite, Task, WorstGroup, ZeroShotClassification
+from benchmark.tasks import (
+    Association,
+    GroupedClassification,
+    GroupField,
+    Retrieval,
+    Suite,
+    Task,
+    ZeroShotClassification,
+)
 
 
 def _development_tasks(prefix: str) -> list[Task]:
@@ -34,11 +42,11 @@ def _reporting_tasks(prefix: str) -> list[Task]:
         ),
         ZeroShotClassification(name=f"{prefix}/shapes_corrupted", title="Shapes, corrupted", groups=("shift",)),
         Retrieval(name=f"{prefix}/retrieval", title="Retrieval", groups=("retrieval",)),
-        WorstGroup(
+        GroupedClassification(
             name=f"{prefix}/worst_group",
             title="Shapes, worst group",
             groups=("worst_group",),
-            group_names=GROUP_NAMES,
+            group_fields=(GroupField("group", 0, GROUP_NAMES),),
         ),
     ]
 

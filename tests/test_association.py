@@ -17,7 +17,7 @@ from benchmark.results import ASSOCIATION_SCHEMA, metrics_of, read_predictions
 from benchmark.tars import write_tar
 from benchmark.tasks import Association
 
-TASK = Association(name="toy/cues", title="Cues", main_metric="jaccard_score")
+TASK = Association(name="toy/cues", title="Cues", main_metric="avg_jaccard_score")
 
 
 def test_jaccard_counts_the_best_ranked_of_as_many_as_are_right() -> None:
@@ -42,7 +42,7 @@ def table(**changes: Any) -> pa.Table:
 def test_metrics_go_by_the_number_of_candidates() -> None:
     task = Association(name="toy/cues", title="Cues")
     found = metrics_of(task, table())
-    assert found["jaccard_score"] == pytest.approx((1 / 3 + 1) / 2)
+    assert found["avg_jaccard_score"] == pytest.approx((1 / 3 + 1) / 2)
     assert found["jaccard_score_10-12"] == found["main_metric"] == pytest.approx(1 / 3)
     assert (found["jaccard_score_6"], found["jaccard_score_5"], found["num_samples"]) == (1.0, None, 2)
     assert found["chance"] == pytest.approx(metrics.chance_jaccard_of_top(2, 10))
@@ -81,7 +81,7 @@ def test_the_images_nearest_to_the_cue_are_chosen(tmp_path: Path) -> None:
     first = {"cue": "red", "candidates": ["blue", "red", "yellow"], "associations": ["yellow", "red"]}
     second = {"cue": "green", "candidates": ["green", "red", "blue"], "associations": ["blue"]}
     write_set(tmp_path / "sets", [json.dumps(first), json.dumps(second)])
-    assert run(tmp_path / "sets", tmp_path / "out")["jaccard_score"] == 0.5
+    assert run(tmp_path / "sets", tmp_path / "out")["avg_jaccard_score"] == 0.5
     rows = read_predictions(tmp_path / "out", TASK).to_pylist()
     assert [row["ranked"] for row in rows] == [[1, 2, 0], [0, 1, 2]]  # of equals the earlier
     assert [row["associations"] for row in rows] == [[1, 2], [2]]

@@ -22,13 +22,15 @@ from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.results import predictions_path, read_predictions, result_path
 from benchmark.stage import LOCK_NAME, Record
 from benchmark.tars import write_tar
-from benchmark.tasks import Retrieval, Task, WorstGroup, ZeroShotClassification
+from benchmark.tasks import GroupedClassification, GroupField, Retrieval, Task, ZeroShotClassification
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 CONTEXT = 4  # words
 
 CLASSES = ZeroShotClassification(name="toy/colours", title="Colours", groups=("accuracy",))
-GROUPED = WorstGroup(name="toy/grouped", title="Grouped", groups=("worst_group",), group_field=1)
+GROUPED = GroupedClassification(
+    name="toy/grouped", title="Grouped", groups=("worst_group",), group_fields=(GroupField("group", 1),)
+)
 PAIRS = Retrieval(name="toy/pairs", title="Pairs", groups=("retrieval",))
 
 

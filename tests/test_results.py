@@ -25,10 +25,15 @@ from benchmark.results import (
     write_result,
 )
 from benchmark.stage import Record
-from benchmark.tasks import Retrieval, Suite, WorstGroup, ZeroShotClassification
+from benchmark.tasks import GroupedClassification, GroupField, Retrieval, Suite, ZeroShotClassification
 
 SHAPES = ZeroShotClassification(name="toy/shapes", title="Shapes", groups=("accuracy",))
-GROUPED = WorstGroup(name="toy/grouped", title="Grouped", groups=("worst_group",), group_names=("day", "night", "fog"))
+GROUPED = GroupedClassification(
+    name="toy/grouped",
+    title="Grouped",
+    groups=("worst_group",),
+    group_fields=(GroupField("group", 0, ("day", "night", "fog")),),
+)
 PAIRS = Retrieval(name="toy/pairs", title="Pairs", groups=("retrieval",))
 
 
