@@ -158,6 +158,16 @@ class SuiteScores:
         return float(np.mean([self.scores[name] for name in self.suite.headline]))
 
     @property
+    def normalised_average(self) -> float:
+        """Return the mean over the same tasks of (score - chance) / (1 - chance): 0 is guessing, 1 is perfect."""
+        return float(np.mean([normalised(self.scores[name], self.chance[name]) for name in self.suite.headline]))
+
+    def informative_average(self, scale: str) -> float | None:
+        """Return the mean over the tasks that tell runs apart at a scale; None where that is not known of it."""
+        names = self.suite.informative.get(scale)
+        return None if names is None else float(np.mean([self.scores[name] for name in names]))
+
+    @property
     def groups(self) -> dict[str, float]:
         """Return each group's mean over its tasks, groups in the order in which the suite first names them."""
         members: dict[str, list[float]] = {}
@@ -165,6 +175,11 @@ class SuiteScores:
             for group in task.groups:
                 members.setdefault(group, []).append(self.scores[task.name])
         return {group: float(np.mean(scores)) for group, scores in members.items()}
+
+
+def normalised(score: float, chance: float) -> float:
+    """Return how far a score has come from guessing (0) to perfect (1); below 0 it is worse than guessing."""
+    return (score - chance) / (1 - chance)
 
 
 def schema_of(task: Task) -> pa.Schema:
@@ -322,7 +337,7 @@ def _classification_metrics(task: Task, predictions: pa.Table) -> tuple[Metrics,
         found["acc_avg"] = found["acc1"]
         found["recall-macro_all"] = found["mean_per_class_recall"]
         found["F1-macro_all"] = metrics.macro_f1(label, prediction)
-        chances["F1-macro_all"] = metrics.chance_macro_f1(np.unique(label, return_counts=True)[1], num_classes)
+        chances["F1-macro_all"] = metrics.chance_macro_f1(np.unique(label, return_counts=True)[1].tolist(), num_classes)
     if isinstance(task, GroupedClassification):
         is_hit = (top5 == label[:, None]).any(axis=1) if task.top5 else label == prediction
         guess = min(1.0, TOP / num_classes) if task.top5 else guess

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`, or see `hub_rows`."""
+    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`."""
 
     name: str  # for DataComp's tasks, DataComp's key
     title: str  # for tables; DataComp's name of the data set
@@ -114,9 +114,7 @@ class Suite:
     tasks: tuple[str, ...]  # those with a scalar
     reporting: tuple[str, ...] = ()  # the tasks of the headline average; empty: all
     unscored: tuple[str, ...] = ()  # evaluated with them, in no average
-    informative: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # scale -> tasks that tell runs apart there
+    informative: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> tasks that tell runs apart
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.reporting) - set(self.tasks)):

@@ -343,7 +343,7 @@ def test_a_tar_cut_short_is_named(eval_dir: Path, tmp_path: Path, size: int) -> 
 @pytest.mark.parametrize(
     ("npy", "message"),
     [
-        (encode_npy([1]), "holds 1 of int64; the group is integer number 1"),
+        (encode_npy([1]), "holds 1 of int64; integer number 1 is needed"),
         (encode_npy([0.0, 1.0]), "holds 2 of float64"),
         (encode_npy([0, -1]), "there is no group -1"),
         (encode_npy([0, {}]), "cannot be read: Object arrays"),
