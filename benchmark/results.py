@@ -198,22 +198,34 @@ def schema_of(task: Task) -> pa.Schema:
 def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     """Compute every metric of a task from its predictions alone, under DataComp's names.
 
-    Besides there are `num_samples` (images), `chance` (the expected main metric of guessing) and `main_metric`, both
-    None where the task has no scalar. `acc5` is None where there are fewer than 5 classes, and the accuracy of a group
-    without samples. Raises ValueError where the table contradicts itself.
+    Besides there are `num_samples` (images), `chance` (the expected main metric of guessing), `main_metric`, and its
+    `standard_error`, `interval_low` and `interval_high` (95 %) from the test samples; all but the first are None where
+    the task has no scalar. `acc5` is None where there are fewer than 5 classes, and the accuracy of a group without
+    samples. Raises ValueError where the table contradicts itself.
     """
+    from benchmark.uncertainty import uncertainty  # which imports from here
+
     check_predictions(task, predictions)
     if isinstance(task, Retrieval):
         found, chances = _retrieval_metrics(predictions)
     elif isinstance(task, Association):
         found, chances = _association_metrics(predictions)
     elif isinstance(task, FaceAttributes):
-        return {**_face_metrics(predictions), "chance": None, "main_metric": None}
+        none = dict.fromkeys(("chance", "main_metric", "standard_error", "interval_low", "interval_high"))
+        return {**_face_metrics(predictions), **none}
     else:
         found, chances = _classification_metrics(task, predictions)
     if task.main_metric not in chances:
         raise ValueError(f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(chances)}")
-    return {**found, "chance": chances[task.main_metric], "main_metric": found[task.main_metric]}
+    known = uncertainty(task, predictions)
+    return {
+        **found,
+        "chance": chances[task.main_metric],
+        "main_metric": found[task.main_metric],
+        "standard_error": known.standard_error,
+        "interval_low": known.low,
+        "interval_high": known.high,
+    }
 
 
 def check_predictions(task: Task, predictions: pa.Table) -> None:

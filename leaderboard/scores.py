@@ -1,0 +1,353 @@
+"""Scores of tasks from wherever a user has them: a folder with results, an experiment, `eval_results.jsonl`, a name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmark.names import nearest_name
+from benchmark.registry import SUITES, TASKS, load_tasks
+from benchmark.results import EVAL_FOLDER, LINES_NAME, predictions_path, read_predictions
+from benchmark.stage import Json, Record, read_record
+from benchmark.tasks import Suite, Task, ZeroShotClassification
+from benchmark.uncertainty import uncertainty
+
+COSTS_NAME, COST_STAGE = "costs.jsonl", "evaluate_task"
+SEED_FOLDER = re.compile(r"seed-(\d+)")
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What the evaluation of one task took."""
+
+    seconds: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A number of samples that is not the one the task is known to have."""
+
+    found: int
+    expected: int
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """Scores by task of one model, or of one strategy as means over its training seeds."""
+
+    name: str
+    scores: dict[str, float]  # main metrics; a task that a seed has no score of is not there
+    chance: dict[str, float] = field(default_factory=dict)  # where known
+    errors: dict[str, float] = field(default_factory=dict)  # standard errors from the test samples, where known
+    predictions: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # the folders whose `eval/` holds them
+    costs: dict[str, TaskCost] = field(default_factory=dict)  # of one seed, where known
+    odd_sizes: dict[str, Samples] = field(default_factory=dict)
+    unscored: tuple[str, ...] = ()  # there, without a main metric
+    unknown: tuple[str, ...] = ()  # names that no task has here
+    seeds: dict[int, ScoreSet] = field(default_factory=dict)  # empty: one model
+    notes: tuple[str, ...] = ()  # sentences that belong beside the scores
+
+
+def read_scores(text: str) -> ScoreSet:
+    """Read the scores that a user names.
+
+    `text` is a folder that `winnow evaluate` filled, or a seed's folder; an experiment, whose seeds' mean counts; a
+    file as `eval_results.jsonl`, ours or DataComp's (or the folder it lies in); or the name of a released checkpoint.
+    Raises FileNotFoundError where a folder holds no results, KeyError with the nearest name where nothing is called so,
+    ValueError where results contradict each other or are damaged.
+    """
+    load_tasks()
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _of_folder(path)
+    if path.is_file():
+        return _of_lines(path)
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        return _of_checkpoint(text)
+    except KeyError as error:
+        nearest = nearest_name(path.name, beside)
+        raise KeyError(
+            f"{text!r} is no folder and no file.{nearest} As a released checkpoint: {error.args[0]}"
+        ) from None
+
+
+def best_suite(scores: ScoreSet) -> Suite:
+    """Return the suite that has most of the tasks, of equal ones the smaller; KeyError where none has any."""
+    load_tasks()
+    known = {*scores.scores, *scores.unscored}
+    suites = {suite: len(known & {*suite.tasks, *suite.unscored}) for suite in map(SUITES.__getitem__, SUITES)}
+    best = min(suites, key=lambda suite: (-suites[suite], len(suite.tasks), suite.name), default=None)
+    if best is None or not suites[best]:
+        raise KeyError(
+            f"no suite has the tasks of {scores.name}: {sorted(known)}. Suites: {', '.join(sorted(SUITES))}."
+        )
+    return best
+
+
+def suite_named(name: str) -> Suite:
+    """Return the suite of this name; raises KeyError with the nearest one."""
+    load_tasks()
+    if name not in SUITES:
+        raise KeyError(f"unknown suite {name!r}.{nearest_name(name, SUITES)} Suites: {', '.join(sorted(SUITES))}.")
+    return SUITES[name]
+
+
+# --- Folders -------------------------------------------------------------------------------------------------------
+
+
+def _of_folder(folder: Path) -> ScoreSet:
+    if any((folder / EVAL_FOLDER).glob("*.json")):
+        return _of_records(folder)
+    if (folder / LINES_NAME).is_file():
+        return _of_lines(folder / LINES_NAME)
+    seeds = {}
+    for seed_dir in folder.glob("seed-*"):
+        matched = SEED_FOLDER.fullmatch(seed_dir.name)
+        if matched and any((seed_dir / EVAL_FOLDER).glob("*.json")):
+            seeds[int(matched[1])] = _of_records(seed_dir)
+    if not seeds:
+        raise FileNotFoundError(
+            f"{folder} holds no results: neither {EVAL_FOLDER}/*.json, {LINES_NAME} nor seed-*/{EVAL_FOLDER}/*.json; "
+            "`winnow evaluate` makes them"
+        )
+    return _over_seeds(folder, dict(sorted(seeds.items())))
+
+
+def _of_records(folder: Path) -> ScoreSet:
+    """Read the records of `folder/eval`, and what stands beside them."""
+    records: dict[str, Record] = {}
+    for path in sorted((folder / EVAL_FOLDER).glob("*.json")):
+        record = read_record(path)
+        assert record is not None
+        records[record.made_from["task"]] = record
+    _refuse_mixed(folder, records)
+    scores: dict[str, float] = {}
+    chance: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    predictions: dict[str, tuple[Path, ...]] = {}
+    odd_sizes: dict[str, Samples] = {}
+    for name, record in records.items():
+        metrics = record.result["metrics"]
+        if (score := metrics["main_metric"]) is None:
+            continue
+        scores[name] = _checked_score(score, f"{folder / EVAL_FOLDER}: {name!r}")
+        if (guess := _chance(name, metrics)) is not None:
+            chance[name] = guess
+        found, expected = metrics.get("num_samples"), record.result.get("expected_samples", _size(name))
+        if found is not None and expected is not None and found != expected:
+            odd_sizes[name] = Samples(found, expected)
+        if name in TASKS and predictions_path(folder, TASKS[name]).is_file():
+            predictions[name] = (folder,)
+        if metrics.get("standard_error") is not None:
+            errors[name] = metrics["standard_error"]
+        elif name in predictions:  # a record of before these were kept
+            errors[name] = uncertainty(TASKS[name], read_predictions(folder, TASKS[name])).standard_error
+    return ScoreSet(
+        name=_name_of(folder),
+        scores=scores,
+        chance=chance,
+        errors=errors,
+        predictions=predictions,
+        costs=_costs(folder),
+        odd_sizes=odd_sizes,
+        unscored=tuple(name for name in records if name not in scores),
+        unknown=tuple(name for name in records if name not in TASKS),
+    )
+
+
+def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
+    """Raise ValueError where records are of another version of their task, or of several models."""
+    stale = [
+        f"{name}: {record.made_from['task_version']} there, {TASKS[name].version} now"
+        for name, record in records.items()
+        if name in TASKS and record.made_from.get("task_version") != TASKS[name].version
+    ]
+    if stale:
+        raise ValueError(f"{folder} has results of other versions of their tasks, evaluate again: {stale}")
+    made = {
+        name: {key: value for key, value in record.made_from.items() if key not in ("task", "task_version", "data")}
+        for name, record in records.items()
+    }
+    first = next(iter(made))
+    if others := [name for name in made if made[name] != made[first]]:
+        raise ValueError(
+            f"{folder} has results of several models or settings: {first!r} and {others} were not made from the same; "
+            f"delete {folder / EVAL_FOLDER} and evaluate again"
+        )
+
+
+def _over_seeds(folder: Path, seeds: dict[int, ScoreSet]) -> ScoreSet:
+    """Join the seeds of an experiment: the mean of each task that all of them have."""
+    members = list(seeds.values())
+    names = list(dict.fromkeys(name for each in members for name in each.scores))
+    shared = [name for name in names if all(name in each.scores for each in members)]
+    notes = []
+    for seed, each in seeds.items():
+        if missing := [name for name in names if name not in each.scores]:
+            notes.append(f"Seed {seed} has no score of {', '.join(missing)}: there is no mean over seeds of these.")
+    predictions = {
+        name: tuple(each.predictions[name][0] for each in members)
+        for name in shared
+        if all(name in each.predictions for each in members)
+    }
+    costs = {}
+    for name in shared:
+        known = [each.costs[name] for each in members if name in each.costs]
+        if known:
+            seconds = math.fsum(cost.seconds for cost in known) / len(known)
+            costs[name] = TaskCost(seconds, known[-1].images)
+    return ScoreSet(
+        name=_name_of(folder),
+        scores={name: math.fsum(each.scores[name] for each in members) / len(members) for name in shared},
+        chance={name: each.chance[name] for each in members for name in shared if name in each.chance},
+        errors=_errors_over_seeds(folder, members, shared, predictions),
+        predictions=predictions,
+        costs=costs,
+        odd_sizes={name: size for each in members for name, size in each.odd_sizes.items()},
+        unscored=tuple(dict.fromkeys(name for each in members for name in each.unscored)),
+        unknown=tuple(dict.fromkeys(name for each in members for name in each.unknown)),
+        seeds=seeds,
+        notes=tuple(notes),
+    )
+
+
+def _errors_over_seeds(
+    folder: Path, members: Sequence[ScoreSet], names: Sequence[str], predictions: Mapping[str, tuple[Path, ...]]
+) -> dict[str, float]:
+    """Return the standard error of the mean over models that were tested on the same samples, by task."""
+    errors = {}
+    for name in names:
+        if len(members) > 1 and name in predictions:
+            tables = [read_predictions(seed_dir, TASKS[name]) for seed_dir in predictions[name]]
+            try:
+                errors[name] = uncertainty(TASKS[name], tables).standard_error
+            except ValueError as error:
+                raise ValueError(f"{folder}: its seeds cannot be joined, as the {error}") from error
+        elif all(name in each.errors for each in members):
+            # As if the models erred on the same samples alike: no smaller than it is.
+            errors[name] = math.fsum(each.errors[name] for each in members) / len(members)
+    return errors
+
+
+def _costs(folder: Path) -> dict[str, TaskCost]:
+    """Return what each task last took, by the `costs.jsonl` of the folder or of the experiment that a seed is of."""
+    matched = SEED_FOLDER.fullmatch(folder.resolve().name)
+    own, parent = folder / COSTS_NAME, folder.resolve().parent / COSTS_NAME
+    path, seed = (parent, int(matched[1])) if matched and not own.exists() else (own, None)
+    costs = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:  # a kill cut it
+            continue
+        if line.get("stage") == COST_STAGE and (seed is None or line.get("seed") == seed):
+            costs[line["task"]] = TaskCost(float(line["seconds"]), int(line["images"]))
+    return costs
+
+
+# --- Lines ---------------------------------------------------------------------------------------------------------
+
+
+def _of_lines(path: Path) -> ScoreSet:
+    """Read `eval_results.jsonl`, ours or DataComp's, which may hold NaN and may repeat a line."""
+    lines: dict[str, dict[str, Json]] = {}
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            key, metrics = line["key"], dict(line["metrics"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}: line {number} is no result of a task, {{"key": ..., "dataset": ..., "metrics": {{...}}}}'
+            ) from error
+        # As text, since NaN is not equal to itself.
+        if key in lines and json.dumps(lines[key], sort_keys=True) != json.dumps(metrics, sort_keys=True):
+            raise ValueError(f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines")
+        lines[key] = metrics
+    if not lines:
+        raise ValueError(f"{path} has no result of a task")
+    scores: dict[str, float] = {}
+    for name, metrics in lines.items():
+        score = metrics.get("main_metric")
+        if score is not None and not (isinstance(score, float) and math.isnan(score)):
+            scores[name] = _checked_score(score, f"{path}: {name!r}")
+    chances = {name: _chance(name, lines[name]) for name in scores}
+    sizes = {name: (lines[name].get("num_samples"), _size(name)) for name in scores}
+    return ScoreSet(
+        name=_name_of(path.parent) if path.name == LINES_NAME else path.stem,
+        scores=scores,
+        chance={name: chance for name, chance in chances.items() if chance is not None},
+        errors={
+            name: lines[name]["standard_error"] for name in scores if lines[name].get("standard_error") is not None
+        },
+        odd_sizes={
+            name: Samples(found, expected)
+            for name, (found, expected) in sizes.items()
+            if found is not None and expected is not None and found != expected
+        },
+        unscored=tuple(name for name in lines if name not in scores),
+        unknown=tuple(name for name in lines if name not in TASKS),
+    )
+
+
+# --- Released checkpoints --------------------------------------------------------------------------------------------
+
+
+def _of_checkpoint(name: str) -> ScoreSet:
+    found = find_checkpoint(name)
+    chances = {task: _chance(task, {}) for task in found.scores}
+    return ScoreSet(
+        name=found.name,
+        scores=dict(found.scores),
+        chance={task: chance for task, chance in chances.items() if chance is not None},
+        unknown=tuple(task for task in found.scores if task not in TASKS),
+    )
+
+
+def find_checkpoint(name: str) -> Json:
+    """Return the released checkpoint of this name, with `name` and `scores`; raises KeyError with the nearest name."""
+    try:
+        module = importlib.import_module("leaderboard.checkpoints")
+    except ModuleNotFoundError:
+        raise KeyError(f"none is known here, so not {name!r}") from None
+    return module.read_checkpoints().find(name)
+
+
+# --- What all of them need -------------------------------------------------------------------------------------------
+
+
+def _name_of(folder: Path) -> str:
+    """Return what a folder is called; a seed's folder with its experiment."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if SEED_FOLDER.fullmatch(folder.name) else folder.name
+
+
+def _checked_score(score: Json, where: str) -> float:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise ValueError(f"{where} has the score {score!r}; a score is a number from 0 to 1")
+    return float(score)
+
+
+def _chance(name: str, metrics: Mapping[str, Json]) -> float | None:
+    """Return what guessing gets: as stated with the metrics, else where the number of classes alone says it."""
+    if metrics.get("chance") is not None:
+        return float(metrics["chance"])
+    task: Task | None = TASKS.get(name)
+    if isinstance(task, ZeroShotClassification) and task.num_classes and task.main_metric in _PER_CLASS:
+        return 1 / task.num_classes
+    return None
+
+
+_PER_CLASS = ("acc1", "mean_per_class_recall")
+
+
+def _size(name: str) -> int | None:
+    return TASKS[name].size if name in TASKS else None
