@@ -42,6 +42,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
   winnow list filters|tasks|scales  what there is
   winnow leaderboard table          the board
+  winnow leaderboard compare A [B]  scores of a folder, a results file or a released checkpoint, beside another's
 
 `winnow VERB --help` explains a verb. run, filter, reshard, train, evaluate and report take key=value
 options, and sweep with -m:
@@ -700,13 +701,30 @@ def _leaderboard(arguments: list[str]) -> int:
     table.add_argument("--tasks", action="store_true", help="a line per task: range over strategies, noise")
     agreement = actions.add_parser("agreement", help="compare a board's order with DataComp's published scores")
     table.add_argument("--entry", type=Path, help="an experiment's entry.json to stand among them")
+    compare = actions.add_parser("compare", help="print an evaluation's scores, beside a reference's")
+    compare.add_argument("scores", metavar="A", help="a folder with results, eval_results.jsonl, a released checkpoint")
+    compare.add_argument("reference", metavar="B", nargs="?", help="the same, to compare A with")
+    compare.add_argument("--tasks", action="store_true", help="a line per task")
+    compare.add_argument("--suite", help="default: the suite that has most of A's tasks")
     for action in (table, agreement):
         action.add_argument("--board", default="nano", help="a shipped board's name or a folder (default: nano)")
+    for action in (table, agreement, compare):
         action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
     options = parser.parse_args(arguments)
     from benchmark.verbs import board_agreement, board_table, board_tasks
 
-    if options.action == "agreement":
+    if options.action == "compare":
+        from leaderboard.score_table import compare_scores
+
+        table_of_scores = compare_scores(
+            options.scores,
+            options.reference,
+            suite_name=options.suite,
+            style=options.format,
+            with_tasks=options.tasks,
+        )
+        print(table_of_scores, end="")
+    elif options.action == "agreement":
         print(board_agreement(options.board, options.format))
     else:
         show = board_tasks if options.tasks else board_table

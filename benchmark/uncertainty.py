@@ -137,6 +137,10 @@ def difference(task: Task, ours: Predictions, theirs: Predictions) -> Difference
     the change ± 1.96 standard errors; for macro F1 and the worst group these are the paired bootstrap's. Either side
     may be several models' predictions, of whose scores the mean counts. Raises ValueError where the predictions are not
     of the same samples, and as `uncertainty` does.
+
+    The worst group's change is known less surely: that the lowest of several accuracies is too low cancels only where
+    both sides have as many groups near their worst. In simulations of 4 groups of 240 samples the interval covers in 95
+    to 98 % of cases; where all groups are equal on one side and one stands apart on the other, in 86 %.
     """
     left, right = ([side] if isinstance(side, pa.Table) else list(side) for side in (ours, theirs))
     tables = _same_samples(task, [*left, *right])

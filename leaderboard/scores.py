@@ -18,6 +18,7 @@ from benchmark.tasks import Suite, Task, ZeroShotClassification
 from benchmark.uncertainty import uncertainty
 
 COSTS_NAME, COST_STAGE = "costs.jsonl", "evaluate_task"
+PER_CLASS_METRICS = ("acc1", "mean_per_class_recall")  # of which guessing gets 1 / classes
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 
 
@@ -82,13 +83,11 @@ def best_suite(scores: ScoreSet) -> Suite:
     """Return the suite that has most of the tasks, of equal ones the smaller; KeyError where none has any."""
     load_tasks()
     known = {*scores.scores, *scores.unscored}
-    suites = {suite: len(known & {*suite.tasks, *suite.unscored}) for suite in map(SUITES.__getitem__, SUITES)}
-    best = min(suites, key=lambda suite: (-suites[suite], len(suite.tasks), suite.name), default=None)
-    if best is None or not suites[best]:
-        raise KeyError(
-            f"no suite has the tasks of {scores.name}: {sorted(known)}. Suites: {', '.join(sorted(SUITES))}."
-        )
-    return best
+    shared = {name: len(known & {*suite.tasks, *suite.unscored}) for name, suite in SUITES.items()}
+    best = min(SUITES, key=lambda name: (-shared[name], len(SUITES[name].tasks), name), default=None)
+    if best is None or not shared[best]:
+        raise KeyError(f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(SUITES)}")
+    return SUITES[best]
 
 
 def suite_named(name: str) -> Suite:
@@ -341,12 +340,9 @@ def _chance(name: str, metrics: Mapping[str, Json]) -> float | None:
     if metrics.get("chance") is not None:
         return float(metrics["chance"])
     task: Task | None = TASKS.get(name)
-    if isinstance(task, ZeroShotClassification) and task.num_classes and task.main_metric in _PER_CLASS:
+    if isinstance(task, ZeroShotClassification) and task.num_classes and task.main_metric in PER_CLASS_METRICS:
         return 1 / task.num_classes
     return None
-
-
-_PER_CLASS = ("acc1", "mean_per_class_recall")
 
 
 def _size(name: str) -> int | None:

@@ -1,0 +1,507 @@
+"""The table that closes an evaluation: scores by group, what they differ by from a reference, and what says how surely.
+
+`make_evaluation` works everything out; the rest only spells it. All errors and intervals are those of the test samples,
+see `benchmark.uncertainty`.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from benchmark.registry import TASKS, load_tasks
+from benchmark.results import normalised, read_predictions
+from benchmark.tasks import Suite, Task
+from benchmark.uncertainty import difference, difference_of, error_of_mean
+from leaderboard.columns import counted, listed, markdown_table, page, score, shortened, signed, text_table
+from leaderboard.scores import ScoreSet, best_suite, read_scores, suite_named
+from leaderboard.statistics import fit_seed_model
+
+WIDTH = 100
+NAME_WIDTH = 28  # Pictograms, unseen designer
+SHOWN = 3  # tasks that carry a change, slowest tasks
+ODD_MARK = "*"
+PAIRED, UNPAIRED, NEITHER = "samples", "errors", ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score or a change of one, with its standard error from the test samples; None where that is not known."""
+
+    value: float
+    error: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95 % interval."""
+        if self.error is None:
+            return None
+        found = difference_of(self.value, self.error)
+        return found.low, found.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group's line or an average's; a number is None where one of its tasks has none."""
+
+    kind: str  # "group" or "average"
+    name: str
+    tasks: tuple[str, ...]
+    num_scored: int  # of them with a score
+    score: Estimate | None
+    reference: float | None
+    change: Estimate | None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A task's line."""
+
+    task: Task
+    score: Estimate | None
+    chance: float | None
+    reference: float | None
+    change: Estimate | None
+    compared: str  # PAIRED by sample, UNPAIRED by the two standard errors, NEITHER
+    is_odd: bool  # not the number of samples that the task is known to have
+
+    @property
+    def from_chance(self) -> float | None:
+        """Return how far the score is from guessing (0) to perfect (1)."""
+        return None if self.score is None or self.chance is None else normalised(self.score.value, self.chance)
+
+    @property
+    def label(self) -> str:
+        """Return the title, marked where the number of samples is odd."""
+        return shortened(self.task.title, NAME_WIDTH - len(ODD_MARK)) + (ODD_MARK if self.is_odd else "")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's scores on a suite, beside a reference's where there is one."""
+
+    ours: ScoreSet
+    reference: ScoreSet | None
+    suite: Suite
+    rows: tuple[Row, ...]  # groups, then averages
+    tasks: tuple[TaskRow, ...]  # in the suite's order
+    carriers: tuple[TaskRow, ...]  # the tasks that the change of the average is made of, first those with most of it
+    sentences: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Return the heading."""
+        against = f" against {self.reference.name}" if self.reference else ""
+        return f"{self.ours.name}{against}: suite {self.suite.name}, version {self.suite.version}"
+
+    @property
+    def average(self) -> Row:
+        """Return the headline average's line."""
+        return next(row for row in self.rows if row.kind == "average")
+
+
+def compare_scores(
+    text: str,
+    reference_text: str | None = None,
+    *,
+    suite_name: str | None = None,
+    style: str = "text",
+    with_tasks: bool = False,
+) -> str:
+    """Render the scores that a user names, beside a reference's; see `read_scores` for what may be named."""
+    ours = read_scores(text)
+    reference = None if reference_text is None else read_scores(reference_text)
+    if reference is not None and reference.name == ours.name:
+        ours, reference = replace(ours, name=text), replace(reference, name=str(reference_text))
+    suite = best_suite(ours) if suite_name is None else suite_named(suite_name)
+    return render_evaluation(ours, suite, reference, style, with_tasks=with_tasks)
+
+
+def make_evaluation(ours: ScoreSet, suite: Suite, reference: ScoreSet | None = None) -> Evaluation:
+    """Work out a model's groups and averages on a suite, and how they differ from a reference's.
+
+    Where a task has no score, neither its groups nor the averages over it have one, and a sentence lists it. Changes
+    are compared by sample where both sides have predictions of the same samples. Raises ValueError where predictions
+    are damaged.
+    """
+    load_tasks()
+    chance = {**(reference.chance if reference else {}), **ours.chance}
+    tasks = tuple(_task_row(TASKS[name], ours, reference, chance) for name in suite.tasks)
+    by_name = {row.task.name: row for row in tasks}
+    groups: dict[str, list[str]] = {}
+    for row in tasks:
+        for group in row.task.groups:
+            groups.setdefault(group, []).append(row.task.name)
+    rows = [_mean_row("group", group, [by_name[name] for name in names]) for group, names in groups.items()]
+    headline = [by_name[name] for name in suite.headline]
+    rows.append(_mean_row("average", "average", headline))
+    if suite.development:
+        rows.append(_mean_row("average", "dev", [by_name[name] for name in suite.development]))
+    rows.append(_normalised_row(headline))
+    for scale, names in suite.informative.items():
+        rows.append(_mean_row("average", f"informative at {scale}", [by_name[name] for name in names]))
+    change = next(row.change for row in rows if row.name == "average")
+    carriers = () if change is None else _carriers(headline, change)
+    sentences = _sentences(ours, reference, suite, tasks, rows, change)
+    return Evaluation(ours, reference, suite, tuple(rows), tasks, carriers, tuple(sentences))
+
+
+def render_evaluation(
+    ours: ScoreSet, suite: Suite, reference: ScoreSet | None = None, style: str = "text", *, with_tasks: bool = False
+) -> str:
+    """Spell a model's scores for a terminal, as GitHub's Markdown (`markdown`) or with all digits (`csv`)."""
+    evaluation = make_evaluation(ours, suite, reference)
+    if style == "csv":
+        return to_frame(evaluation, with_tasks=with_tasks).to_csv(index=False)
+    spell = markdown_table if style == "markdown" else text_table
+    blocks = [spell(*_group_cells(evaluation), {0})]
+    if with_tasks:
+        blocks.append(spell(*_task_cells(evaluation, evaluation.tasks), {0}))
+    if evaluation.carriers:
+        change = evaluation.average.change
+        assert change is not None
+        header = [
+            f"tasks that carry {signed(change.value)}",
+            "score ± error",
+            "reference",
+            "change [95 %]",
+            "of the average",
+        ]
+        cells = [
+            [
+                row.label,
+                _score_text(row.score),
+                _known(row.reference),
+                _change_text(row.change),
+                signed(row.change.value / len(suite.headline)),
+            ]
+            for row in evaluation.carriers
+            if row.change is not None
+        ]
+        blocks.append(spell(header, cells, {0}))
+    if style == "markdown":
+        return page(evaluation.title, blocks, evaluation.sentences, style)
+    told = [textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in evaluation.sentences]
+    return page(evaluation.title, [*blocks, told], (), style).rstrip("\n") + "\n"
+
+
+def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
+    """Return the lines with all digits: groups, averages and, with `with_tasks`, tasks."""
+    lines = [
+        {
+            "kind": row.kind,
+            "name": row.name,
+            "tasks": len(row.tasks),
+            "scored": row.num_scored,
+            **_numbers(row.score, row.reference, row.change),
+        }
+        for row in evaluation.rows
+    ]
+    for task in evaluation.tasks if with_tasks else ():
+        name = task.task.name
+        cost = evaluation.ours.costs.get(name)
+        lines.append(
+            {
+                "kind": "task",
+                "name": name,
+                "tasks": 1,
+                "scored": int(task.score is not None),
+                **_numbers(task.score, task.reference, task.change),
+                "chance": task.chance,
+                "from_chance": task.from_chance,
+                "compared_by": task.compared,
+                "seconds": cost.seconds if cost else None,
+                "images": cost.images if cost else None,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _numbers(found: Estimate | None, reference: float | None, change: Estimate | None) -> dict[str, float | None]:
+    low, high = (change.interval if change else None) or (None, None)
+    return {
+        "score": found.value if found else None,
+        "standard_error": found.error if found else None,
+        "reference": reference,
+        "change": change.value if change else None,
+        "change_low": low,
+        "change_high": high,
+    }
+
+
+# --- Numbers -------------------------------------------------------------------------------------------------------
+
+
+def _task_row(task: Task, ours: ScoreSet, reference: ScoreSet | None, chance: Mapping[str, float]) -> TaskRow:
+    name = task.name
+    found = Estimate(ours.scores[name], ours.errors.get(name)) if name in ours.scores else None
+    theirs = reference.scores.get(name) if reference else None
+    change, compared = None, NEITHER
+    if found is not None and theirs is not None and reference is not None:
+        change, compared = _change(task, ours, reference)
+    return TaskRow(task, found, chance.get(name), theirs, change, compared, name in ours.odd_sizes)
+
+
+def _change(task: Task, ours: ScoreSet, reference: ScoreSet) -> tuple[Estimate, str]:
+    """Return the change of a task's score, and by what it was compared."""
+    name = task.name
+    value = ours.scores[name] - reference.scores[name]
+    if name in ours.predictions and name in reference.predictions:
+        left, right = (
+            [read_predictions(folder, task) for folder in side.predictions[name]] for side in (ours, reference)
+        )
+        try:
+            return Estimate(value, difference(task, left, right).standard_error), PAIRED
+        except ValueError:  # not the same samples
+            pass
+    if name in ours.errors and name in reference.errors:
+        return Estimate(value, math.hypot(ours.errors[name], reference.errors[name])), UNPAIRED
+    return Estimate(value), NEITHER
+
+
+def _mean_row(kind: str, name: str, members: Sequence[TaskRow]) -> Row:
+    return Row(
+        kind=kind,
+        name=name,
+        tasks=tuple(row.task.name for row in members),
+        num_scored=sum(row.score is not None for row in members),
+        score=_mean([row.score for row in members]),
+        reference=_plain_mean([row.reference for row in members]),
+        change=_mean([row.change for row in members]),
+    )
+
+
+def _normalised_row(members: Sequence[TaskRow]) -> Row:
+    """Return the mean over tasks of how far each is from guessing (0) to perfect (1)."""
+    chances = [row.chance for row in members]
+
+    def scaled(found: Estimate | None, chance: float | None, *, shift: bool) -> Estimate | None:
+        if found is None or chance is None:
+            return None
+        value = normalised(found.value, chance) if shift else found.value / (1 - chance)
+        return Estimate(value, None if found.error is None else found.error / (1 - chance))
+
+    pairs = list(zip(members, chances, strict=True))
+    return Row(
+        kind="average",
+        name="from chance",
+        tasks=tuple(row.task.name for row in members),
+        num_scored=sum(row.score is not None for row in members),
+        score=_mean([scaled(row.score, chance, shift=True) for row, chance in pairs]),
+        reference=_plain_mean(
+            [None if row.reference is None or c is None else normalised(row.reference, c) for row, c in pairs]
+        ),
+        change=_mean([scaled(row.change, chance, shift=False) for row, chance in pairs]),
+    )
+
+
+def _mean(members: Sequence[Estimate | None]) -> Estimate | None:
+    """Return the mean over tasks, None where one is missing, without an error where one has none."""
+    known = [each for each in members if each is not None]
+    if not known or len(known) < len(members):
+        return None
+    errors = [each.error for each in known if each.error is not None]
+    error = error_of_mean(errors) if len(errors) == len(known) else None
+    return Estimate(math.fsum(each.value for each in known) / len(known), error)
+
+
+def _plain_mean(members: Sequence[float | None]) -> float | None:
+    mean = _mean([None if value is None else Estimate(value) for value in members])
+    return None if mean is None else mean.value
+
+
+def _carriers(headline: Sequence[TaskRow], change: Estimate) -> tuple[TaskRow, ...]:
+    """Return the tasks with the largest changes in the direction of the average's, largest first."""
+    sign = math.copysign(1, change.value)
+    moved = [row for row in headline if row.change is not None and sign * row.change.value > 0]
+    moved.sort(key=lambda row: (-abs(row.change.value) if row.change else 0.0, row.task.name))
+    return tuple(moved[:SHOWN])
+
+
+# --- Sentences -----------------------------------------------------------------------------------------------------
+
+
+def _sentences(
+    ours: ScoreSet,
+    reference: ScoreSet | None,
+    suite: Suite,
+    tasks: Sequence[TaskRow],
+    rows: Sequence[Row],
+    change: Estimate | None,
+) -> list[str]:
+    """Return what is to be said under the table, the most important first."""
+    sentences = _about_missing(ours, reference, suite)
+    if reference is not None:
+        sentences += _about_change(reference, suite, tasks, change)
+        if (over_seeds := _over_seeds(ours, reference, suite)) is not None:
+            sentences.append(over_seeds)
+    sentences.append(_about_errors(ours, reference, tasks))
+    sentences.append(_about_averages(suite, tasks))
+    for side in (ours, reference) if reference else (ours,):
+        sentences += side.notes
+        if odd := [name for name in suite.tasks if name in side.odd_sizes]:
+            told = ", ".join(
+                f"{TASKS[name].title} {side.odd_sizes[name].found:,} of {side.odd_sizes[name].expected:,}"
+                for name in odd
+            )
+            mark = f"{ODD_MARK} " if side is ours else f"{side.name}: "
+            sentences.append(f"{mark}Not the number of samples that the task is known to have: {told}.")
+        if side.unknown:
+            sentences.append(f"{side.name} has results that no task here is called by: {', '.join(side.unknown)}.")
+    if (slowest := _slowest(ours)) is not None:
+        sentences.append(slowest)
+    return sentences
+
+
+def _about_missing(ours: ScoreSet, reference: ScoreSet | None, suite: Suite) -> list[str]:
+    sentences = []
+    for side in (ours, reference) if reference else (ours,):
+        if missing := [name for name in suite.tasks if name not in side.scores]:
+            verb = "has" if len(missing) == 1 else "have"
+            sentences.append(
+                f"{len(missing)} of {len(suite.tasks)} tasks {verb} no score of {side.name}, and averages over them "
+                f"are left out: {', '.join(missing)}."
+            )
+    return sentences
+
+
+def _about_change(reference: ScoreSet, suite: Suite, tasks: Sequence[TaskRow], change: Estimate | None) -> list[str]:
+    sentences = []
+    if change is not None:
+        interval = change.interval
+        if interval is None:
+            told = "whether that is more than the choice of test samples is not known"
+        elif interval[0] > 0 or interval[1] < 0:
+            told = "more than the choice of test samples explains"
+        else:
+            told = "no more than the choice of test samples may explain"
+        sentence = f"The average is {signed(change.value)} from {reference.name}: {told}."
+        sign = math.copysign(1, change.value)
+        against = [r for r in tasks if r.task.name in suite.headline and r.change and sign * r.change.value < 0]
+        if against:
+            most = max(against, key=lambda row: abs(row.change.value) if row.change else 0.0)
+            assert most.change is not None
+            sentence += f" Most against it: {most.task.title} {_change_text(most.change)}."
+        sentences.append(sentence)
+    by = {how: [row.task.title for row in tasks if row.change and row.compared == how] for how in _HOW}
+    parts = [f"{counted(len(titles), 'task')} {_HOW[how]}" for how, titles in by.items() if titles]
+    if parts:
+        sentence = f"Compared: {'; '.join(parts)}."
+        if by[PAIRED] and (others := [*by[UNPAIRED], *by[NEITHER]]):
+            sentence += f" Not sample by sample: {', '.join(others)}."
+        sentences.append(sentence)
+    return sentences
+
+
+_HOW = {
+    PAIRED: "sample by sample",
+    UNPAIRED: "by both standard errors, as if of different samples, since not both have predictions of the same ones",
+    NEITHER: "without an interval, as a standard error is missing",
+}
+
+
+def _over_seeds(ours: ScoreSet, reference: ScoreSet, suite: Suite) -> str | None:
+    """Say what training seeds allow to be said of the average, where there are two of them on a side."""
+    runs = []
+    for side in (ours, reference):
+        seeds = side.seeds.items()
+        if any(name not in each.scores for _, each in seeds for name in suite.headline):
+            return None
+        runs.append({s: math.fsum(each.scores[n] for n in suite.headline) / len(suite.headline) for s, each in seeds})
+    if not all(runs) or (model := fit_seed_model(runs)) is None:
+        return None
+    found = model.difference(0, 1)
+    return (
+        f"Over training seeds ({counted(len(runs[0]), 'seed')} against {len(runs[1])}) the change of the average is "
+        f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]."
+    )
+
+
+def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[TaskRow]) -> str:
+    if not any(row.score is not None and row.score.error is not None for row in tasks):
+        return f"No standard errors: {ours.name} has neither predictions nor records that state them."
+    what = "± is the standard error" + (", [ ] the 95 % interval" if reference else "")
+    seeds = "one training seed" if len(ours.seeds) < 2 else f"the mean over {len(ours.seeds)} training seeds"
+    sentence = f"{what}, of {seeds} over the choice of test samples; it says nothing about another training seed."
+    if lacking := [row.task.title for row in tasks if row.score is not None and row.score.error is None]:
+        sentence += f" Not known of {listed(lacking)}, nor of averages over {'it' if len(lacking) == 1 else 'them'}."
+    return sentence
+
+
+def _about_averages(suite: Suite, tasks: Sequence[TaskRow]) -> str:
+    number = f"all {len(suite.tasks)} tasks" if not suite.development else f"the reporting {len(suite.headline)} tasks"
+    sentence = (
+        f"average is the mean over {number}; from chance the mean over the same of (score - chance) / (1 - chance): 0 "
+        "is guessing, 1 is perfect"
+    )
+    if suite.informative:
+        sentence += "; informative at a scale the mean over the tasks, fixed beforehand, that tell its runs apart"
+    if unknown := [row.task.title for row in tasks if row.score is not None and row.chance is None]:
+        sentence += f". Chance is not known of {listed(unknown)}"
+    return sentence + "."
+
+
+def _slowest(ours: ScoreSet) -> str | None:
+    """Say which tasks took longest; None where no times are known."""
+    if not ours.costs:
+        return None
+    costs = sorted(ours.costs.items(), key=lambda item: (-item[1].seconds, item[0]))
+    told = []
+    for name, cost in costs[:SHOWN]:
+        speed = f", {cost.images / cost.seconds:,.0f} images/s" if cost.seconds > 0 else ""
+        told.append(f"{TASKS[name].title if name in TASKS else name} {_seconds(cost.seconds)} s{speed}")
+    total = math.fsum(cost.seconds for cost in ours.costs.values())
+    return f"Slowest: {'; '.join(told)}. {counted(len(costs), 'task')} took {_seconds(total)} s."
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"
+
+
+# --- Cells ---------------------------------------------------------------------------------------------------------
+
+
+def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    header = ["group", "tasks", "score ± error"]
+    header += ["reference", "change [95 %]"] if evaluation.reference else []
+    cells = []
+    for row in evaluation.rows:
+        whole = len(row.tasks)
+        number = str(whole) if row.num_scored == whole else f"{row.num_scored} of {whole}"
+        line = [row.name.replace("_", " "), number, _score_text(row.score)]
+        line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
+        cells.append(line)
+    return header, cells
+
+
+def _task_cells(evaluation: Evaluation, rows: Sequence[TaskRow]) -> tuple[list[str], list[list[str]]]:
+    header = ["task", "score ± error", "chance", "from\nchance"]
+    header += ["reference", "change [95 %]"] if evaluation.reference else []
+    cells = []
+    for row in rows:
+        share = "-" if row.from_chance is None else f"{100 * row.from_chance:.0f} %"
+        line = [row.label, _score_text(row.score), _known(row.chance), share]
+        line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
+        cells.append(line)
+    return header, cells
+
+
+def _score_text(found: Estimate | None) -> str:
+    if found is None:
+        return "-"
+    return score(found.value) + ("" if found.error is None else f" ± {score(found.error)}")
+
+
+def _change_text(change: Estimate | None) -> str:
+    if change is None:
+        return "-"
+    interval = change.interval
+    return signed(change.value) + (f" [{signed(interval[0])}, {signed(interval[1])}]" if interval else "")
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else score(value)
