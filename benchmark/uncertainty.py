@@ -5,11 +5,11 @@ kind. They say nothing about another training seed. Retrieval's candidates, and 
 a metric goes by class or group, count as given in number.
 
 Metrics that are means of independent samples have closed forms. Each such sample (an image; in retrieval an image with
-all its captions; a cue of an association task) makes a contribution, and the metric is their sum:
+all its captions; a cue of an association task) makes a contribution, and the metric is their mean:
 
-- accuracy, top-5 accuracy, Jaccard index: the sample's value / n; for accuracy the variance is p (1 - p) / n
-- mean per-class recall: hit / (classes * samples of the class), a stratified mean (Cochran 1977, "Sampling techniques",
-  Sec. 5.3)
+- accuracy, top-5 accuracy, Jaccard index: the sample's value; the variance of an accuracy p is p (1 - p) / n
+- mean per-class recall: the sample's hit, weighted so that all classes count alike: a stratified mean (Cochran 1977,
+  "Sampling techniques", Sec. 5.3)
 - recall@k over captions: a ratio of sums over images, linearised (Cochran 1977, Sec. 6.3), as an image's captions are
   hit or missed together
 
@@ -36,6 +36,7 @@ from benchmark.tasks import Association, GroupedClassification, Retrieval, Task,
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 RESAMPLES = 1000
+ROUNDING = 1e-20  # a variance below it is none; one hit among a million samples has 1e-12
 BATCH = 100  # resamples at a time, which bounds memory
 
 Array = np.ndarray
@@ -66,8 +67,8 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sum:
-    """A metric as the sum of its samples' contributions."""
+class _Mean:
+    """A metric as the mean of what its samples contribute."""
 
     contributions: Array  # (samples,)
     strata: Array | None  # (samples,): each sample's class where the number of samples per class is given
@@ -75,19 +76,23 @@ class _Sum:
 
     @property
     def value(self) -> float:
-        return float(self.contributions.sum())
+        return float(self.contributions.mean())
 
     @property
     def variance(self) -> float:
+        """Return the mean's variance, zero where it is rounding alone."""
+        count = len(self.contributions)
         if self.strata is None:
-            return float(len(self.contributions) * np.var(self.contributions))
+            variance = float(np.var(self.contributions) / count)
+            return variance if variance > ROUNDING else 0.0
         names, places, counts = np.unique(self.strata, return_inverse=True, return_counts=True)
         centres = np.bincount(places, weights=self.contributions) / counts
         # A class of one sample has no spread of its own: its distance from the mean over classes errs upwards.
         single = counts == 1
-        centres[single] = self.value / len(names)
+        centres[single] = self.value * count / len(names)
         factors = np.where(single, 1.0, counts / np.maximum(counts - 1, 1))
-        return float(np.sum(factors[places] * (self.contributions - centres[places]) ** 2))
+        variance = float(np.sum(factors[places] * (self.contributions - centres[places]) ** 2) / count**2)
+        return variance if variance > ROUNDING else 0.0
 
 
 def uncertainty(task: Task, predictions: Predictions) -> Uncertainty:
@@ -214,39 +219,39 @@ def _answers(task: Task, table: pa.Table) -> pa.Table:
     return table.select(["key", "label", "group", "num_classes"]).combine_chunks()
 
 
-# --- Sums ----------------------------------------------------------------------------------------------------------
+# --- Means ---------------------------------------------------------------------------------------------------------
 
 
-def _combined(task: Task, tables: Sequence[pa.Table], weights: Array) -> _Sum:
+def _combined(task: Task, tables: Sequence[pa.Table], weights: Array) -> _Mean:
     """Return the weighted sum of several models' metrics, by sample."""
-    sums = [_sum_of(task, table) for table in tables]
-    together: Array = np.sum([weight * each.contributions for weight, each in zip(weights, sums, strict=True)], axis=0)
-    return _Sum(together, sums[0].strata, sums[0].size)
+    means = [_mean_of(task, table) for table in tables]
+    together: Array = np.sum([w * each.contributions for w, each in zip(weights, means, strict=True)], axis=0)
+    return _Mean(together, means[0].strata, means[0].size)
 
 
-def _sum_of(task: Task, table: pa.Table) -> _Sum:
+def _mean_of(task: Task, table: pa.Table) -> _Mean:
     name = task.main_metric
     if isinstance(task, Retrieval):
         recalls = [_recall_of(table, each) for each in (["image@1", "text@1"] if name == "mean_recall@1" else [name])]
-        contributions: Array = np.mean(recalls, axis=0)
-        return _Sum(contributions, None, len(contributions))
+        return _simple(np.mean(recalls, axis=0))
     if isinstance(task, Association) and name in _BUCKETS:
         least, most = _BUCKETS[name]
         rows = zip(table["ranked"].to_pylist(), table["associations"].to_pylist(), strict=True)
-        values = np.array(
-            [metrics.jaccard_of_top(order, right) for order, right in rows if least <= len(order) <= most]
-        )
-        return _Sum(values / len(values), None, len(values))
+        asked = [(order, right) for order, right in rows if least <= len(order) <= most]
+        return _simple(np.array([metrics.jaccard_of_top(order, right) for order, right in asked]))
     if isinstance(task, ZeroShotClassification):
         labels, predictions = table["label"].to_numpy(), table["prediction"].to_numpy()
         if name in ("acc1", "acc5"):
-            is_hit = labels == predictions if name == "acc1" else _in_top5(table)
-            return _Sum(is_hit / len(is_hit), None, len(is_hit))
+            return _simple((labels == predictions if name == "acc1" else _in_top5(table)).astype(float))
         if name == "mean_per_class_recall":
             _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-            contributions = (labels == predictions) / (len(counts) * counts[places])
-            return _Sum(contributions, places, float(len(counts) ** 2 / np.sum(1 / counts)))
+            contributions = (labels == predictions) * len(labels) / (len(counts) * counts[places])
+            return _Mean(contributions, places, float(len(counts) ** 2 / np.sum(1 / counts)))
     raise ValueError(f"task {task.name!r}: no standard error is known of its main metric {name!r}")
+
+
+def _simple(contributions: Array) -> _Mean:
+    return _Mean(contributions, None, len(contributions))
 
 
 def _recall_of(table: pa.Table, name: str) -> Array:
@@ -254,14 +259,14 @@ def _recall_of(table: pa.Table, name: str) -> Array:
     noun, k = name[:4], int(name.partition("@")[2])
     is_image = table["direction"].to_numpy(zero_copy_only=False) == IMAGE_TO_TEXT
     is_hit = table["rank"].to_numpy() <= k
-    num_images = int(is_image.sum())
     if noun == "text":
-        contributions: Array = is_hit[is_image] / num_images
+        contributions: Array = is_hit[is_image].astype(float)
         return contributions
     captions = table["num_positives"].to_numpy()[is_image]
-    hits = np.bincount(np.repeat(np.arange(num_images), captions), weights=is_hit[~is_image], minlength=num_images)
+    owner = np.repeat(np.arange(len(captions)), captions)
+    hits = np.bincount(owner, weights=is_hit[~is_image], minlength=len(captions))
     recall = hits.sum() / captions.sum()
-    linear: Array = recall / num_images + (hits - recall * captions) / captions.sum()
+    linear: Array = recall + (hits - recall * captions) / captions.mean()
     return linear
 
 

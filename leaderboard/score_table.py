@@ -159,8 +159,10 @@ def render_evaluation(
         return to_frame(evaluation, with_tasks=with_tasks).to_csv(index=False)
     spell = markdown_table if style == "markdown" else text_table
     blocks = [spell(*_group_cells(evaluation), {0})]
-    if with_tasks:
-        blocks.append(spell(*_task_cells(evaluation, evaluation.tasks), {0}))
+    has_gaps = any(row.score is None for row in evaluation.tasks)  # then groups alone would show little
+    shown = [row for row in evaluation.tasks if with_tasks or (has_gaps and row.score is not None)]
+    if shown:
+        blocks.append(spell(*_task_cells(evaluation, shown), {0}))
     if evaluation.carriers:
         change = evaluation.average.change
         assert change is not None
@@ -186,7 +188,8 @@ def render_evaluation(
     if style == "markdown":
         return page(evaluation.title, blocks, evaluation.sentences, style)
     told = [textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in evaluation.sentences]
-    return page(evaluation.title, [*blocks, told], (), style).rstrip("\n") + "\n"
+    title = textwrap.fill(evaluation.title, WIDTH, break_on_hyphens=False, break_long_words=False)
+    return page(title, [*blocks, told], (), style).rstrip("\n") + "\n"
 
 
 def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
@@ -360,7 +363,10 @@ def _sentences(
 def _about_missing(ours: ScoreSet, reference: ScoreSet | None, suite: Suite) -> list[str]:
     sentences = []
     for side in (ours, reference) if reference else (ours,):
-        if missing := [name for name in suite.tasks if name not in side.scores]:
+        missing = [name for name in suite.tasks if name not in side.scores]
+        if len(missing) == len(suite.tasks):
+            sentences.append(f"{side.name} has no score of any task of suite {suite.name}.")
+        elif missing:
             verb = "has" if len(missing) == 1 else "have"
             sentences.append(
                 f"{len(missing)} of {len(suite.tasks)} tasks {verb} no score of {side.name}, and averages over them "
@@ -376,7 +382,7 @@ def _about_change(reference: ScoreSet, suite: Suite, tasks: Sequence[TaskRow], c
         if interval is None:
             told = "whether that is more than the choice of test samples is not known"
         elif interval[0] > 0 or interval[1] < 0:
-            told = "more than the choice of test samples explains"
+            told = "more than the choice of test samples explains; another training seed may move it as much or more"
         else:
             told = "no more than the choice of test samples may explain"
         sentence = f"The average is {signed(change.value)} from {reference.name}: {told}."
@@ -425,8 +431,11 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
     if not any(row.score is not None and row.score.error is not None for row in tasks):
         return f"No standard errors: {ours.name} has neither predictions nor records that state them."
     what = "± is the standard error" + (", [ ] the 95 % interval" if reference else "")
-    seeds = "one training seed" if len(ours.seeds) < 2 else f"the mean over {len(ours.seeds)} training seeds"
-    sentence = f"{what}, of {seeds} over the choice of test samples; it says nothing about another training seed."
+    if len(ours.seeds) < 2:
+        whose, but = "one training seed", "it says nothing about another training seed"
+    else:
+        whose, but = f"the mean over these {len(ours.seeds)} training seeds", "it says nothing about other seeds"
+    sentence = f"{what}, of {whose} over the choice of test samples alone; {but}."
     if lacking := [row.task.title for row in tasks if row.score is not None and row.score.error is None]:
         sentence += f" Not known of {listed(lacking)}, nor of averages over {'it' if len(lacking) == 1 else 'them'}."
     return sentence
@@ -466,8 +475,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    header = ["group", "tasks", "score ± error"]
-    header += ["reference", "change [95 %]"] if evaluation.reference else []
+    header = ["group", "tasks", *_titles(evaluation)]
     cells = []
     for row in evaluation.rows:
         whole = len(row.tasks)
@@ -479,8 +487,8 @@ def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def _task_cells(evaluation: Evaluation, rows: Sequence[TaskRow]) -> tuple[list[str], list[list[str]]]:
-    header = ["task", "score ± error", "chance", "from\nchance"]
-    header += ["reference", "change [95 %]"] if evaluation.reference else []
+    found, *change = _titles(evaluation)
+    header = ["task", found, "chance", "from\nchance", *change]
     cells = []
     for row in rows:
         share = "-" if row.from_chance is None else f"{100 * row.from_chance:.0f} %"
@@ -488,6 +496,16 @@ def _task_cells(evaluation: Evaluation, rows: Sequence[TaskRow]) -> tuple[list[s
         line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
         cells.append(line)
     return header, cells
+
+
+def _titles(evaluation: Evaluation) -> list[str]:
+    """Return the titles of a score and, with a reference, of what it is compared with."""
+    found = [row.score for row in evaluation.tasks if row.score is not None]
+    titles = ["score ± error" if any(each.error is not None for each in found) else "score"]
+    if evaluation.reference is None:
+        return titles
+    changes = [row.change for row in evaluation.tasks if row.change is not None]
+    return [*titles, "reference", "change [95 %]" if any(each.error is not None for each in changes) else "change"]
 
 
 def _score_text(found: Estimate | None) -> str:

@@ -153,6 +153,9 @@ def test_classification_by_geometry(eval_dir: Path, tmp_path: Path) -> None:
         "num_samples": 5,
         "chance": 0.25,
         "main_metric": 0.8,
+        "standard_error": pytest.approx((0.8 * 0.2 / 5) ** 0.5),
+        "interval_low": pytest.approx(0.375535, abs=1e-6),
+        "interval_high": pytest.approx(0.963776, abs=1e-6),
     }
 
 

@@ -87,6 +87,9 @@ def test_classification_metrics_by_hand() -> None:
         "num_samples": 4,
         "chance": pytest.approx(1 / 3),
         "main_metric": 0.75,
+        "standard_error": pytest.approx((0.75 * 0.25 / 4) ** 0.5),
+        "interval_low": pytest.approx(0.300642, abs=1e-6),
+        "interval_high": pytest.approx(0.954413, abs=1e-6),
     }
 
 

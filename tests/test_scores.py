@@ -1,0 +1,466 @@
+"""Scores from wherever they lie, the table that closes an evaluation, and learning curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from benchmark.cli import main
+from benchmark.registry import SUITES, TASKS
+from benchmark.results import CLASSIFICATION_SCHEMA, result_path, write_lines, write_result
+from benchmark.stage import read_record, write_record
+from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
+from benchmark.uncertainty import difference
+from leaderboard import scores as scores_module
+from leaderboard.curve import plot_curve, render_curve
+from leaderboard.score_table import Estimate, make_evaluation, render_evaluation
+from leaderboard.scores import Samples, ScoreSet, TaskCost, best_suite, read_scores, suite_named
+
+ANIMALS = ZeroShotClassification(name="toy/animals", title="Animals", groups=("plain",), size=100)
+PLANTS = ZeroShotClassification(name="toy/plants", title="Plants", groups=("plain",), num_classes=5)
+STREETS = GroupedClassification(name="toy/streets", title="Streets", groups=("worst_group",))
+FACES = FaceAttributes(name="toy/faces", title="Faces")
+TOY_TASKS = (ANIMALS, PLANTS, STREETS)
+SUITE = Suite(
+    name="toy",
+    version=3,
+    tasks=tuple(task.name for task in TOY_TASKS),
+    unscored=("toy/faces",),
+    informative={"small": ("toy/animals", "toy/plants")},
+)
+
+
+@pytest.fixture(autouse=True)
+def toy_suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for task in (*TOY_TASKS, FACES):
+        monkeypatch.setitem(TASKS, task.name, task)
+    monkeypatch.setitem(SUITES, "toy", SUITE)
+    monkeypatch.setitem(SUITES, "toy-one", Suite(name="toy-one", version=1, tasks=("toy/animals",)))
+    yield
+
+
+def predictions(task: Task, hits: int, *, first: int = 0, count: int = 100) -> pa.Table:
+    """Return predictions of which `hits` are right, from row `first` on; every other row is of group 0, then 1."""
+    rows = np.arange(count)
+    labels = rows % 5
+    chosen = np.where((rows >= first) & (rows < first + hits), labels, (labels + 1) % 5)
+    columns = {
+        "key": [f"{row:04d}" for row in rows],
+        "label": labels.astype(np.int32),
+        "prediction": chosen.astype(np.int32),
+        "score": np.zeros(count, np.float32),
+        "top5": pa.array(list(((chosen[:, None] + np.arange(5)) % 5).astype(np.int32)), pa.list_(pa.int32())),
+        "group": pa.array((rows % 2).astype(np.int32)) if task is STREETS else pa.nulls(count, pa.int32()),
+        "num_classes": np.full(count, 5, np.int32),
+    }
+    return pa.table(columns, schema=CLASSIFICATION_SCHEMA)
+
+
+def evaluated(
+    folder: Path, hits: Mapping[Task, int], *, first: int = 0, model: str = "m0", version: int = 1, count: int = 100
+) -> Path:
+    for task, number in hits.items():
+        made_from = {"task": task.name, "task_version": version, "data": task.name, "checkpoint": model}
+        write_result(folder, task, made_from, predictions(task, number, first=first, count=count))
+    return folder
+
+
+def lines_file(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def line(key: str, score: object, **metrics: object) -> str:
+    return json.dumps({"key": key, "dataset": key, "metrics": {**metrics, "main_metric": score}})
+
+
+ALL = {ANIMALS: 60, PLANTS: 50, STREETS: 40}
+
+
+# --- Where scores lie ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_results_is_read(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "mine", ALL)
+    found = read_scores(str(folder))
+    assert found.name == "mine"
+    assert found.scores == {"toy/animals": 0.6, "toy/plants": 0.5, "toy/streets": 0.4}
+    assert found.chance["toy/animals"] == 0.2
+    assert found.errors["toy/animals"] == pytest.approx(math.sqrt(0.6 * 0.4 / 100))
+    assert found.predictions["toy/plants"] == (folder,)
+    assert not found.seeds and not found.odd_sizes and not found.unknown
+
+
+def test_records_of_before_errors_were_kept_get_them_from_their_predictions(tmp_path: Path) -> None:
+    evaluated(tmp_path, ALL)
+    path = result_path(tmp_path, ANIMALS)
+    record = read_record(path)
+    assert record is not None
+    for name in ("standard_error", "interval_low", "interval_high"):
+        del record.result["metrics"][name]
+    write_record(path, record)
+    assert read_scores(str(tmp_path)).errors["toy/animals"] == pytest.approx(math.sqrt(0.6 * 0.4 / 100))
+
+
+def test_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    evaluated(tmp_path / "seed-0", ALL, model="m0")
+    evaluated(tmp_path / "seed-1", {ANIMALS: 40, PLANTS: 50, STREETS: 40}, first=60, model="m1")
+    (tmp_path / "seed-2" / "checkpoint").mkdir(parents=True)  # in training
+    found = read_scores(str(tmp_path))
+    assert list(found.seeds) == [0, 1]
+    assert found.scores["toy/animals"] == pytest.approx(0.5)
+    # One of the two is right on each sample, so that their mean is 1/2 whichever samples are drawn.
+    assert found.errors["toy/animals"] == pytest.approx(0)
+    assert found.predictions["toy/animals"] == (tmp_path / "seed-0", tmp_path / "seed-1")
+
+
+def test_a_task_that_a_seed_lacks_has_no_mean_and_is_told(tmp_path: Path) -> None:
+    evaluated(tmp_path / "seed-0", ALL)
+    evaluated(tmp_path / "seed-1", {ANIMALS: 40, PLANTS: 50})
+    found = read_scores(str(tmp_path))
+    assert set(found.scores) == {"toy/animals", "toy/plants"}
+    assert found.notes == ("Seed 1 has no score of toy/streets: there is no mean over seeds of these.",)
+
+
+def test_seeds_tested_on_other_samples_are_refused(tmp_path: Path) -> None:
+    evaluated(tmp_path / "seed-0", {ANIMALS: 60})
+    evaluated(tmp_path / "seed-1", {ANIMALS: 60}, count=90)
+    with pytest.raises(ValueError, match=r"its seeds cannot be joined, as the predictions of 'toy/animals' are not of"):
+        read_scores(str(tmp_path))
+
+
+def test_a_seeds_folder_is_called_by_its_experiment_and_finds_its_costs_there(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "clip" / "seed-1", ALL)
+    costs = [
+        {"stage": "evaluate_task", "task": "toy/animals", "images": 100, "seconds": 9.0, "seed": 0},
+        {"stage": "evaluate_task", "task": "toy/animals", "images": 100, "seconds": 2.0, "seed": 1},
+        {"stage": "evaluate_task", "task": "toy/animals", "images": 100, "seconds": 4.0, "seed": 1},
+        {"stage": "train", "seconds": 50.0, "seed": 1},
+    ]
+    cut = '{"stage": "evaluate_ta'
+    lines_file(tmp_path / "clip" / "costs.jsonl", *(json.dumps(cost) for cost in costs), cut)
+    found = read_scores(str(folder))
+    assert found.name == "clip/seed-1"
+    assert found.costs == {"toy/animals": TaskCost(4.0, 100)}
+
+
+def test_our_lines_say_what_our_records_say(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "mine", ALL)
+    write_lines(folder)
+    of_records, of_lines = read_scores(str(folder)), read_scores(str(folder / "eval_results.jsonl"))
+    assert of_lines == replace(of_records, predictions={}, scores=of_lines.scores)
+    assert of_lines.scores == of_records.scores
+
+
+def test_datacomps_lines_are_read_with_nan_and_without_chance(tmp_path: Path) -> None:
+    (tmp_path / "dc").mkdir()
+    lines_file(
+        tmp_path / "dc" / "eval_results.jsonl",
+        '{"key": "toy/plants", "dataset": "Plants", "metrics": {"acc1": 0.5, "acc5": NaN, "main_metric": 0.5}}',
+        line("toy/faces", None, acc=0.1),
+        '{"key": "toy/streets", "dataset": "Streets", "metrics": {"main_metric": NaN}}',
+        line("toy/unheard", 0.25),
+    )
+    found = read_scores(str(tmp_path / "dc"))
+    assert found.name == "dc"
+    assert found.scores == {"toy/plants": 0.5, "toy/unheard": 0.25}
+    assert found.chance == {"toy/plants": 0.2}  # of the number of classes; of the others it is not known
+    assert found.unscored == ("toy/faces", "toy/streets")
+    assert found.unknown == ("toy/unheard",)
+    assert "dc has results that no task here is called by: toy/unheard." in render_evaluation(found, SUITE)
+
+
+def test_a_repeated_line_may_not_say_something_else(tmp_path: Path) -> None:
+    nan = '{"key": "toy/plants", "dataset": "Plants", "metrics": {"acc5": NaN, "main_metric": 0.5}}'
+    same = lines_file(tmp_path / "same.jsonl", nan, nan)
+    assert read_scores(str(same)).scores == {"toy/plants": 0.5}
+    other = lines_file(tmp_path / "other.jsonl", nan, line("toy/animals", 0.1), nan.replace("0.5", "0.6"))
+    with pytest.raises(ValueError, match=r"other\.jsonl: line 3 repeats 'toy/plants' with other numbers"):
+        read_scores(str(other))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"key": "toy/plants"', "line 1 is no result of a task"),
+        ('{"key": "toy/plants"}', "line 1 is no result of a task"),
+        ("[1]", "line 1 is no result of a task"),
+        ("", "has no result of a task"),
+        (line("toy/plants", 79.2), "has the score 79.2; a score is a number from 0 to 1"),
+        (line("toy/plants", "high"), "has the score 'high'"),
+    ],
+)
+def test_lines_that_are_none_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_scores(str(lines_file(tmp_path / "lines.jsonl", text)))
+
+
+@dataclass(frozen=True)
+class Released:
+    name: str
+    scores: dict[str, float]
+
+
+def test_a_released_checkpoint_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores_module, "find_checkpoint", lambda name: Released(f"B-32/{name}", {"toy/plants": 0.75}))
+    found = read_scores("datacomp_m")
+    assert (found.name, found.scores, found.chance) == ("B-32/datacomp_m", {"toy/plants": 0.75}, {"toy/plants": 0.2})
+
+
+def test_what_is_nowhere_is_told_with_the_nearest_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> Released:
+        raise KeyError(f"unknown checkpoint {name!r}. Did you mean 'mina'?")
+
+    monkeypatch.setattr(scores_module, "find_checkpoint", none)
+    evaluated(tmp_path / "mine", ALL)
+    with pytest.raises(KeyError, match=r"is no folder and no file\. Did you mean 'mine'\?.*Did you mean 'mina'"):
+        read_scores(str(tmp_path / "minne"))
+
+
+def test_a_folder_without_results_says_what_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no results: neither eval/\*\.json"):
+        read_scores(str(tmp_path))
+
+
+def test_results_of_another_version_or_of_two_models_are_refused(tmp_path: Path) -> None:
+    evaluated(tmp_path / "old", {ANIMALS: 60}, version=7)
+    with pytest.raises(ValueError, match=r"other versions of their tasks.*toy/animals: 7 there, 1 now"):
+        read_scores(str(tmp_path / "old"))
+    evaluated(tmp_path / "two", {ANIMALS: 60})
+    evaluated(tmp_path / "two", {PLANTS: 60}, model="m1")
+    with pytest.raises(ValueError, match=r"several models or settings: 'toy/animals' and \['toy/plants'\]"):
+        read_scores(str(tmp_path / "two"))
+
+
+def test_another_number_of_samples_than_known_is_marked(tmp_path: Path) -> None:
+    found = read_scores(str(evaluated(tmp_path, ALL, count=90)))
+    assert found.odd_sizes == {"toy/animals": Samples(90, 100)}  # of the others no size is known
+    text = render_evaluation(found, SUITE, with_tasks=True)
+    assert "Animals* " in text
+    assert "* Not the number of samples that the task is known to have: Animals 90 of 100." in text
+
+
+def test_the_suite_is_the_one_with_most_of_the_tasks_and_then_the_smallest() -> None:
+    assert best_suite(ScoreSet("a", {"toy/animals": 0.5, "toy/plants": 0.5})).name == "toy"
+    assert best_suite(ScoreSet("a", {"toy/animals": 0.5})).name == "toy-one"
+    with pytest.raises(KeyError, match="no suite has the tasks of a"):
+        best_suite(ScoreSet("a", {"unheard": 0.5}))
+    with pytest.raises(KeyError, match="Did you mean 'toy'"):
+        suite_named("toyy")
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+
+def made(name: str, animals: float, plants: float, streets: float, error: float | None = 0.03) -> ScoreSet:
+    found = {"toy/animals": animals, "toy/plants": plants, "toy/streets": streets}
+    chance = dict.fromkeys(found, 0.2)
+    return ScoreSet(name, found, chance, {} if error is None else dict.fromkeys(found, error))
+
+
+def test_the_table_reads_well(tmp_path: Path) -> None:
+    ours = read_scores(str(evaluated(tmp_path / "ours", {ANIMALS: 80, PLANTS: 50, STREETS: 40})))
+    theirs = read_scores(str(evaluated(tmp_path / "theirs", {ANIMALS: 60, PLANTS: 55, STREETS: 40})))
+    ours = replace(ours, costs={"toy/animals": TaskCost(4.0, 100), "toy/plants": TaskCost(2000.0, 100)})
+    assert render_evaluation(ours, SUITE, theirs) == (
+        """\
+ours against theirs: suite toy, version 3
+
+group                 tasks  score ± error  reference         change [95 %]
+---------------------------------------------------------------------------
+plain                     2    .650 ± .032       .575  +.075 [+.030, +.120]
+worst group               1    .400 ± .058       .400  +.000 [+.000, +.000]
+average                   3    .567 ± .029       .517  +.050 [+.020, +.080]
+from chance               3    .474 ± .035       .412  +.062 [+.025, +.100]
+informative at small      2    .650 ± .032       .575  +.075 [+.030, +.120]
+
+tasks that carry +.050  score ± error  reference         change [95 %]  of the average
+--------------------------------------------------------------------------------------
+Animals                   .800 ± .040       .600  +.200 [+.122, +.278]           +.067
+
+The average is +.050 from theirs: more than the choice of test samples explains; another training
+seed may move it as much or more. Most against it: Plants -.050 [-.093, -.007].
+Compared: 3 tasks sample by sample.
+± is the standard error, [ ] the 95 % interval, of one training seed over the choice of test samples
+alone; it says nothing about another training seed.
+average is the mean over all 3 tasks; from chance the mean over the same of (score - chance) / (1 -
+chance): 0 is guessing, 1 is perfect; informative at a scale the mean over the tasks, fixed
+beforehand, that tell its runs apart.
+Slowest: Plants 2,000 s, 0 images/s; Animals 4.0 s, 25 images/s. 2 tasks took 2,004 s.
+"""
+    )
+
+
+def test_errors_of_a_mean_add_in_squares_and_changes_are_paired(tmp_path: Path) -> None:
+    ours = read_scores(str(evaluated(tmp_path / "ours", ALL)))
+    theirs = read_scores(str(evaluated(tmp_path / "theirs", {ANIMALS: 50, PLANTS: 45, STREETS: 30}, first=5)))
+    found = make_evaluation(ours, SUITE, theirs)
+    rows = {row.name: row for row in found.rows}
+    paired = [
+        difference(task, predictions(task, ALL[task]), predictions(task, hits, first=5)).standard_error
+        for task, hits in ((ANIMALS, 50), (PLANTS, 45))
+    ]
+    assert rows["plain"].change is not None and rows["plain"].score is not None
+    assert rows["plain"].score == Estimate(
+        pytest.approx(0.55), pytest.approx(math.hypot(math.sqrt(0.24 / 100), math.sqrt(0.25 / 100)) / 2)
+    )
+    assert rows["plain"].change.value == pytest.approx(0.075)
+    assert rows["plain"].change.error == pytest.approx(math.hypot(*paired) / 2)
+
+
+def test_without_predictions_changes_go_by_standard_errors() -> None:
+    found = make_evaluation(made("a", 0.5, 0.6, 0.7), SUITE, made("b", 0.5, 0.5, 0.5, error=0.04))
+    assert found.average.change is not None
+    assert found.average.change.error == pytest.approx(0.05 * math.sqrt(3) / 3)
+    assert any("3 tasks by both standard errors" in sentence for sentence in found.sentences)
+    assert [row.task.title for row in found.carriers] == ["Streets", "Plants"]
+
+
+def test_other_samples_under_one_task_are_compared_by_standard_errors(tmp_path: Path) -> None:
+    ours = read_scores(str(evaluated(tmp_path / "ours", ALL)))
+    theirs = read_scores(str(evaluated(tmp_path / "theirs", ALL, count=90)))
+    found = make_evaluation(ours, SUITE, theirs)
+    assert {row.compared for row in found.tasks} == {"errors"}
+    change = found.tasks[0].change
+    assert change is not None
+    assert change.error == pytest.approx(math.hypot(ours.errors["toy/animals"], theirs.errors["toy/animals"]))
+
+
+def test_without_standard_errors_a_change_has_no_interval_and_that_is_said() -> None:
+    text = render_evaluation(made("a", 0.5, 0.6, 0.7), SUITE, made("b", 0.5, 0.5, 0.5, error=None))
+    assert "3 tasks without an interval, as a standard error is missing" in text
+    assert "whether that is more than the choice of test samples is not known" in text
+    assert "[+" not in text and "+.100" in text
+
+
+def test_damaged_predictions_are_an_error_and_no_other_way_of_comparing(tmp_path: Path) -> None:
+    ours = read_scores(str(evaluated(tmp_path / "ours", ALL)))
+    theirs = read_scores(str(evaluated(tmp_path / "theirs", ALL)))
+    path = tmp_path / "theirs" / "eval" / "toy-plants.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"toy-plants\.parquet is damaged"):
+        make_evaluation(ours, SUITE, theirs)
+
+
+def test_a_missing_task_leaves_averages_out_and_is_listed(tmp_path: Path) -> None:
+    ours = read_scores(str(evaluated(tmp_path, {ANIMALS: 60, STREETS: 40})))
+    found = make_evaluation(ours, SUITE)
+    values = {row.name: row.score for row in found.rows}
+    assert values["average"] is values["plain"] is values["from chance"] is values["informative at small"] is None
+    assert values["worst_group"] is not None and values["worst_group"].value == 0.4
+    text = render_evaluation(ours, SUITE)
+    assert "1 of 3 tasks has no score of" in text and "toy/plants" in text
+    assert "1 of 2" in text and "Animals" in text  # what is there is shown
+
+
+def test_the_halves_of_a_suite_are_averaged_apart() -> None:
+    halves = replace(SUITE, reporting=("toy/plants", "toy/streets"), informative={})
+    rows = {row.name: row.score for row in make_evaluation(made("a", 0.4, 0.6, 0.7), halves).rows}
+    assert {name: round(row.value, 6) for name, row in rows.items() if row} == {
+        "plain": 0.5,
+        "worst_group": 0.7,
+        "average": 0.65,
+        "dev": 0.4,
+        "from chance": pytest.approx((0.5 + 0.625) / 2, abs=1e-6),
+    }
+
+
+def test_chance_that_one_side_does_not_know_is_taken_from_the_other() -> None:
+    released = replace(made("b", 0.5, 0.5, 0.5, error=None), chance={})
+    found = {row.name: row for row in make_evaluation(made("a", 0.5, 0.6, 0.7), SUITE, released).rows}
+    assert found["from chance"].reference == pytest.approx(0.375)
+    alone = {row.name: row for row in make_evaluation(released, SUITE).rows}
+    assert alone["from chance"].score is None
+    assert "Chance is not known of Animals, Plants and Streets" in render_evaluation(released, SUITE)
+
+
+def test_with_seeds_on_both_sides_the_table_says_what_they_allow() -> None:
+    def over_seeds(name: str, averages: list[float]) -> ScoreSet:
+        seeds = {seed: made(f"{name}/{seed}", value, value, value) for seed, value in enumerate(averages)}
+        mean = sum(averages) / len(averages)
+        return replace(made(name, mean, mean, mean), seeds=seeds)
+
+    text = render_evaluation(over_seeds("a", [0.5, 0.54]), SUITE, over_seeds("b", [0.4, 0.42]))
+    # Differences .10 and .12: mean .11, standard error .01, t(1, .975) = 12.706.
+    assert "(2 seeds against 2) the change of the average is +.110 [-.017, +.237]." in text
+    assert "of the mean over these 2 training seeds" in text
+
+
+def test_no_line_of_the_text_is_longer_than_100() -> None:
+    ours, theirs = made("a" * 40, 0.51, 0.61, 0.71), made("b" * 60, 0.5, 0.5, 0.5)
+    ours = replace(ours, odd_sizes={"toy/animals": Samples(90_000, 100_000)}, notes=("word " * 50,))
+    for text in (
+        render_evaluation(ours, SUITE, theirs, with_tasks=True),
+        render_curve([(1_000_000, theirs), (12_800_000, ours)], SUITE),
+    ):
+        assert max(map(len, text.splitlines())) <= 100
+
+
+def test_markdown_and_csv_say_the_same(tmp_path: Path) -> None:
+    ours, theirs = made("a", 0.5, 0.6, 0.7), made("b", 0.5, 0.5, 0.5)
+    markdown = render_evaluation(ours, SUITE, theirs, "markdown")
+    assert markdown.startswith("## a against b: suite toy, version 3\n")
+    assert "| plain | 2 | .550 ± .021 | .500 | +.050 [-.009, +.109] |" in markdown
+    (tmp_path / "table.csv").write_text(render_evaluation(ours, SUITE, theirs, "csv", with_tasks=True))
+    frame = pd.read_csv(tmp_path / "table.csv").set_index("name")
+    assert frame.loc["average", "change"] == pytest.approx(0.1)
+    assert frame.loc["toy/streets", "from_chance"] == pytest.approx(0.625)
+    assert frame.loc["toy/streets", "change_low"] == pytest.approx(0.2 - 1.959964 * 0.03 * math.sqrt(2), abs=1e-6)
+
+
+def test_the_command_compares_what_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated(tmp_path / "x" / "seed-0", ALL)
+    evaluated(tmp_path / "y" / "seed-0", {ANIMALS: 50, PLANTS: 45, STREETS: 30})
+    assert main(["leaderboard", "compare", str(tmp_path / "x"), str(tmp_path / "y"), "--tasks"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("x against y: suite toy, version 3\n") and "Streets " in text
+    assert main(["leaderboard", "compare", str(tmp_path / "x"), "--suite", "toy-one", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("kind,name,tasks,scored,score,")
+    assert main(["leaderboard", "compare", str(tmp_path / "x"), str(tmp_path / "z")]) == 2
+    assert capsys.readouterr().err.startswith(f"winnow: '{tmp_path / 'z'}' is no folder and no file.")
+
+
+# --- Learning curves -------------------------------------------------------------------------------------------------
+
+
+def test_a_learning_curve_goes_by_samples_seen() -> None:
+    late, early = made("a", 0.5, 0.6, 0.7), made("a", 0.3, 0.3, 0.3)
+    text = render_curve([(2_000, late), (1_000, early)], SUITE)
+    lines = text.splitlines()
+    assert lines[0] == "a: suite toy, version 3, over samples seen"
+    assert lines[5].split() == ["1,000", ".300", "±", ".017", ".300", ".300", ".125", ".300"]
+    assert lines[6].split() == ["2,000", ".600", "±", ".017", ".550", ".700", ".500", ".550"]
+    assert "From 1,000 to 2,000 samples the average changed by +.300 [+.252, +.348]." in text
+
+
+def test_a_learning_curve_names_what_a_checkpoint_lacks() -> None:
+    early = made("a", 0.3, 0.3, 0.3)
+    del early.scores["toy/plants"]
+    text = render_curve([(1_000, early), (2_000, made("a", 0.5, 0.6, 0.7))], SUITE)
+    assert "After 1,000 samples there is no score of toy/plants." in text
+
+
+def test_two_points_of_the_same_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the same number of samples: \[1000\]"):
+        render_curve([(1_000, made("a", 0.3, 0.3, 0.3)), (1_000, made("a", 0.4, 0.3, 0.3))], SUITE)
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        render_curve([], SUITE)
+
+
+def test_the_plot_depends_on_its_points_alone(tmp_path: Path) -> None:
+    seeds = {seed: made("a", 0.5, 0.6, 0.6 + seed / 10) for seed in range(3)}
+    points = [(1_000, made("a", 0.3, 0.3, 0.3)), (2_000, replace(made("a", 0.5, 0.6, 0.7), seeds=seeds))]
+    plot_curve(points, SUITE, tmp_path / "one.png")
+    plot_curve(points[::-1], SUITE, tmp_path / "two.png")
+    plot_curve([points[0], (2_000, made("a", 0.5, 0.6, 0.7))], SUITE, tmp_path / "without_seeds.png")
+    one, two, other = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png", "without_seeds.png"))
+    assert one[:8] == b"\x89PNG\r\n\x1a\n" and len(one) > 10_000
+    assert one == two != other
