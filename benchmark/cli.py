@@ -67,8 +67,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if rank_of_process()[1] > 1 and verb != "train":
-        raise ValueError(f"winnow {verb} does not work on ranks; run it once, without torchrun (only train does)")
+    if rank_of_process()[1] > 1 and verb not in ("train", "evaluate"):
+        raise ValueError(
+            f"winnow {verb} does not work on ranks; run it once, without torchrun (only train and evaluate do)"
+        )
     if verb == "--version":
         print(f"winnow {__version__}")
         return 0
