@@ -75,7 +75,7 @@ CUT_TO_MULTIPLE = 8  # tokens; prompts of a few lengths go together
 QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, to bound memory
 IMAGES_AT_ONCE = 4096  # likewise, of images against classes
 DECODED_TOGETHER = 16  # images that a thread decodes at a time; it divides BATCH_SIZE
-PARTS_AHEAD = 2 * BATCH_SIZE // DECODED_TOGETHER
+BATCHES_AHEAD = 2
 DECODING_THREADS = 2  # beside a model that computes on the same cores
 OBJECTIVES = ("race", "gender", "age", "toxic")  # of faces
 FACE_PLACES = {"age": 0, "gender": 1, "race": 2, "race_binary": 3}  # in the .npy vector
@@ -123,8 +123,9 @@ def evaluate(
     """
     model.to(device)
     with ExitStack() as held:
+        folders = ranks.on_first(lambda: find_sets(tasks, eval_dir))  # before anything is written
         ranks.on_first(lambda: held.enter_context(locked(out_dir / EVAL_FOLDER)))
-        jobs = ranks.on_first(lambda: _plan(tasks, eval_dir, out_dir, made_from, preprocess, strict=strict))
+        jobs = ranks.on_first(lambda: _plan(tasks, folders, out_dir, made_from, preprocess, strict=strict))
         mine = _share(jobs, ranks)
         images = sum(job.contents.num_images for job in mine)
         bar = held.enter_context(tqdm(total=images, desc="evaluate", unit="image", disable=None, leave=False))
@@ -154,7 +155,7 @@ def find_sets(tasks: Sequence[Task], eval_dir: Path) -> dict[str, Path]:
 
 def _plan(
     tasks: Sequence[Task],
-    eval_dir: Path,
+    folders: dict[str, Path],
     out_dir: Path,
     made_from: dict[str, Json],
     preprocess: Preprocess,
@@ -162,7 +163,6 @@ def _plan(
     strict: bool,
 ) -> list[_Job]:
     """Return the tasks that have no result yet, their data checked; say which have one."""
-    folders = find_sets(tasks, eval_dir)
     remove_temporary(out_dir / EVAL_FOLDER)
     jobs = []
     for task in tqdm(tasks, desc="check data", unit="task", disable=None, leave=False):
@@ -324,9 +324,9 @@ class _Evaluator:
         return np.concatenate(nearest), np.concatenate(scores)
 
     def _retrieve(self, samples: list[Sample], job: _Job) -> pa.Table:
-        captions_of = [captions_of(sample) for sample in samples]
-        captions = [caption for of_image in captions_of for caption in of_image]
-        counts = np.array([len(of_image) for of_image in captions_of])
+        of_images = [captions_of(sample) for sample in samples]
+        captions = [caption for of_image in of_images for caption in of_image]
+        counts = np.array([len(of_image) for of_image in of_images])
         owner = np.repeat(np.arange(len(samples)), counts)  # (captions,)
 
         distinct, places = self._encode_texts(captions, job.task.name)
@@ -483,11 +483,13 @@ def _decoded(samples: Sequence[Sample], preprocess: Preprocess, workers: int) ->
         images = _Images(samples, preprocess)
         yield from DataLoader(images, batch_size=BATCH_SIZE, num_workers=workers, generator=torch.Generator())
         return
-    parts = (samples[start : start + DECODED_TOGETHER] for start in range(0, len(samples), DECODED_TOGETHER))
+    size = min(DECODED_TOGETHER, BATCH_SIZE)
+    parts = (samples[start : start + size] for start in range(0, len(samples), size))
+    ahead = BATCHES_AHEAD * BATCH_SIZE // size
     waiting: deque[Future[list[np.ndarray]]] = deque()
     with ThreadPoolExecutor(max_workers=DECODING_THREADS) as threads:
         try:
-            waiting.extend(threads.submit(_load_images, part, preprocess) for part in islice(parts, PARTS_AHEAD))
+            waiting.extend(threads.submit(_load_images, part, preprocess) for part in islice(parts, ahead))
             while waiting:
                 pixels: list[np.ndarray] = []
                 while waiting and len(pixels) < BATCH_SIZE:

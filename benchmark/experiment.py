@@ -393,7 +393,7 @@ def evaluate_stage(
                 wanted.append((weights, path, curve_dir(seed_dir, int(step))))
         own: dict[str, Json] = {} if scale.is_comparable else {"recipe": scale.identity}
         with recipe_threads(scale), ExitStack() as held:
-            ranks.on_first(lambda held=held, folder=seed_dir: held.enter_context(locked(folder)))
+            ranks.on_first(partial(held.enter_context, locked(seed_dir)))
             model = build_model(scale.model, image_size=scale.image_size)
             for weights, path, out_dir in wanted:
                 refuse_changed(path, weights)

@@ -187,7 +187,7 @@ def train(config: Config, command: list[str]) -> None:
 
 
 def evaluate(config: Config, command: list[str]) -> None:
-    """Score an experiment's checkpoints or any model, and print the table; ranks that torchrun started share the tasks."""
+    """Score an experiment's checkpoints or any model, and print the table; several ranks share the tasks."""
     from benchmark.ranks import joined_ranks
 
     load_tasks(config["plugins"])
@@ -246,11 +246,8 @@ def _evaluate_model(config: Config) -> None:
         raise ValueError("curve=true goes with exp_dir= of an experiment, which keeps checkpoints")
     suite = get_scale(str(config["scale"] or MODEL_SCALE)).suite
     tasks = tasks_named([str(name) for name in as_list(config["tasks"], "tasks")] or [suite], suite)
-    device, out_dir, strict = (
-        as_model_device(config["device"]),
-        as_path(config["out_dir"], "out_dir"),
-        _is_strict(config),
-    )
+    device, strict = as_model_device(config["device"]), _is_strict(config)
+    given_dir = as_path(config["out_dir"], "out_dir")
     reference = _reference(config)
     if config["eval_dir"] is None and config["pool_dir"] is None:
         raise ValueError("eval_dir must be given: the folder of the evaluation sets (scripts/download_evalsets.py)")
@@ -258,8 +255,7 @@ def _evaluate_model(config: Config) -> None:
     checkpoint = None if config["checkpoint"] is None else str(config["checkpoint"])
     with joined_ranks(device) as ranks, ExitStack() as held:
         eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, tasks))
-        if out_dir is not None:
-            out_dir = ranks.on_first(lambda: held.enter_context(mirrored(out_dir)))
+        out_dir = None if given_dir is None else ranks.on_first(lambda: held.enter_context(mirrored(given_dir)))
         out_dir = evaluate_model(
             str(config["model"]),
             checkpoint,
