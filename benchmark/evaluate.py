@@ -3,7 +3,7 @@
 Images and prompts go through the model in float32 and in batches of one fixed size, the last one padded, so a result
 does not depend on what else is evaluated. An image goes through it once, also where several tasks share their images;
 so does a class whose name and templates several tasks share. Prompts are cut to the length of the longest in their
-batch where the text tower looks to the left alone: what is cut off there cannot change an embedding, to the bit.
+batch where the text tower looks to the left alone: there, what comes after the end of a prompt has no part in it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from benchmark.tasks import Association, FaceAttributes, GroupedClassification, 
 
 BATCH_SIZE = 64  # images; DataComp's
 PROMPTS_AT_ONCE = {"cpu": 64, "cuda": 512}
-CUT_TO_MULTIPLE = 8  # tokens; prompts of a few lengths go together
+CUT_TO_MULTIPLE = 16  # tokens: few lengths, so large batches; with 8 the last bits were others than at full length
 QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, to bound memory
 IMAGES_AT_ONCE = 4096  # likewise, of images against classes
 DECODED_TOGETHER = 16  # images that a thread decodes at a time; it divides BATCH_SIZE
