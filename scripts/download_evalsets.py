@@ -7,7 +7,8 @@
 
 Killed and started again it goes on: files that are there are kept, those that broke off are gone on with. Each is
 checked by the hash that the hub lists for one commit, which `download.json` beside it names and keeps. A set counts as
-whole by `test/nshards.txt`, which comes last. Gated sets need HF_TOKEN; HF_ENDPOINT names a mirror of the hub.
+whole by `test/nshards.txt`, which comes last; rows (Flickr, COCO, WinoGAViL) come as parquet to
+`hf_cache/<owner>___<name>/<commit>/`, with `download.json` last. Gated sets need HF_TOKEN; HF_ENDPOINT names a mirror.
 """
 
 from __future__ import annotations

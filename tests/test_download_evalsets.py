@@ -231,6 +231,7 @@ def test_all_sets_of_the_suite_come_whole(hub, tmp_path, capsys):
         f"hf_cache/somebody___pairs/{CONVERTED}/0000.parquet": tar(30),
         f"hf_cache/somebody___pairs/{CONVERTED}/0001.parquet": tar(31),
     }
+    assert not [*(tmp_path / "sets").rglob(".partial")]
     record = json.loads((tmp_path / "sets" / FOLDER / "download.json").read_text())
     assert (record["repo"], record["revision"], record["commit"]) == (REPO, "main", FIRST)
     assert {name: (file["size"], file["sha256"]) for name, file in record["files"].items()} == {
@@ -301,7 +302,8 @@ def test_what_breaks_off_is_gone_on_with(hub, tmp_path, capsys):
     assert hub.files_asked() == [("test/nshards.txt", None), *2 * [("test/1.tar", "bytes=150000-")]]
 
 
-def test_a_killed_run_is_gone_on_with(hub, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_ends_at_once_and_is_gone_on_with(hub, tmp_path, number, status):
     hub.stop_after["test/1.tar"], hub.hold = 150_000, threading.Event()
     plugin = tmp_path / "mine.py"
     plugin.write_text(
@@ -312,14 +314,15 @@ def test_a_killed_run_is_gone_on_with(hub, tmp_path):
     process = subprocess.Popen(
         [*command, "--plugins", str(plugin), "--tasks", CARS],
         env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell's background began
     )
     part, first = tmp_path / "sets" / FOLDER / ".partial", tmp_path / "sets" / FOLDER / "test" / "0.tar"
     while process.poll() is None and not (
         first.exists() and any(path.stat().st_size == 150_000 for path in part.rglob("1.tar.part"))
     ):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(number)
+    assert process.wait(10) == status
     hub.hold.set()
     assert not (tmp_path / "sets" / FOLDER / "test" / "nshards.txt").exists()
     hub.asked.clear()
@@ -447,13 +450,14 @@ def test_a_split_of_which_the_hub_converted_a_part_is_refused(hub, tmp_path, cap
 
 def test_rows_of_another_commit_come_only_where_they_are_to_replace(hub, tmp_path, capsys):
     assert run(tmp_path, "--tasks", PAIRS) == 0
-    hub.add(ROWS_REPO, {"TEST/test/0000.parquet": tar(50)}, SECOND, "refs/convert/parquet")
+    converted = {"TEST/test/0000.parquet": tar(50), "TEST/train/0000.parquet": tar(51)}
+    hub.add(ROWS_REPO, converted, SECOND, "refs/convert/parquet")
     assert run(tmp_path, "--tasks", PAIRS) == 0
     assert run(tmp_path, "--tasks", PAIRS, "--revision", "main") == 3
     assert (
         f"has the commit {CONVERTED} and refs/convert/parquet of {ROWS_REPO} is now {SECOND}" in capsys.readouterr().err
     )
-    assert run(tmp_path, "--tasks", PAIRS, "--revision", "main", "--replace") == 0
+    assert run(tmp_path, "--tasks", PAIRS, "--revision", "refs/convert/parquet", "--replace") == 0
     assert files(tmp_path) == {f"hf_cache/somebody___pairs/{SECOND}/0000.parquet": tar(50)}
 
 

@@ -182,7 +182,7 @@ def read_record(source: Source, path: Path) -> EvalSet:
             for name, file in value["files"].items()
         }
         eval_set = EvalSet(replace(source, repo=value["repo"]), value["revision"], value["commit"], files)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no record of a download ({error!r}); delete it and fetch the set again") from error
     wrong = [name for name in files if not (ROWS_NAME.fullmatch(name) if source.has_rows else _is_known(name))]
     if source.has_rows and path.parent.name != eval_set.commit:
@@ -217,9 +217,10 @@ def _list_tars(source: Source, revision: str | None, endpoint: str) -> EvalSet:
 
 
 def _list_rows(source: Source, revision: str | None, endpoint: str) -> EvalSet:
-    revision = revision or "main"
-    commit, listed = _list_hub(source.repo, revision, endpoint)
-    chosen = _parquet_of(listed)
+    revision, chosen = revision or "main", []
+    if revision != CONVERTED:
+        commit, listed = _list_hub(source.repo, revision, endpoint)
+        chosen = _parquet_of(listed)
     if not chosen:
         revision = CONVERTED
         try:
