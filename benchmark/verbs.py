@@ -273,6 +273,11 @@ def _evaluate_model(config: Config) -> None:
             say(f"files: {out_dir} (scores: eval_results.jsonl; predictions: eval/*.parquet; times: costs.jsonl)")
 
 
+def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
+    """Print the learning curve over the kept checkpoints and draw it as `curve.png`."""
+    raise NotImplementedError
+
+
 def _suite_of(tasks: Sequence[Task], otherwise: str) -> str:
     """Return the first suite that has all of the tasks, by name."""
     names = {task.name for task in tasks}

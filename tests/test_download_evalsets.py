@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
@@ -29,11 +28,6 @@ FOLDER = "wds_toy-cars_test"
 REPO = f"djghosh/{FOLDER}"
 ROWS_REPO = "somebody/pairs"
 FIRST, SECOND, CONVERTED = "1" * 40, "2" * 40, "c" * 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows(Retrieval):
-    hub_rows: str = ""
 
 
 def tar(number, size=200_000):
@@ -181,7 +175,7 @@ def hub(monkeypatch, tmp_path):
         tasks = [
             ZeroShotClassification(name=CARS, title="Cars", groups=("vehicles",)),
             ZeroShotClassification(name=DIGITS, title="Digits"),
-            Rows(name=PAIRS, title="Pairs", hub_rows=ROWS_REPO),
+            Retrieval(name=PAIRS, title="Pairs", hub_rows=ROWS_REPO),
         ]
         for task in tasks:
             monkeypatch.setitem(TASKS, task.name, task)

@@ -134,7 +134,9 @@ def run(
 
 
 def contents(out_dir: Path) -> dict[str, bytes]:
-    paths = [path for path in sorted(out_dir.rglob("*")) if path.is_file() and path.name not in (LOCK_NAME, "costs.jsonl")]
+    paths = [
+        path for path in sorted(out_dir.rglob("*")) if path.is_file() and path.name not in (LOCK_NAME, "costs.jsonl")
+    ]
     return {str(path.relative_to(out_dir)): path.read_bytes() for path in paths}
 
 
@@ -436,7 +438,9 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
         ramp.save(file, "JPEG", **options)
         members += [(f"s{number}.jpg", file.getvalue()), (f"s{number}.cls", b"0")]
     write_set(tmp_path, CLASSES, [members])
-    plain, turned = (load_image(sample, replace(AS_IT_IS, image_size=8)) for sample in read_samples(tmp_path / CLASSES.folder_name))
+    plain, turned = (
+        load_image(sample, replace(AS_IT_IS, image_size=8)) for sample in read_samples(tmp_path / CLASSES.folder_name)
+    )
     assert np.array_equal(plain, turned)
 
 

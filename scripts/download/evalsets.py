@@ -145,10 +145,10 @@ def sources_of(tasks: Iterable[Task], out: Path, owner: str) -> list[Source]:
     """Return where the tasks' data come from, each source once."""
     by_place: dict[tuple[str, Path, bool], list[str]] = defaultdict(list)
     for task in tasks:
-        repo = getattr(task, "hub_rows", "") or f"{owner}/{task.folder_name}"
+        repo = task.hub_rows or f"{owner}/{task.folder_name}"
         if not REPO_NAME.fullmatch(repo) or ".." in repo:
             raise ValueError(f"task {task.name!r}: {repo!r} is no name of a data set, such as nlphuji/winogavil")
-        has_rows = bool(getattr(task, "hub_rows", ""))
+        has_rows = bool(task.hub_rows)
         place = out / CACHE_NAME / repo.replace("/", "___") if has_rows else out / task.folder_name
         by_place[repo, place, has_rows].append(task.name)
     return [Source(tuple(names), repo, place, rows) for (repo, place, rows), names in by_place.items()]
