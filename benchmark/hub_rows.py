@@ -85,10 +85,10 @@ def find_rows(eval_dir: Path, hub_rows: str) -> Rows | None:
         raise ValueError(f"hub_rows {hub_rows!r} is no data set of the hub; nlphuji/winogavil is one")
     for cache in (eval_dir / CACHE_NAME, eval_dir):
         found: dict[tuple[str, str], list[FileState]] = {}  # (folder, what its shards are called) -> shards
-        for folder, child in _folders_of(cache, hub_rows):
+        for folder, inner in _folders_of(cache, hub_rows):
             for file in _files_below(folder):
                 name = str(file.path).removeprefix(str(folder)).strip("/")
-                series = _series_of(name) if name.startswith(child) else None
+                series = _series_of(name) if re.match(inner, name) else None
                 if series is not None:
                     found.setdefault((str(file.path.parent), series), []).append(file)
         if len(found) > 1:
@@ -165,10 +165,11 @@ def unpack_rows(task: Task, rows: Rows, folder: Path) -> None:
 
 
 def _folders_of(cache: Path, hub_rows: str) -> list[tuple[Path, str]]:
-    """Return the folders that may hold a data set, each with what the names of its files in it must begin with."""
+    """Return the folders that may hold a data set, each with a pattern that names in it must begin with."""
     owner, name = hub_rows.split("/")
+    inner = rf"{re.escape(owner)}--{re.escape(name)}(-[0-9a-f]+)?/"
     folders = [f"{owner}___{name}", f"{owner}__{name}", f"datasets--{owner}--{name}", hub_rows, name]
-    return [*((cache / folder, "") for folder in folders), (cache / f"{owner}___parquet", f"{owner}--{name}")]
+    return [*((cache / folder, "") for folder in folders), (cache / f"{owner}___parquet", inner)]
 
 
 def _files_below(folder: Path) -> list[FileState]:
@@ -347,7 +348,7 @@ def _file_in_cache(name: str, cache: Path, where: str) -> Path:
     parts = name.split("/downloads/")
     rests = ["/downloads/".join(parts[start:]) for start in range(1, len(parts))]
     roots = [cache.resolve(), (cache / "downloads").resolve()]  # the second may be a link to another disk
-    for path in (cache / name, *(cache / "downloads" / rest.lstrip("/") for rest in rests)):
+    for path in (cache / name, *(cache / "downloads" / rest for rest in rests)):
         try:
             found = path.resolve()
             if any(found.is_relative_to(root) for root in roots) and found.is_file():
