@@ -110,7 +110,7 @@ def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
     if open_clip.get_pretrained_cfg(clip_model, given).get("quick_gelu", False) != config.get("quick_gelu", False):
         raise ValueError(
             f"{where}={given}: {clip_model} has another activation (QuickGELU or not) than these weights were trained "
-            f"with; for most there is clip_model={clip_model}-quickgelu"
+            f"with; for most there is a model {clip_model}-quickgelu"
         )
     return Path(given)
 

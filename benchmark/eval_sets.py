@@ -34,6 +34,7 @@ from benchmark.tasks import Association, GroupedClassification, Retrieval, Task,
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
+MAX_SHOWN = 60  # files that are missing
 CONTENTS_VERSION = 1  # of what is kept of a set's contents, raised by hand
 
 LIST_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "instances.jsonl")
@@ -93,10 +94,10 @@ def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: P
         lacking += [task] if paths else []
     if missing:
         shown = [str(path.relative_to(eval_dir)) if path.is_relative_to(eval_dir) else str(path) for path in missing]
-        more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
+        more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
         raise FileNotFoundError(
             f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {eval_dir}: "
-            f"{', '.join(shown[:12])}{more}. {_how_to_get(lacking, eval_dir)}"
+            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}"
         )
 
 
@@ -117,28 +118,29 @@ def _tasks_of(suite_name: str) -> tuple[str, ...]:
     return SUITES[suite_name].tasks + SUITES[suite_name].unscored if suite_name in SUITES else ()
 
 
-def check_contents(task: Task, folder: Path, contents: Contents, *, strict: bool) -> bool:
-    """Tell whether a set has the number of samples and classes that its task is known to have.
+def check_sizes(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> set[str]:
+    """Return the names of the tasks whose set has not the number of samples or classes that it is known to have.
 
-    Raises ValueError where it has not; with strict=False it is a warning, and False is returned.
+    Raises ValueError that lists them all; with strict=False it is a warning.
     """
-    differences = []
-    if task.size is not None and contents.num_samples != task.size:
-        noun = "cues" if isinstance(task, Association) else "images"
-        differences.append(f"{contents.num_samples:,} {noun} instead of {task.size:,}")
-    if isinstance(task, ZeroShotClassification) and task.num_classes is not None:
-        found = len(read_lines(folder / "classnames.txt"))
-        if found != task.num_classes:
-            differences.append(f"{found} classes instead of {task.num_classes}")
-    if not differences:
-        return True
-    told = f"task {task.name!r}: {folder} has {' and '.join(differences)}"
-    if strict:
-        raise ValueError(
-            f"{told}; fetch it again, or evaluate what is there with strict=false, which is not comparable"
-        )
-    warn(f"{told}; its score is not comparable")
-    return False
+    told = {}
+    for task, folder, contents in sets:
+        differences = []
+        if task.size is not None and contents.num_samples != task.size:
+            noun = "cues" if isinstance(task, Association) else "images"
+            differences.append(f"{contents.num_samples:,} {noun} instead of {task.size:,}")
+        if isinstance(task, ZeroShotClassification) and task.num_classes is not None:
+            found = len(read_lines(folder / "classnames.txt"))
+            if found != task.num_classes:
+                differences.append(f"{found} classes instead of {task.num_classes}")
+        if differences:
+            told[task.name] = f"{task.name!r} has {' and '.join(differences)}"
+    if told:
+        text = f"{len(told)} of {len(sets)} evaluation sets are not whole: {'; '.join(told.values())}"
+        if strict:
+            raise ValueError(f"{text}. Fetch them again; strict=false evaluates what is there, which is not comparable")
+        warn(f"{text}; their scores are not comparable")
+    return set(told)
 
 
 def hash_eval_set(folder: Path) -> str:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -33,8 +33,8 @@ from benchmark.eval_sets import (
     Preprocess,
     Sample,
     captions_of,
-    check_contents,
     check_eval_sets,
+    check_sizes,
     group_of,
     hash_eval_set,
     hash_images,
@@ -91,7 +91,7 @@ class _Job:
     folder: Path
     contents: Contents
     made_from: dict[str, Json]
-    is_whole: bool  # has the number of samples that it is known to have
+    is_whole: bool = True  # has the number of samples that it is known to have
 
 
 def evaluate(
@@ -172,8 +172,7 @@ def _plan(
         path = predictions_path(out_dir, task)
         if record is None or not path.exists():
             contents = read_contents(task, folders[task.name], data_hash)
-            is_whole = check_contents(task, folders[task.name], contents, strict=strict)
-            jobs.append(_Job(task, folders[task.name], contents, source, is_whole))
+            jobs.append(_Job(task, folders[task.name], contents, source))
             continue
         if sha256_of(path) != record.result["predictions"]:
             raise ValueError(f"{path} was changed after it was made; delete it to have it made again")
@@ -183,6 +182,8 @@ def _plan(
                 "delete it and evaluate whole data, or say strict=false again"
             )
         update_metrics(out_dir, task, record)
+    partial = check_sizes([(job.task, job.folder, job.contents) for job in jobs], strict=strict)
+    jobs = [replace(job, is_whole=job.task.name not in partial) for job in jobs]
     if len(jobs) < len(tasks):
         say(f"evaluate: as before, {len(tasks) - len(jobs)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
     return jobs

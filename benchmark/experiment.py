@@ -474,13 +474,13 @@ def curve_dir(seed_dir: Path, step: int) -> Path:
 
 def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path, *, strict: bool = True) -> None:
     """Raise FileNotFoundError or ValueError that says what the tasks lack, before hours of training are spent."""
-    from benchmark.eval_sets import check_contents, hash_eval_set, read_contents
+    from benchmark.eval_sets import check_sizes, hash_eval_set, read_contents
     from benchmark.evaluate import find_sets
 
     tasks = chosen_tasks(scale, task_names)
-    for task, folder in zip(tasks, find_sets(tasks, eval_dir).values(), strict=True):
-        if task.size is not None:
-            check_contents(task, folder, read_contents(task, folder, hash_eval_set(folder)), strict=strict)
+    folders = find_sets(tasks, eval_dir)
+    sized = [(task, folders[task.name]) for task in tasks if task.size is not None]
+    check_sizes([(task, at, read_contents(task, at, hash_eval_set(at))) for task, at in sized], strict=strict)
 
 
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
