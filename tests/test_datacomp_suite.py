@@ -12,6 +12,7 @@ from safetensors.torch import save_model
 from test_cli import failing
 
 from benchmark.cli import main
+from benchmark.decontamination import evaluation_tars
 from benchmark.models import build_model
 from benchmark.registry import SUITES, TASKS, load_tasks, tasks_named
 from benchmark.stage import read_json
@@ -168,3 +169,9 @@ def test_what_cannot_be_is_one_sentence(options, told, capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert told in failing(capsys, "evaluate", *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_decontamination_sees_the_sets_that_come_as_rows(place):
+    tars = evaluation_tars(place / "sets")
+    assert len(tars) == 40
+    assert "wds_misc-winogavil_test/test/0.tar" in tars and all(path.is_file() for path in tars.values())
