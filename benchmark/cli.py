@@ -22,6 +22,7 @@ from benchmark.sweep import Sweep, check_launching, hand_on, job_name, outcome_p
 
 if TYPE_CHECKING:
     from benchmark.registry import Strategy
+    from benchmark.tasks import Task
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
@@ -68,8 +69,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if rank_of_process()[1] > 1 and verb != "train":
-        raise ValueError(f"winnow {verb} does not work on ranks; run it once, without torchrun (only train does)")
+    if rank_of_process()[1] > 1 and verb not in ("train", "evaluate"):
+        raise ValueError(
+            f"winnow {verb} does not work on ranks; run it once, without torchrun (only train and evaluate do)"
+        )
     if verb == "--version":
         print(f"winnow {__version__}")
         return 0
@@ -678,13 +681,15 @@ def _list(arguments: list[str]) -> int:
         print("\nSignals, which filters use by signals=[...] and give their own options of the same names:")
         print("\n".join(_filter_lines(known_signals())))
     elif options.what == "tasks":
-        tasks = load_tasks(options.plugins)
-        width = max(map(len, tasks))
-        for task in tasks.values():
-            print(f"{task.name:<{width}}  {task.title:<22} {task.main_metric:<16} groups: {', '.join(task.groups)}")
+        tasks = dict(load_tasks(options.plugins))
         for suite in SUITES.values():
             half = f", of which {len(suite.headline)} make the average" if suite.development else ""
-            print(f"suite {suite.name} (version {suite.version}): {len(suite.tasks)} tasks{half}")
+            more = f", and {len(suite.unscored)} without a score" if suite.unscored else ""
+            print(f"suite {suite.name} (version {suite.version}): {len(suite.tasks)} tasks{half}{more}")
+            print("\n".join(_task_lines([tasks.pop(name) for name in (*suite.tasks, *suite.unscored)])))
+        if tasks:
+            print("in no suite:\n" + "\n".join(_task_lines(list(tasks.values()))))
+        print("\ntasks= takes names, groups (the last column) of the scale's suite, and suites.")
     else:
         for scale in SCALES.values():
             print(
@@ -692,6 +697,13 @@ def _list(arguments: list[str]) -> int:
                 f"{scale.steps:,} steps of {scale.batch_size}, pool of {scale.pool_size:,}, suite {scale.suite}"
             )
     return 0
+
+
+def _task_lines(tasks: Sequence[Task]) -> list[str]:
+    """Return a line per task: name, title, main metric, groups."""
+    rows = [(task.name, task.title, task.main_metric or "-", ", ".join(task.groups)) for task in tasks]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return ["  " + "  ".join(f"{text:<{width}}" for text, width in zip(row, [*widths, 0], strict=True)) for row in rows]
 
 
 def _leaderboard(arguments: list[str]) -> int:

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from benchmark.assets import hash_file
 from benchmark.encoders import hash_weights, load_encoder
+from benchmark.hub_rows import local_set
 from benchmark.images import SLICE_IMAGES
+from benchmark.registry import load_tasks
 from benchmark.samples import decode_image
 from benchmark.stage import atomic_path, digest, locked
 from benchmark.storage import as_location, cache_dir, local_copy
@@ -130,20 +132,27 @@ def find_evaluation_sets(given: str | None, pool_dir: Path, where: str) -> Path:
     return folder
 
 
-def evaluation_tars(eval_dir: Path) -> list[Path]:
-    """Return the tars of all evaluation sets in a folder, in order."""
-    return sorted(eval_dir.glob("wds_*_test/test/*.tar"))
+def evaluation_tars(eval_dir: Path) -> dict[str, Path]:
+    """Return the tars of all evaluation sets in a folder, in order, by their names below it.
+
+    Sets that lie there as rows of the Hugging Face hub are unpacked first.
+    """
+    tars = {path.relative_to(eval_dir).as_posix(): path for path in eval_dir.glob("wds_*_test/test/*.tar")}
+    for task in load_tasks().values():
+        if task.hub_rows and not (eval_dir / task.folder_name).exists():
+            folder = local_set(task, eval_dir)
+            tars |= {f"{task.folder_name}/test/{path.name}": path for path in folder.glob("test/*.tar")}
+    return dict(sorted(tars.items()))
 
 
 def hash_evaluation_images(eval_dir: Path) -> str:
     """Return a hash of the tars of all evaluation sets in a folder."""
-    tars = evaluation_tars(eval_dir)
-    return digest([[path.relative_to(eval_dir).as_posix(), hash_file(path)] for path in tars])
+    return digest([[name, hash_file(path)] for name, path in evaluation_tars(eval_dir).items()])
 
 
 def _evaluation_slices(eval_dir: Path) -> Iterator[list[Image.Image]]:
     images: list[Image.Image] = []
-    for path in evaluation_tars(eval_dir):
+    for path in evaluation_tars(eval_dir).values():
         with path.open("rb") as file:
             for member in iter_members(path):
                 if member.extension not in IMAGE_FORMATS:

@@ -110,7 +110,7 @@ def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
     if open_clip.get_pretrained_cfg(clip_model, given).get("quick_gelu", False) != config.get("quick_gelu", False):
         raise ValueError(
             f"{where}={given}: {clip_model} has another activation (QuickGELU or not) than these weights were trained "
-            f"with; for most there is clip_model={clip_model}-quickgelu"
+            f"with; for most there is a model {clip_model}-quickgelu"
         )
     return Path(given)
 
@@ -150,22 +150,34 @@ def load_encoder(*, clip_model: str, checkpoint: str | None, device: str) -> Enc
     import torch
 
     model_config(clip_model)  # says so where there is no such model
-    names = open_clip.list_pretrained_tags_by_model(clip_model)
     is_file = Path(checkpoint).is_file()
-    if not is_file and checkpoint not in names:
+    if not is_file and checkpoint not in open_clip.list_pretrained_tags_by_model(clip_model):
         raise FileNotFoundError(f"checkpoint: there is no file {checkpoint}")
-    usual = [open_clip.get_pretrained_cfg(clip_model, name) for name in names] if is_file else []
-    image_options = {
-        option: usual[0][key]
-        for option, key in IMAGE_OPTIONS.items()
-        if usual and key in usual[0] and all(each.get(key) == usual[0][key] for each in usual)
-    }
-    model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=checkpoint, **image_options)
+    found = image_options(clip_model, checkpoint) if is_file else {}
+    given = {option: found[key] for option, key in IMAGE_OPTIONS.items() if key in found}
+    model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=checkpoint, **given)
 
     def prepare(images: list[Image.Image]) -> Tensor:
         return torch.stack([preprocess(image) for image in images])
 
     return Encoder(model, prepare, build_tokenizer(clip_model), device)
+
+
+def image_options(clip_model: str, checkpoint: str) -> dict[str, Any]:
+    """Return how open_clip prepares images for weights: mean, std, interpolation, resize_mode, where it says so.
+
+    `checkpoint` is a name that open_clip has, or a file: then what all names of the model agree on.
+    """
+    import open_clip
+
+    names = open_clip.list_pretrained_tags_by_model(clip_model)
+    of = [checkpoint] if checkpoint in names and not Path(checkpoint).is_file() else names
+    known = [open_clip.get_pretrained_cfg(clip_model, name) for name in of]
+    return {
+        key: known[0][key]
+        for key in IMAGE_OPTIONS.values()
+        if known and key in known[0] and all(each.get(key) == known[0][key] for each in known)
+    }
 
 
 def _reference_name(clip_model: str, checkpoint: str | None) -> str:

@@ -1,43 +1,58 @@
 """The evaluate stage: score a model zero-shot on tasks, each sample's prediction kept (Radford et al. 2021, Sec. 3.1).
 
 Images and prompts go through the model in float32 and in batches of one fixed size, the last one padded, so a result
-does not depend on what else is evaluated. Evaluation sets lie in the webdataset layout of CLIP_benchmark and DataComp:
-
-    wds_<task>_test/classnames.txt                          one class a line (classification)
-    wds_<task>_test/zeroshot_classification_templates.txt   one prompt a line, {c} stands for the class
-    wds_<task>_test/dataset_type.txt                        "retrieval" or "association"
-    wds_<task>_test/instances.jsonl                         one cue a line, with keys of images (association)
-    wds_<task>_test/test/nshards.txt                        how many tars there are
-    wds_<task>_test/test/0.tar, 1.tar, ...                  <key>.{webp,png,jpg}, <key>.cls, <key>.npy, <key>.txt
+does not depend on what else is evaluated. An image goes through it once, also where several tasks share their images;
+so does a class whose name and templates several tasks share. Prompts are cut to the length of the longest in their
+batch where the text tower looks to the left alone: there, what comes after the end of a prompt has no part in it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import math
-import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import torch
-from PIL import Image, UnidentifiedImageError
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmark import metrics
+from benchmark.eval_sets import (
+    Contents,
+    Preprocess,
+    Sample,
+    captions_of,
+    check_eval_sets,
+    check_sizes,
+    group_of,
+    hash_eval_set,
+    hash_images,
+    label_of,
+    load_image,
+    numbers_of,
+    read_contents,
+    read_instances,
+    read_lines,
+    read_samples,
+)
+from benchmark.hub_rows import local_set
+from benchmark.ranks import ALONE, Ranks
 from benchmark.results import (
     ASSOCIATION_SCHEMA,
     CLASSIFICATION_SCHEMA,
     EVAL_FOLDER,
-    GROUP_RADIX,
+    FACE_SCHEMA,
     IMAGE_TO_TEXT,
     RETRIEVAL_SCHEMA,
     STAGE,
@@ -45,34 +60,38 @@ from benchmark.results import (
     TOP,
     VERSION,
     predictions_path,
+    read_results,
     result_path,
+    update_metrics,
     write_lines,
     write_result,
 )
-from benchmark.stage import Json, Record, finished, locked, remove_temporary, say, sha256_of, warn
-from benchmark.tars import IMAGE_FORMATS, Member, iter_members
-from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
+from benchmark.stage import Json, Record, cost, finished, locked, remove_temporary, say, sha256_of, warn
+from benchmark.tasks import Association, FaceAttributes, GroupedClassification, Retrieval, Task, ZeroShotClassification
 
-BATCH_SIZE = 64  # images or prompts; DataComp's
+BATCH_SIZE = 64  # images; DataComp's
+PROMPTS_AT_ONCE = {"cpu": 64, "cuda": 512}
+CUT_TO_MULTIPLE = 16  # tokens: few lengths, so large batches; with 8 the last bits were others than at full length
 QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, to bound memory
-MAX_IMAGE_BYTES = 64 << 20
-MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
-
-LIST_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "instances.jsonl")
+IMAGES_AT_ONCE = 4096  # likewise, of images against classes
+DECODED_TOGETHER = 16  # images that a thread decodes at a time; it divides BATCH_SIZE
+BATCHES_AHEAD = 2
+DECODING_THREADS = 2  # beside a model that computes on the same cores
+OBJECTIVES = ("race", "gender", "age", "toxic")  # of faces
+FACE_PLACES = {"age": 0, "gender": 1, "race": 2, "race_binary": 3}  # in the .npy vector
 
 Tokenizer = Callable[[list[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One sample of an evaluation set; its image stays in the tar until it is needed."""
+class _Job:
+    """A task that has no result yet."""
 
-    key: str
-    image_name: str  # of the tar's member
-    tar_path: Path
-    offset: int  # of the image, in bytes
-    size: int
-    labels: dict[str, bytes]  # extension (cls, npy, txt) -> contents
+    task: Task
+    folder: Path
+    contents: Contents
+    made_from: dict[str, Json]
+    is_whole: bool = True  # has the number of samples that it is known to have
 
 
 def evaluate(
@@ -83,131 +102,127 @@ def evaluate(
     out_dir: Path,
     *,
     made_from: dict[str, Json],
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocess: Preprocess,
     device: str = "cpu",
     workers: int = 0,
+    strict: bool = True,
+    ranks: Ranks = ALONE,
+    costs_dir: Path | None = None,
+    seed: int | None = None,
 ) -> dict[str, Record]:
-    """Evaluate `model` (open_clip's `encode_image` and `encode_text`) and return each task's record, by task name.
+    """Evaluate `model` (open_clip's `encode_image` and `encode_text`) and return the tasks' records, by task name.
 
     Writes what `benchmark.results` describes below `out_dir`. `made_from` says which model this is; each record adds
-    its task, the hash of its data, and the preprocessing. A task that has its result is skipped. `workers` processes
-    decode images; they do not change the result.
+    its task, the hash of its data, and the preprocessing. A task that has its result is skipped; `ranks` share the
+    others. `workers` processes decode images (threads of this one where it is 0); they do not change the result. A set
+    of another size than its task is known to have is an error, or a warning without `strict`. What a task took is
+    appended to `costs.jsonl` in `costs_dir` (`out_dir`), with the training `seed` where there is one.
 
     Raises FileNotFoundError that lists everything missing before any work begins, ValueError where a result there was
     made from something else, or where data is damaged.
     """
-    check_eval_sets(tasks, eval_dir)
     model.to(device)
-    evaluator = _Evaluator(model, tokenizer, image_size, tuple(mean), tuple(std), device, workers)
-    with locked(out_dir / EVAL_FOLDER):
-        remove_temporary(out_dir / EVAL_FOLDER)
-        sources = {task.name: _made_from(task, eval_dir, made_from, image_size, mean, std) for task in tasks}
-        records: dict[str, Record] = {}
-        for task in tasks:
-            record = finished(result_path(out_dir, task), STAGE, VERSION, sources[task.name])
-            path = predictions_path(out_dir, task)
-            if record is not None and path.exists():
-                if sha256_of(path) != record.result["predictions"]:
-                    raise ValueError(f"{path} was changed after it was made; delete it to have it made again")
-                records[task.name] = record
-        if records:
-            say(f"evaluate: as before, {len(records)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
-        missing = [task for task in tasks if task.name not in records]
-        with _inference(model):
-            for task in tqdm(missing, desc="evaluate", unit="task", disable=None, leave=False):
-                predictions = evaluator.predict(task, eval_dir / task.folder_name)
-                records[task.name] = write_result(out_dir, task, sources[task.name], predictions)
-        write_lines(out_dir)
-    if evaluator.num_cut:
-        warn(f"{evaluator.num_cut} prompts or captions fill the model's whole context; what is longer was cut off")
-    return {task.name: records[task.name] for task in tasks}
+    with ExitStack() as held:
+        folders = ranks.on_first(lambda: find_sets(tasks, eval_dir))  # before anything is written
+        ranks.on_first(lambda: held.enter_context(locked(out_dir / EVAL_FOLDER)))
+        jobs = ranks.on_first(lambda: _plan(tasks, folders, out_dir, made_from, preprocess, strict=strict))
+        mine = _share(jobs, ranks)
+        images = sum(job.contents.num_images for job in mine)
+        bar = held.enter_context(tqdm(total=images, desc="evaluate", unit="image", disable=None, leave=False))
+        held.enter_context(_inference(model))
+        evaluator = _Evaluator(model, tokenizer, preprocess, device, workers, _Kept(mine), bar)
+        numbers: dict[str, Json] = {} if seed is None else {"seed": seed}
+        for job in mine:
+            bar.set_description(job.task.title)
+            numbers |= {"task": job.task.name, "images": job.contents.num_images}
+            with cost(costs_dir or out_dir, "evaluate_task", **numbers):
+                predictions = evaluator.predict(job)
+                write_result(out_dir, job.task, job.made_from, predictions, is_whole=job.is_whole)
+        num_cut = int(ranks.sums(evaluator.num_cut)[0])  # which waits for every rank
+        if ranks.is_first:
+            write_lines(out_dir)
+            if num_cut:
+                warn(f"{num_cut} prompts or captions fill the model's whole context; what is longer was cut off")
+    return read_results(out_dir, tasks)
 
 
-def check_eval_sets(tasks: Sequence[Task], eval_dir: Path) -> None:
-    """Raise FileNotFoundError that lists every folder and file that the tasks need and `eval_dir` lacks."""
-    missing: list[Path] = []
-    for task in tasks:
-        folder = eval_dir / task.folder_name
-        missing += [path for path in _needed_files(task, folder) if not path.exists()] if folder.is_dir() else [folder]
-    if missing:
-        names = ", ".join(str(path.relative_to(eval_dir)) for path in missing)
-        raise FileNotFoundError(
-            f"evaluation data is missing in {eval_dir}: {names}. `winnow pool build` draws the sets of the embedded "
-            "scales; eval_dir=... names the folder of other sets."
-        )
+def find_sets(tasks: Sequence[Task], eval_dir: Path) -> dict[str, Path]:
+    """Return the folder of each task's set, by task name; raises FileNotFoundError that lists all that is missing."""
+    folders = {task.name: local_set(task, eval_dir) for task in tasks}
+    check_eval_sets(tasks, folders, eval_dir)
+    return folders
 
 
-def hash_eval_set(folder: Path) -> str:
-    """Return the sha256 over relative names and sha256s of the files that an evaluation reads."""
-    paths = [folder / name for name in LIST_NAMES]
-    paths += [folder / "test" / "nshards.txt", *_tar_paths(folder)]
-    lines = sorted(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n" for path in paths if path.exists())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _plan(
+    tasks: Sequence[Task],
+    folders: dict[str, Path],
+    out_dir: Path,
+    made_from: dict[str, Json],
+    preprocess: Preprocess,
+    *,
+    strict: bool,
+) -> list[_Job]:
+    """Return the tasks that have no result yet, their data checked; say which have one."""
+    remove_temporary(out_dir / EVAL_FOLDER)
+    jobs = []
+    for task in tqdm(tasks, desc="check data", unit="task", disable=None, leave=False):
+        data_hash = hash_eval_set(folders[task.name])
+        source = _made_from(task, data_hash, made_from, preprocess)
+        record = finished(result_path(out_dir, task), STAGE, VERSION, source)
+        path = predictions_path(out_dir, task)
+        if record is None or not path.exists():
+            contents = read_contents(task, folders[task.name], data_hash)
+            jobs.append(_Job(task, folders[task.name], contents, source))
+            continue
+        if sha256_of(path) != record.result["predictions"]:
+            raise ValueError(f"{path} was changed after it was made; delete it to have it made again")
+        if strict and "expected_samples" in record.result:
+            raise ValueError(
+                f"{result_path(out_dir, task)} was made with strict=false from data of another size than the task's; "
+                "delete it and evaluate whole data, or say strict=false again"
+            )
+        update_metrics(out_dir, task, record)
+    partial = check_sizes([(job.task, job.folder, job.contents) for job in jobs], strict=strict)
+    jobs = [replace(job, is_whole=job.task.name not in partial) for job in jobs]
+    if len(jobs) < len(tasks):
+        say(f"evaluate: as before, {len(tasks) - len(jobs)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
+    return jobs
 
 
-def read_samples(folder: Path) -> list[Sample]:
-    """Read what an evaluation set holds, in key order, images left where they are.
-
-    Raises ValueError that names the file for damaged tars, repeated members, and samples without an image.
-    """
-    members: dict[str, dict[str, tuple[Path, Member]]] = {}
-    labels: dict[str, dict[str, bytes]] = {}
-    for path in _tar_paths(folder):
-        with path.open("rb") as file:
-            for member in iter_members(path):
-                key = member.key
-                of_sample = members.setdefault(key, {})
-                kind = "image" if member.extension in IMAGE_FORMATS else member.extension
-                if kind in of_sample:
-                    other = of_sample[kind][1].name
-                    raise ValueError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
-                limit = MAX_IMAGE_BYTES if kind == "image" else MAX_LABEL_BYTES
-                if member.size > limit:
-                    raise ValueError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
-                of_sample[kind] = path, member
-                if kind in ("cls", "npy", "txt"):
-                    file.seek(member.offset)
-                    labels.setdefault(key, {})[kind] = file.read(member.size)
-    if not members:
-        raise ValueError(f"{folder / 'test'}: the tars hold no samples")
-    samples = []
-    for key in sorted(members):
-        if "image" not in members[key]:
-            path, member = next(iter(members[key].values()))
-            raise ValueError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
-        path, member = members[key]["image"]
-        samples.append(Sample(key, member.name, path, member.offset, member.size, labels.get(key, {})))
-    return samples
+def _share(jobs: Sequence[_Job], ranks: Ranks) -> list[_Job]:
+    """Return this rank's jobs: the largest go first, each to the rank with least to do; shared images stay together."""
+    together: dict[str, list[_Job]] = {}
+    for job in jobs:
+        together.setdefault(job.contents.images, []).append(job)
+    loads = [0] * ranks.size
+    mine: list[_Job] = []
+    for group in sorted(together.values(), key=lambda group: -group[0].contents.tar_bytes):
+        rank = loads.index(min(loads))
+        loads[rank] += group[0].contents.tar_bytes
+        mine += group if rank == ranks.rank else []
+    return sorted(mine, key=jobs.index)
 
 
-def load_image(sample: Sample, image_size: int) -> np.ndarray:
-    """Decode a sample's image as RGB and bring it to (image_size, image_size, 3), uint8.
+class _Kept:
+    """Embeddings of images that a later task has too: sets with the same images, byte for byte, in the same order."""
 
-    Shorter side to `image_size` (bicubic, antialiased), centre crop: open_clip's evaluation transform. Alpha is
-    dropped and EXIF orientation not applied, as in DataComp. Raises ValueError that names the image.
-    """
-    with sample.tar_path.open("rb") as file:
-        file.seek(sample.offset)
-        data = file.read(sample.size)
-    where = f"{sample.tar_path}: image {sample.image_name!r}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values()))) as opened:
-                image = opened.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} is too large to be an evaluation image: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{where} cannot be decoded: {error}") from error
-    if min(image.size) != image_size:
-        width, height = (int(image_size * side / min(image.size)) for side in image.size)
-        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ValueError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (round((side - image_size) / 2) for side in image.size)  # torchvision rounds halves to even, as here
-    return np.array(image)[top : top + image_size, left : left + image_size]
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self.left = Counter(job.contents.images for job in jobs)
+        self.embeddings: dict[str, Tensor] = {}
+
+    def encode(self, job: _Job, samples: Sequence[Sample], encode: Callable[[], Tensor]) -> Tensor:
+        """Return the embeddings that `encode` gives, or gave for the same images."""
+        signature = job.contents.images  # of keys and sizes: only where two tasks share it are the bytes compared
+        self.left[signature] -= 1
+        if not self.left[signature] and not any(key.startswith(signature) for key in self.embeddings):
+            return encode()
+        key = signature + hash_images(samples)
+        if key not in self.embeddings:
+            self.embeddings[key] = encode()
+        found = self.embeddings[key]
+        if not self.left[signature]:
+            self.embeddings = {key: kept for key, kept in self.embeddings.items() if not key.startswith(signature)}
+        return found
 
 
 class _Evaluator:
@@ -217,67 +232,107 @@ class _Evaluator:
         self,
         model: nn.Module,
         tokenizer: Tokenizer,
-        image_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        preprocess: Preprocess,
         device: str,
         workers: int,
+        kept: _Kept,
+        bar: Any,
     ) -> None:
         self.model = cast(Any, model)  # nn.Module does not know of encode_image and encode_text
         self.tokenizer = tokenizer
-        self.image_size = image_size
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.preprocess = preprocess
+        self.mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(preprocess.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         self.device = device
         self.workers = workers
+        self.kept = kept
+        self.bar = bar
+        self.tower = _cuttable_tower(model)
+        self.classes: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # class name, templates -> unit embedding
         self.num_cut = 0  # prompts that fill the context
 
-    def predict(self, task: Task, folder: Path) -> pa.Table:
+    def predict(self, job: _Job) -> pa.Table:
         """Return the task's predictions table."""
-        samples = read_samples(folder)
+        task, samples = job.task, read_samples(job.folder)
         if isinstance(task, ZeroShotClassification):
-            return self._classify(task, samples, folder)
+            return self._classify(task, samples, job)
         if isinstance(task, Retrieval):
-            return self._retrieve(task, samples)
+            return self._retrieve(samples, job)
         if isinstance(task, Association):
-            return self._associate(task, samples, folder)
+            return self._associate(samples, job)
+        if isinstance(task, FaceAttributes):
+            return self._attribute(samples, job)
         raise ValueError(f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}")
 
-    def _classify(self, task: ZeroShotClassification, samples: list[Sample], folder: Path) -> pa.Table:
-        classnames = _read_lines(folder / "classnames.txt")
-        templates = _read_lines(folder / "zeroshot_classification_templates.txt")
-        for template in templates:
-            if "{c}" not in template:
-                raise ValueError(f"{folder / 'zeroshot_classification_templates.txt'}: {template!r} has no {{c}}")
-        labels = np.array([_label_of(sample, len(classnames)) for sample in samples])
-        groups = [_group_of(sample, task) for sample in samples] if isinstance(task, GroupedClassification) else None
-
-        prompts = [template.replace("{c}", name) for name in classnames for template in templates]
-        distinct, places = self._encode_texts(prompts, task.name)
-        of_prompts = distinct[places].view(len(classnames), len(templates), -1)
-        classifier = nn.functional.normalize(of_prompts.mean(dim=1), dim=-1)  # (classes, dim)
-        scores = _similarities(self._encode_images(samples, task.name), classifier)
-        top5 = metrics.top_k(scores, TOP)
+    def _classify(self, task: ZeroShotClassification, samples: list[Sample], job: _Job) -> pa.Table:
+        classnames, templates = _read_prompts(job.folder)
+        labels = np.array([label_of(sample, len(classnames)) for sample in samples])
+        groups = [group_of(sample, task) for sample in samples] if isinstance(task, GroupedClassification) else None
+        classifier = self._classifier(classnames, templates, task.name)
+        top5, scores = self._nearest(self._encode_images(samples, job), classifier, labels)
         columns = {
             "key": [sample.key for sample in samples],
             "label": labels,
             "prediction": top5[:, 0],
-            "score": scores[np.arange(len(labels)), labels],
+            "score": scores,
             "top5": list(top5),
             "group": groups if groups is not None else [None] * len(samples),
             "num_classes": np.full(len(labels), len(classnames)),
         }
         return pa.table(columns, schema=CLASSIFICATION_SCHEMA)
 
-    def _retrieve(self, task: Retrieval, samples: list[Sample]) -> pa.Table:
-        captions_of = [_captions_of(sample) for sample in samples]
-        captions = [caption for of_image in captions_of for caption in of_image]
-        counts = np.array([len(of_image) for of_image in captions_of])
+    def _attribute(self, samples: list[Sample], job: _Job) -> pa.Table:
+        classnames, templates = _read_prompts(job.folder)
+        of_objective = {name: (_of_objective(name, classnames), _of_objective(name, templates)) for name in OBJECTIVES}
+        if lacking := [name for name, (classes, prompts) in of_objective.items() if not classes or not prompts]:
+            raise ValueError(
+                f"{job.folder}: classnames.txt and zeroshot_classification_templates.txt need lines that begin with "
+                f"{', '.join(f'{name}:' for name in lacking)}"
+            )
+        numbers = np.array([numbers_of(sample, list(FACE_PLACES.values())) for sample in samples])
+        columns: dict[str, Any] = {"key": [sample.key for sample in samples]}
+        columns |= {name: numbers[:, place] for name, place in FACE_PLACES.items()}
+        for name in ("race", "gender", "age"):
+            if columns[name].min() < 0 or columns[name].max() >= len(of_objective[name][0]):
+                raise ValueError(f"{job.folder}: a {name} is outside 0..{len(of_objective[name][0]) - 1}")
+        images = self._encode_images(samples, job)
+        for name, (classes, prompts) in of_objective.items():
+            labels = columns.get(name, np.zeros(len(samples), dtype=int))  # slurs have no right answer
+            nearest, scores = self._nearest(images, self._classifier(classes, prompts, job.task.name), labels)
+            columns[f"predicted_{name}"] = nearest[:, 0]
+            if name == "race":
+                columns["score"] = scores
+        return pa.table({name: columns[name] for name in FACE_SCHEMA.names}, schema=FACE_SCHEMA)
+
+    def _classifier(self, classnames: Sequence[str], templates: Sequence[str], task_name: str) -> Tensor:
+        """Return each class's unit embedding, (classes, dim): the mean of its prompts' unit embeddings."""
+        keys = [(name, tuple(templates)) for name in classnames]
+        wanted = [key for key in dict.fromkeys(keys) if key not in self.classes]
+        if wanted:
+            prompts = [template.replace("{c}", name) for name, _ in wanted for template in templates]
+            distinct, places = self._encode_texts(prompts, task_name)
+            of_prompts = distinct[places].view(len(wanted), len(templates), -1)
+            self.classes |= zip(wanted, nn.functional.normalize(of_prompts.mean(dim=1), dim=-1), strict=True)
+        return torch.stack([self.classes[key] for key in keys])
+
+    def _nearest(self, images: Tensor, classifier: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest classes of each image, (images, 5 or fewer), and how near its label is, (images,)."""
+        nearest, scores = [], []
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            block = _similarities(images[start : start + IMAGES_AT_ONCE], classifier)
+            nearest.append(metrics.top_k(block, TOP))
+            scores.append(block[np.arange(len(block)), labels[start : start + IMAGES_AT_ONCE]])
+        return np.concatenate(nearest), np.concatenate(scores)
+
+    def _retrieve(self, samples: list[Sample], job: _Job) -> pa.Table:
+        of_images = [captions_of(sample) for sample in samples]
+        captions = [caption for of_image in of_images for caption in of_image]
+        counts = np.array([len(of_image) for of_image in of_images])
         owner = np.repeat(np.arange(len(samples)), counts)  # (captions,)
 
-        distinct, places = self._encode_texts(captions, task.name)
+        distinct, places = self._encode_texts(captions, job.task.name)
         # Equal captions get equal scores, whatever the order of sums in a matrix product.
-        scores = _similarities(self._encode_images(samples, task.name), distinct)[:, places]
+        scores = _similarities(self._encode_images(samples, job), distinct)[:, places]
         image_rows = _rank(scores, np.arange(len(samples)), owner)
         caption_rows = _rank(scores.T, owner, np.arange(len(samples)))
         keys = [sample.key for sample in samples]
@@ -292,13 +347,13 @@ class _Evaluator:
         }
         return pa.table(columns, schema=RETRIEVAL_SCHEMA)
 
-    def _associate(self, task: Association, samples: list[Sample], folder: Path) -> pa.Table:
-        instances = _read_instances(folder / "instances.jsonl", {sample.key for sample in samples})
+    def _associate(self, samples: list[Sample], job: _Job) -> pa.Table:
+        instances = read_instances(job.folder / "instances.jsonl", {sample.key for sample in samples})
         place_of = {sample.key: place for place, sample in enumerate(samples)}
         # WinoGAViL's prompt, as DataComp words it.
         prompts = [f"{'An' if each.cue[0].lower() in 'aeiou' else 'A'} {each.cue.lower()}" for each in instances]
-        distinct, places = self._encode_texts(prompts, task.name)
-        scores = _similarities(self._encode_images(samples, task.name), distinct)  # (images, prompts)
+        distinct, places = self._encode_texts(prompts, job.task.name)
+        scores = _similarities(self._encode_images(samples, job), distinct)  # (images, prompts)
         ranked, means = [], []
         for instance, prompt in zip(instances, places, strict=True):
             of_candidates = scores[[place_of[key] for key in instance.candidates], prompt]
@@ -313,19 +368,17 @@ class _Evaluator:
         }
         return pa.table(columns, schema=ASSOCIATION_SCHEMA)
 
-    def _encode_images(self, samples: list[Sample], task_name: str) -> Tensor:
+    def _encode_images(self, samples: list[Sample], job: _Job) -> Tensor:
         """Return normalised embeddings in float32, (samples, dim)."""
-        loader = DataLoader(
-            _Images(samples, self.image_size),
-            batch_size=BATCH_SIZE,
-            num_workers=self.workers,
-            generator=torch.Generator(),  # else the loader draws from torch's global one
-        )
+        return self.kept.encode(job, samples, lambda: self._encode_pixels(samples, job.task.name))
+
+    def _encode_pixels(self, samples: list[Sample], task_name: str) -> Tensor:
         embeddings = []
-        for batch in tqdm(loader, desc=task_name, unit="batch", disable=None, leave=False):
-            pixels = _padded(batch).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
+        for batch in _decoded(samples, self.preprocess, self.workers):
+            pixels = _padded(batch, BATCH_SIZE).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
             encoded = self.model.encode_image((pixels - self.mean) / self.std, normalize=True)
             embeddings.append(encoded[: len(batch)].float())
+            self.bar.update(len(batch))
         together = torch.cat(embeddings)
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
@@ -336,31 +389,134 @@ class _Evaluator:
     def _encode_texts(self, texts: list[str], task_name: str) -> tuple[Tensor, list[int]]:
         """Return normalised embeddings in float32 of the distinct texts, (distinct, dim), and each text's row."""
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        embeddings = []
-        for tokens in torch.split(self.tokenizer(list(distinct)), BATCH_SIZE):
-            self.num_cut += int((tokens[:, -1] != 0).sum())
-            encoded = self.model.encode_text(_padded(tokens).to(self.device), normalize=True)
-            embeddings.append(encoded[: len(tokens)].float())
-        together = torch.cat(embeddings)
+        tokens = self.tokenizer(list(distinct))  # (distinct, context)
+        self.num_cut += int((tokens[:, -1] != 0).sum())
+        lengths = self._lengths(tokens)
+        order = torch.argsort(lengths, stable=True)
+        together: Tensor | None = None
+        at_once = PROMPTS_AT_ONCE[torch.device(self.device).type]
+        bar = tqdm(total=len(tokens), desc=f"{task_name}: prompts", unit="prompt", disable=None, leave=False)
+        with bar:
+            for length in sorted(set(lengths.tolist())):
+                for rows in torch.split(order[lengths[order] == length], at_once):
+                    batch = _padded(tokens[rows, :length], at_once).to(self.device)
+                    encoded = self._encode_tokens(batch)[: len(rows)].float()
+                    if together is None:
+                        together = encoded.new_empty(len(tokens), encoded.shape[1])
+                    together[rows.to(together.device)] = encoded
+                    bar.update(len(rows))
+        assert together is not None
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
             text = list(distinct)[int(bad[0])]
             raise ValueError(f"task {task_name!r}: the model's embedding of text {text!r} is not finite")
         return together, [distinct[text] for text in texts]
 
+    def _lengths(self, tokens: Tensor) -> Tensor:
+        """Return how many tokens of each row, (rows,), the text tower needs, in steps of CUT_TO_MULTIPLE."""
+        context = tokens.shape[1]
+        if self.tower is None:
+            return torch.full((len(tokens),), context)
+        ends = tokens.argmax(dim=1) if self.tower.end is None else (tokens == self.tower.end).int().argmax(dim=1)
+        # A row without the end mark is read at its first token; then nothing may be cut off that was not read before.
+        return ((ends + CUT_TO_MULTIPLE) // CUT_TO_MULTIPLE * CUT_TO_MULTIPLE).clamp(max=context)
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Return unit embeddings, (rows, dim), of tokens, (rows, context or fewer)."""
+        if self.tower is None:
+            return self.model.encode_text(tokens, normalize=True)
+        found = functional_call(self.model, self.tower.cut_to(tokens.shape[1]), (None, tokens))
+        return found["text_features"] if isinstance(found, dict) else found[1]
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A text tower in which a token sees those before it alone, and which is read at the end mark."""
+
+    mask: Tensor  # (context, context)
+    mask_name: str  # of the model's buffer
+    positions: Tensor | None  # (context, width), where the tower does not cut them itself
+    end: int | None  # the mark's token; None: the greatest token of a text
+
+    def cut_to(self, length: int) -> dict[str, Tensor]:
+        """Return the tensors that the model is called with instead of its own, for texts of this length."""
+        cut = {self.mask_name: self.mask[:length, :length]}
+        return cut if self.positions is None else {**cut, "positional_embedding": self.positions[:length]}
+
+
+def _cuttable_tower(model: Any) -> _Tower | None:
+    """Return the text tower of a model whose texts may be cut after their end mark; None for any other."""
+    if type(model) is open_clip.CLIP:
+        tower, pool, end, positions = model, model.text_pool_type, getattr(model, "text_eos_id", None), True
+    elif type(model) is open_clip.CustomTextCLIP and type(model.text) is TextTransformer:
+        tower, pool, end, positions = model.text, model.text.pool_type, getattr(model.text, "eos_id", None), False
+        if tower.cls_emb is not None or tower.use_pad_mask:
+            return None
+    else:
+        return None
+    if tower.attn_mask is None or pool not in ("argmax", "eos") or (pool == "eos" and end is None):
+        return None
+    name = "attn_mask" if positions else "text.attn_mask"
+    return _Tower(
+        tower.attn_mask, name, tower.positional_embedding if positions else None, end if pool == "eos" else None
+    )
+
+
+def _read_prompts(folder: Path) -> tuple[list[str], list[str]]:
+    """Return a set's class names and templates."""
+    path = folder / "zeroshot_classification_templates.txt"
+    templates = read_lines(path)
+    for template in templates:
+        if "{c}" not in template:
+            raise ValueError(f"{path}: {template!r} has no {{c}}")
+    return read_lines(folder / "classnames.txt"), templates
+
+
+def _of_objective(name: str, lines: Sequence[str]) -> list[str]:
+    """Return what follows `name:` in the lines that begin with it."""
+    return [line.removeprefix(f"{name}:") for line in lines if line.startswith(f"{name}:")]
+
+
+def _decoded(samples: Sequence[Sample], preprocess: Preprocess, workers: int) -> Iterator[Tensor]:
+    """Yield decoded images in order, (BATCH_SIZE or fewer, side, side, 3) uint8, a few batches ahead of their use."""
+    if workers:
+        # The generator: else the loader draws from torch's global one.
+        images = _Images(samples, preprocess)
+        yield from DataLoader(images, batch_size=BATCH_SIZE, num_workers=workers, generator=torch.Generator())
+        return
+    size = min(DECODED_TOGETHER, BATCH_SIZE)
+    parts = (samples[start : start + size] for start in range(0, len(samples), size))
+    ahead = BATCHES_AHEAD * BATCH_SIZE // size
+    waiting: deque[Future[list[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(max_workers=DECODING_THREADS) as threads:
+        try:
+            waiting.extend(threads.submit(_load_images, part, preprocess) for part in islice(parts, ahead))
+            while waiting:
+                pixels: list[np.ndarray] = []
+                while waiting and len(pixels) < BATCH_SIZE:
+                    pixels += waiting.popleft().result()
+                    waiting.extend(threads.submit(_load_images, part, preprocess) for part in islice(parts, 1))
+                yield torch.from_numpy(np.stack(pixels))
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _load_images(samples: Sequence[Sample], preprocess: Preprocess) -> list[np.ndarray]:
+    return [load_image(sample, preprocess) for sample in samples]
+
 
 class _Images(Dataset[np.ndarray]):
     """Decoded images by position, for a DataLoader and its processes."""
 
-    def __init__(self, samples: list[Sample], image_size: int) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess) -> None:
         self.samples = samples
-        self.image_size = image_size
+        self.preprocess = preprocess
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return load_image(self.samples[index], self.image_size)
+        return load_image(self.samples[index], self.preprocess)
 
 
 @dataclass(frozen=True)
@@ -387,38 +543,6 @@ def _rank(scores: np.ndarray, owner_of_query: np.ndarray, owner_of_candidate: np
     )
 
 
-@dataclass(frozen=True)
-class _Instance:
-    """One question of an association task."""
-
-    cue: str
-    candidates: list[str]  # keys of images
-    right: list[int]  # ascending indices of candidates
-
-
-def _read_instances(path: Path, keys: set[str]) -> list[_Instance]:
-    """Read an association task's questions; raises ValueError that names the line that is wrong."""
-    instances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            cue, candidates, associations = row["cue"], row["candidates"], row["associations"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
-        are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
-        if not are_lists or not cue or not associations:
-            raise ValueError(f"{where}: a cue is a word, candidates and associations are lists of keys")
-        if unknown := [key for key in candidates if key not in keys]:
-            raise ValueError(f"{where}: there is no image {unknown[0]!r}")
-        if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):
-            raise ValueError(f"{where}: candidates must be distinct and hold all associations")
-        instances.append(_Instance(cue, candidates, sorted(candidates.index(key) for key in set(associations))))
-    if not instances:
-        raise ValueError(f"{path} is empty")
-    return instances
-
-
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
     """Run without gradients, in evaluation mode and true float32; the model's modes come back at the end."""
@@ -434,108 +558,27 @@ def _inference(model: nn.Module) -> Iterator[None]:
 
 def _similarities(images: Tensor, texts: Tensor) -> np.ndarray:
     """Return the inner products, (images, texts), in blocks of one size: a product's last bits depend on its shape."""
-    blocks = [(_padded(batch) @ texts.T)[: len(batch)] for batch in torch.split(images, BATCH_SIZE)]
+    blocks = [(_padded(batch, BATCH_SIZE) @ texts.T)[: len(batch)] for batch in torch.split(images, BATCH_SIZE)]
     return torch.cat(blocks).cpu().numpy()
 
 
-def _padded(batch: Tensor) -> Tensor:
+def _padded(batch: Tensor, size: int) -> Tensor:
     """Repeat the last row until the batch is full."""
-    return torch.cat([batch, batch[-1:].expand(BATCH_SIZE - len(batch), *batch.shape[1:])])
+    return torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
 
 
-def _needed_files(task: Task, folder: Path) -> list[Path]:
-    if isinstance(task, Retrieval):
-        files = [folder / "dataset_type.txt"]
-    elif isinstance(task, Association):
-        files = [folder / "dataset_type.txt", folder / "instances.jsonl"]
-    else:
-        files = [folder / "classnames.txt", folder / "zeroshot_classification_templates.txt"]
-    count_path = folder / "test" / "nshards.txt"
-    return [*files, count_path, *(_tar_paths(folder) if count_path.exists() else [])]
-
-
-def _tar_paths(folder: Path) -> list[Path]:
-    path = folder / "test" / "nshards.txt"
-    text = path.read_text().strip()
-    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise ValueError(f"{path} holds {text[:40]!r} instead of the number of tars")
-    return [folder / "test" / f"{number}.tar" for number in range(int(text))]
-
-
-def _read_lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
-    if "" in lines:
-        raise ValueError(f"{path}: line {lines.index('') + 1} is empty")
-    return lines
-
-
-def _part_of(sample: Sample, extension: str) -> bytes:
-    if extension not in sample.labels:
-        raise ValueError(f"{sample.tar_path}: sample {sample.key!r} has no .{extension}")
-    return sample.labels[extension]
-
-
-def _label_of(sample: Sample, num_classes: int) -> int:
-    text = _part_of(sample, "cls").decode(errors="replace").strip()
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < num_classes):
-        raise ValueError(
-            f"{sample.tar_path}: {sample.key}.cls holds {text[:40]!r}; classnames.txt has classes 0..{num_classes - 1}"
-        )
-    return int(text)
-
-
-def _numbers_of(sample: Sample, places: Sequence[int]) -> list[int]:
-    """Return the numbers at these places of a sample's `.npy` vector; raises ValueError that names the sample."""
-    where = f"{sample.tar_path}: {sample.key}.npy"
-    try:
-        values = np.lib.format.read_array(io.BytesIO(_part_of(sample, "npy")), allow_pickle=False).reshape(-1)
-    except (ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
-    if not np.issubdtype(values.dtype, np.integer) or len(values) <= max(places):
-        raise ValueError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
-    return [int(values[place]) for place in places]
-
-
-def _group_of(sample: Sample, task: GroupedClassification) -> int:
-    fields = task.group_fields
-    values = _numbers_of(sample, [field.place for field in fields])
-    for field, value in zip(fields, values, strict=True):
-        limit = len(field.names) or (2**31 if len(fields) == 1 else GROUP_RADIX)
-        if not 0 <= value < limit:
-            raise ValueError(
-                f"{sample.tar_path}: {sample.key}.npy: there is no {field.name} {value}; "
-                f"values: {list(field.names) or f'0 to {limit - 1}'}"
-            )
-    return values[0] + (GROUP_RADIX * values[1] if len(values) == 2 else 0)
-
-
-def _captions_of(sample: Sample) -> list[str]:
-    try:
-        text = _part_of(sample, "txt").decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{sample.tar_path}: {sample.key}.txt is not UTF-8: {error}") from error
-    # CLIP_benchmark joins captions by newlines and escapes those inside.
-    captions = [caption.replace(r"\n", "\n") for caption in text.split("\n") if caption.strip()]
-    if not captions:
-        raise ValueError(f"{sample.tar_path}: {sample.key}.txt has no caption")
-    return captions
-
-
-def _made_from(
-    task: Task,
-    eval_dir: Path,
-    made_from: dict[str, Json],
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> dict[str, Json]:
+def _made_from(task: Task, data_hash: str, made_from: dict[str, Json], preprocess: Preprocess) -> dict[str, Json]:
     ours = {
         "task": task.name,
         "task_version": task.version,
-        "data": hash_eval_set(eval_dir / task.folder_name),
-        "image_size": image_size,
-        "mean": list(mean),
-        "std": list(std),
+        "data": data_hash,
+        "image_size": preprocess.image_size,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
     }
+    usual = Preprocess(preprocess.image_size, preprocess.mean, preprocess.std)
+    for name in ("interpolation", "resize_mode"):  # records of the embedded scales are older than these
+        if getattr(preprocess, name) != getattr(usual, name):
+            ours[name] = getattr(preprocess, name)
     assert not ours.keys() & made_from.keys()
     return ours | made_from

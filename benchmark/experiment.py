@@ -352,16 +352,23 @@ def evaluate_stage(
     task_names: Sequence[str],
     *,
     device: str,
+    workers: int | None = None,
+    strict: bool = True,
+    ranks: Ranks | None = None,
+    curve: bool = False,
     wandb: str = "disabled",
 ) -> None:
-    """Evaluate every trained seed on every task that has no result yet."""
+    """Evaluate every trained seed on every task that has no result yet; with `curve`, its kept checkpoints too."""
+    from benchmark.eval_sets import Preprocess
     from benchmark.evaluate import evaluate
     from benchmark.health import WandbRun
     from benchmark.models import build_model, build_tokenizer
+    from benchmark.ranks import ALONE
     from benchmark.results import read_results, result_path
-    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, default_workers, load_weights, recipe_threads
+    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, kept_name, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
+    ranks = ranks or ALONE
     _, subset_record = open_experiment(exp_dir, pool)
     for seed in seeds:
         seed_dir = exp_dir / f"seed-{seed}"
@@ -378,50 +385,107 @@ def evaluate_stage(
                 f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
                 f"not by recipe {scale.recipe} of {scale.name!r}"
             )
-        with locked(seed_dir), recipe_threads(scale):
-            weights_path = seed_dir / "checkpoint" / WEIGHTS_NAME
-            refuse_changed(weights_path, trained.result["weights"])
+        wanted = [(trained.result["weights"], seed_dir / "checkpoint" / WEIGHTS_NAME, seed_dir)]
+        kept = trained.result.get("kept", {}).items() if curve else ()
+        for step, weights in kept:
+            if weights is not None:  # training said that it was gone
+                path = seed_dir / "checkpoint" / kept_name(int(step))
+                wanted.append((weights, path, curve_dir(seed_dir, int(step))))
+        own: dict[str, Json] = {} if scale.is_comparable else {"recipe": scale.identity}
+        with recipe_threads(scale), ExitStack() as held:
+            ranks.on_first(partial(held.enter_context, locked(seed_dir)))
             model = build_model(scale.model, image_size=scale.image_size)
-            load_weights(model, weights_path)
-            made_from = {"model": scale.model, "checkpoint": trained.result["weights"], "device": device}
-            if not scale.is_comparable:
-                made_from["recipe"] = scale.identity
-            missing = [task for task in tasks if not result_path(seed_dir, task).exists()]
-            with cost(exp_dir, "evaluate", seed=seed, tasks=len(missing)) if missing else nullcontext():
-                evaluate(
-                    model.to(device),
-                    build_tokenizer(scale.model),
-                    tasks,
-                    eval_dir,
-                    seed_dir,
-                    made_from=made_from,
-                    image_size=scale.image_size,
-                    mean=scale.mean,
-                    std=scale.std,
-                    device=device,
-                    workers=default_workers() if device == "cuda" else 0,  # one core cannot feed a GPU
-                )
-            if missing:
-                say(f"evaluate: seed {seed}, {len(missing)} tasks ({seed_dir / 'eval'})")
-            scores = {n: record.result["metrics"]["main_metric"] for n, record in read_results(seed_dir, tasks).items()}
+            for weights, path, out_dir in wanted:
+                refuse_changed(path, weights)
+                load_weights(model, path)
+                missing = [task for task in tasks if not result_path(out_dir, task).exists()]
+                is_timed = missing and ranks.is_first
+                with cost(exp_dir, "evaluate", seed=seed, tasks=len(missing)) if is_timed else nullcontext():
+                    evaluate(
+                        model,
+                        build_tokenizer(scale.model),
+                        tasks,
+                        eval_dir,
+                        out_dir,
+                        made_from={"model": scale.model, "checkpoint": weights, "device": device, **own},
+                        preprocess=Preprocess(scale.image_size, tuple(scale.mean), tuple(scale.std)),
+                        device=device,
+                        workers=evaluation_workers(device, workers),
+                        strict=strict,
+                        ranks=ranks,
+                        costs_dir=exp_dir,
+                        seed=seed if out_dir == seed_dir else None,
+                    )
+                if missing:
+                    say(f"evaluate: seed {seed}, {len(missing)} tasks ({out_dir / 'eval'})")
+        if ranks.is_first:
+            metrics = {name: record.result["metrics"] for name, record in read_results(seed_dir, tasks).items()}
+            scores = {name: each["main_metric"] for name, each in metrics.items() if each["main_metric"] is not None}
             WandbRun(wandb, exp_dir, seed).log_scores(scores, {"recipe_hash": scale.hash})
 
 
-def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path) -> None:
-    """Raise FileNotFoundError that lists what the tasks lack, before hours of training are spent."""
-    from benchmark.evaluate import check_eval_sets
+def evaluate_model(
+    model: str,
+    checkpoint: str | None,
+    tasks: Sequence[Task],
+    eval_dir: Path,
+    out_dir: Path | None,
+    *,
+    device: str,
+    workers: int | None = None,
+    strict: bool = True,
+    ranks: Ranks | None = None,
+) -> Path:
+    """Evaluate any open_clip model (`benchmark.checkpoints.open_model`) on tasks; return the folder of the results."""
+    from benchmark.checkpoints import open_model
+    from benchmark.evaluate import evaluate
+    from benchmark.ranks import ALONE
 
-    check_eval_sets(chosen_tasks(scale, task_names), eval_dir)
+    opened = open_model(model, checkpoint)
+    if out_dir is None:
+        out_dir = Path("evaluations") / f"{opened.name}-{opened.checkpoint.split(':')[-1][:12]}"
+    evaluate(
+        opened.model,
+        opened.tokenizer,
+        tasks,
+        eval_dir,
+        out_dir,
+        made_from={"model": opened.name, "checkpoint": opened.checkpoint, "device": device},
+        preprocess=opened.preprocess,
+        device=device,
+        workers=evaluation_workers(device, workers),
+        strict=strict,
+        ranks=ranks or ALONE,
+    )
+    return out_dir
+
+
+def evaluation_workers(device: str, workers: int | None) -> int:
+    """Return how many processes decode images: for a GPU one per core, which alone can feed it; for a CPU none."""
+    from benchmark.train import default_workers
+
+    return workers if workers is not None else default_workers() if device == "cuda" else 0
+
+
+def curve_dir(seed_dir: Path, step: int) -> Path:
+    """Return the folder of the results of the weights that were kept after a step."""
+    return seed_dir / "curve" / f"step-{step:09d}"
+
+
+def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path, *, strict: bool = True) -> None:
+    """Raise FileNotFoundError or ValueError that says what the tasks lack, before hours of training are spent."""
+    from benchmark.eval_sets import check_sizes, hash_eval_set, read_contents
+    from benchmark.evaluate import find_sets
+
+    tasks = chosen_tasks(scale, task_names)
+    folders = find_sets(tasks, eval_dir)
+    sized = [(task, folders[task.name]) for task in tasks if task.size is not None]
+    check_sizes([(task, at, read_contents(task, at, hash_eval_set(at))) for task, at in sized], strict=strict)
 
 
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:
     """Return the named tasks or groups, or the scale's suite where none is named."""
     load_tasks()
-    if not names and scale.suite not in SUITES:
-        raise ValueError(
-            f"scale {scale.name!r} is scored by the suite {scale.suite!r}, which is not in this version yet; name "
-            "tasks= of your own, or use `winnow filter` and `winnow train` alone"
-        )
     return tasks_named(names or [scale.suite], scale.suite)
 
 

@@ -107,12 +107,21 @@ class TrainOptions(TrainingOptions):
 
 @dataclass
 class EvaluateOptions(SeedOptions):
-    """winnow evaluate: score an experiment's checkpoints."""
+    """winnow evaluate: score an experiment's checkpoints, or any open_clip model; several ranks share the tasks."""
 
-    exp_dir: Any = _option(MISSING, "the experiment's folder; its seeds are trained")
-    eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")
+    scale: Any = _option(None, "the experiment's recipe [nano]; with model=, whose suite scores it [datacomp's]")
+    exp_dir: Any = _option(None, "the experiment's folder; its seeds are trained")
+    model: Any = _option(None, "instead of exp_dir: any open_clip model, or the path of a JSON configuration")
+    checkpoint: Any = _option(None, "its weights: .pt (state dict), .safetensors, or a name that open_clip has")
+    out_dir: Any = _option(None, "the folder of a model's results [evaluations/<model>-<hash of the weights>]")
+    eval_dir: Any = _option(None, "the evaluation sets' folder or URL [<pool_dir>/eval]")
     tasks: Any = _option((), "task names or groups [the scale's suite]; `winnow list tasks` lists them")
     plugins: Any = _option((), "your own files with tasks: [my_task.py,...]")
+    reference: Any = _option(None, "compare with: results' folder, eval_results.jsonl, or a released checkpoint's name")
+    curve: Any = _option(False, "evaluate the kept checkpoints too, and draw the learning curve")
+    workers: Any = _option(None, "processes that decode images [threads on a CPU, one per core for a GPU]")
+    device: Any = _option(None, "cpu or cuda [what the scale's reference runs used; for model=, a GPU if there is one]")
+    strict: Any = _option(True, "a set of another size than its task's is an error; false warns, and marks the score")
 
 
 @dataclass
@@ -279,6 +288,14 @@ def as_device(value: Any, scale: Scale) -> str:
             asked = "device=cuda" if value else f"scale {scale.name!r} computes on a GPU (device=cpu does without)"
             raise ValueError(f"{asked}, but torch sees no GPU here")
     return str(device)
+
+
+def as_model_device(value: Any) -> str:
+    """Return the device to evaluate a model on: the one named, else a GPU where there is one."""
+    import torch
+
+    found = value if value is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    return as_device(found, get_scale("nano"))
 
 
 def scale_and_pool_dir(config: dict[str, Any]) -> tuple[Scale, Path, int]:

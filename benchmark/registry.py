@@ -303,8 +303,8 @@ def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
 
     Raises KeyError with the nearest name.
     """
-    groups: dict[str, list[str]] = {suite.name: list(suite.tasks) for suite in SUITES.values()}
-    for member in SUITES[suite_name].tasks if suite_name in SUITES else ():
+    groups: dict[str, list[str]] = {suite.name: [*suite.tasks, *suite.unscored] for suite in SUITES.values()}
+    for member in groups.get(suite_name, ()):
         for group in TASKS[member].groups:
             groups.setdefault(group, []).append(member)
     chosen: dict[str, Task] = {}

@@ -81,6 +81,7 @@ from benchmark.tasks import (
 
 STAGE = "evaluate"
 VERSION = 1  # of what an evaluation writes, raised by hand when it changes
+METRICS_VERSION = 2  # of the metrics, which follow from the predictions; raised by hand
 TOP = 5  # candidates kept per row
 RECALL_AT = (1, 5, 10)
 
@@ -262,16 +263,33 @@ def predictions_path(out_dir: Path, task: Task) -> Path:
     return out_dir / EVAL_FOLDER / f"{task.file_stem}.parquet"
 
 
-def write_result(out_dir: Path, task: Task, made_from: dict[str, Json], predictions: pa.Table) -> Record:
-    """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes."""
+def write_result(
+    out_dir: Path, task: Task, made_from: dict[str, Json], predictions: pa.Table, *, is_whole: bool = True
+) -> Record:
+    """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes.
+
+    Where the data was not whole, the record says how many samples there should have been.
+    """
     scores = metrics_of(task, predictions)
     path = predictions_path(out_dir, task)
     with atomic_path(path) as temporary:
         pq.write_table(predictions, temporary, compression="zstd", row_group_size=1 << 20)
-    result = {"title": task.title, "metrics": scores, "predictions": sha256_of(path)}
+    result: dict[str, Json] = {"title": task.title, "metrics": scores, "predictions": sha256_of(path)}
+    result["metrics_version"] = METRICS_VERSION
+    if not is_whole:
+        result["expected_samples"] = task.size
     record = Record(STAGE, VERSION, made_from, result)
     write_record(result_path(out_dir, task), record)
     return record
+
+
+def update_metrics(out_dir: Path, task: Task, record: Record) -> None:
+    """Bring an older record's metrics up to date, from its predictions; nothing is evaluated."""
+    if record.result.get("metrics_version") == METRICS_VERSION:
+        return
+    found = metrics_of(task, read_predictions(out_dir, task))
+    result = {**record.result, "metrics": found, "metrics_version": METRICS_VERSION}
+    write_record(result_path(out_dir, task), Record(record.stage, record.version, record.made_from, result))
 
 
 def read_predictions(out_dir: Path, task: Task) -> pa.Table:

@@ -282,11 +282,11 @@ def read_scale(path: Path) -> Scale:
             )
     values = _checked(path, base, given)
     if str(values.get("model", "")).endswith(".json"):
-        values["model"] = _own_model(path.parent / values["model"])
+        values["model"] = own_model(path.parent / values["model"])
     return replace(base, name=path.stem, recipe=0, base=base.name, **values)
 
 
-def _own_model(path: Path) -> str:
+def own_model(path: Path) -> str:
     """Note where the configuration of a model of one's own lies; return its name, with a hash of what is in it.
 
     The hash covers the vocabulary that it names (`tokenizer_kwargs.bpe_path`, from the configuration's folder).

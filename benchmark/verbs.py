@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from benchmark.experiment import (
     chosen_tasks,
     default_exp_dir,
     describe_filters,
+    evaluate_model,
     evaluate_stage,
     filter_stage,
     open_experiment,
@@ -34,6 +35,7 @@ from benchmark.options import (
     as_executor,
     as_flag,
     as_list,
+    as_model_device,
     as_path,
     as_positive,
     as_seeds,
@@ -44,18 +46,22 @@ from benchmark.options import (
     scale_and_pool_dir,
 )
 from benchmark.pool import Pool
-from benchmark.registry import load_tasks
+from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.report import report_stage
 from benchmark.reshard import SHARDS_NAME
-from benchmark.scales import SCALES, Scale
+from benchmark.scales import SCALES, Scale, get_scale
 from benchmark.stage import rank_of_process, say, write_bytes
 from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
 from benchmark.subset import SUBSET_RECORD_NAME, load_subset
+from benchmark.tasks import Task
 
 if TYPE_CHECKING:
     from leaderboard.table import Table
 
 Config = dict[str, Any]
+
+DEFAULT_SCALE = "nano"
+MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experiment
 
 
 def run(config: Config, command: list[str]) -> None:
@@ -74,12 +80,13 @@ def run(config: Config, command: list[str]) -> None:
         return
     signals_dir = as_signals_dir(config["signals_dir"])
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
-    eval_dir = _eval_dir(config, pool_dir, scale, tasks)
-    check_evaluation_data(scale, tasks, eval_dir)
+    eval_dir = _eval_dir(config, pool_dir, chosen_tasks(scale, tasks))
+    check_evaluation_data(scale, tasks, eval_dir, strict=_is_strict(config))
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         _filter(exp_dir, config, command, pool, choice)
         train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
-        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
+        strict = _is_strict(config)
+        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, strict=strict, wandb=wandb)
         report_experiment(exp_dir, scale, pool)
         if with_report:
             report_stage(exp_dir, pool, scale)
@@ -180,20 +187,121 @@ def train(config: Config, command: list[str]) -> None:
 
 
 def evaluate(config: Config, command: list[str]) -> None:
-    """Score an experiment's checkpoints, and print its table where the whole suite is scored."""
+    """Score an experiment's checkpoints or any model, and print the table; several ranks share the tasks."""
+    from benchmark.ranks import joined_ranks
+
+    load_tasks(config["plugins"])
+    as_flag(config["curve"], "curve")
+    as_workers(config["workers"])
+    if config["model"] is not None or config["checkpoint"] is not None:
+        _evaluate_model(config)
+        return
+    config = {**config, "scale": config["scale"] or DEFAULT_SCALE}
     scale, pool_dir, _ = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
-    load_tasks(config["plugins"])
     chosen_tasks(scale, tasks)
+    reference = _reference(config)
+    if config["out_dir"] is not None:
+        raise ValueError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
     location = _given_exp_dir(config)
-    pool = Pool(pool_dir, strict=_is_strict(config))
-    eval_dir = _eval_dir(config, pool_dir, scale, tasks)
-    with mirrored(location) as exp_dir:
-        open_experiment(exp_dir, pool)
-        _log_command(exp_dir, config, command)
-        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, wandb=wandb)
-        report_experiment(exp_dir, scale, pool)
+    strict = _is_strict(config)
+    with joined_ranks(device) as ranks, ExitStack() as held:
+        exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
+        pool = Pool(pool_dir, strict=strict)
+        eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, chosen_tasks(scale, tasks)))
+        ranks.on_first(lambda: open_experiment(exp_dir, pool))
+        ranks.on_first(lambda: _log_command(exp_dir, config, command))
+        evaluate_stage(
+            exp_dir,
+            pool,
+            scale,
+            seeds,
+            eval_dir,
+            tasks,
+            device=device,
+            workers=as_workers(config["workers"]),
+            strict=strict,
+            ranks=ranks,
+            curve=config["curve"],
+            wandb=wandb,
+        )
+        if ranks.is_first:
+            report_experiment(exp_dir, scale, pool, reference=reference)
+            if config["curve"]:
+                report_curve(exp_dir, scale, seeds)
+
+
+def _evaluate_model(config: Config) -> None:
+    """Score any open_clip model."""
+    from benchmark.ranks import joined_ranks
+
+    for name in ("exp_dir", "wandb", "seeds"):
+        usual = {"wandb": "disabled", "seeds": 0}.get(name)
+        if config[name] != usual:
+            raise ValueError(f"{name}= goes with an experiment, not with model=")
+    if config["model"] is None:
+        raise ValueError("checkpoint= goes with model=, the name of an open_clip model such as ViT-B-32")
+    if config["curve"]:
+        raise ValueError("curve=true goes with exp_dir= of an experiment, which keeps checkpoints")
+    suite = get_scale(str(config["scale"] or MODEL_SCALE)).suite
+    tasks = tasks_named([str(name) for name in as_list(config["tasks"], "tasks")] or [suite], suite)
+    device, strict = as_model_device(config["device"]), _is_strict(config)
+    given_dir = as_path(config["out_dir"], "out_dir")
+    reference = _reference(config)
+    if config["eval_dir"] is None and config["pool_dir"] is None:
+        raise ValueError("eval_dir must be given: the folder of the evaluation sets (scripts/download_evalsets.py)")
+    pool_dir = as_path(config["pool_dir"], "pool_dir") or Path()
+    checkpoint = None if config["checkpoint"] is None else str(config["checkpoint"])
+    with joined_ranks(device) as ranks, ExitStack() as held:
+        eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, tasks))
+        out_dir = None if given_dir is None else ranks.on_first(lambda: held.enter_context(mirrored(given_dir)))
+        out_dir = evaluate_model(
+            str(config["model"]),
+            checkpoint,
+            tasks,
+            eval_dir,
+            out_dir,
+            device=device,
+            workers=as_workers(config["workers"]),
+            strict=strict,
+            ranks=ranks,
+        )
+        if ranks.is_first:
+            for line in score_lines(str(out_dir), _suite_of(tasks, suite), reference):
+                say(line)
+            say(f"files: {out_dir} (scores: eval_results.jsonl; predictions: eval/*.parquet; times: costs.jsonl)")
+
+
+def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
+    """Print the learning curve over the kept checkpoints and draw it as `curve.png`."""
+    raise NotImplementedError
+
+
+def _suite_of(tasks: Sequence[Task], otherwise: str) -> str:
+    """Return the first suite that has all of the tasks, by name."""
+    names = {task.name for task in tasks}
+    found = [suite.name for suite in SUITES.values() if names <= {*suite.tasks, *suite.unscored}]
+    return otherwise if otherwise in found or not found else found[0]
+
+
+def _reference(config: Config) -> str | None:
+    """Return what to compare with; raises where there is nothing of that name, before work begins."""
+    if config["reference"] is None:
+        return None
+    from leaderboard.scores import read_scores
+
+    read_scores(str(config["reference"]))
+    return str(config["reference"])
+
+
+def score_lines(place: str, suite_name: str, reference: str | None) -> list[str]:
+    """Return the table of an evaluation's scores, against a reference's where one is named."""
+    from leaderboard.score_table import render_evaluation
+    from leaderboard.scores import read_scores
+
+    theirs = None if reference is None else read_scores(reference)
+    return ["", *render_evaluation(read_scores(place), SUITES[suite_name], theirs).split("\n")]
 
 
 def report(config: Config, command: list[str]) -> None:
@@ -286,20 +394,24 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
     build_pool(pool_dir, scale, pool_seed, workers)
 
 
-def report_experiment(exp_dir: Path, scale: Scale, pool: Pool) -> None:
-    """Write entry.json and print the run among the board's entries, what may be claimed, and where the files are."""
+def report_experiment(exp_dir: Path, scale: Scale, pool: Pool, *, reference: str | None = None) -> None:
+    """Write entry.json and print the run among the board's entries, what may be claimed, and where the files are.
+
+    Where there is no board, or a reference is named, it prints the scores by group, against the reference.
+    """
+    from leaderboard.entries import has_board
+
     entry = write_experiment_entry(exp_dir, scale, pool)
+    has_table = entry is not None and has_board(scale.name)
+    if has_table:
+        say("")
+        say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
+    if reference is not None or not has_table:
+        for line in score_lines(str(exp_dir), scale.suite, reference):
+            say(line)
     if entry is None:
         say(f"no seed of {exp_dir} has results for the whole suite {scale.suite!r} yet, so there is no average to show")
         return
-    from leaderboard.entries import has_board
-
-    say("")
-    if has_board(scale.name):
-        say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
-    else:
-        for seed, average in entry.averages(sorted(entry.tasks)).items():
-            say(f"seed {seed}: average over {len(entry.tasks)} tasks {average:.3f}")
     if not scale.is_comparable:
         say(
             f"Not comparable: scale {scale.name!r} is your own (it departs from {scale.base!r}; recipe hash "
@@ -385,10 +497,16 @@ def _given_exp_dir(config: Config) -> Path:
     return exp_dir
 
 
-def _eval_dir(config: Config, pool_dir: Path, scale: Scale, task_names: list[str]) -> Path:
+def _eval_dir(config: Config, pool_dir: Path, tasks: Sequence[Task]) -> Path:
     """Return the evaluation sets' folder; of a remote one, a local folder with copies of what the tasks need."""
     eval_dir = as_path(config["eval_dir"], "eval_dir") or pool_dir / "eval"
-    return local_copy(eval_dir, only=[task.folder_name for task in chosen_tasks(scale, task_names)])
+    if not is_remote(eval_dir):
+        return eval_dir
+    wanted = []
+    for task in tasks:
+        has_folder = not task.hub_rows or has_file(eval_dir / task.folder_name / "test" / "nshards.txt")
+        wanted.append(task.folder_name if has_folder else f"hf_cache/{task.hub_rows.replace('/', '___')}")
+    return local_copy(eval_dir, only=wanted)
 
 
 def _log_command(exp_dir: Path, config: Config, command: list[str]) -> None:

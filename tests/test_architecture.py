@@ -12,6 +12,7 @@ FILES = {
     folder: sorted((ROOT / folder).rglob("*.py")) for folder in ("benchmark", "filters", "eval_tasks", "leaderboard")
 }
 MAY_LOAD_TORCH = {
+    "checkpoints.py",
     "data.py",
     "evaluate.py",
     "health.py",

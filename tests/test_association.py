@@ -12,6 +12,7 @@ import pytest
 from test_evaluate import COLOURS, ToyEncoder, encode_png, toy_tokenizer
 
 from benchmark import metrics
+from benchmark.eval_sets import Preprocess
 from benchmark.evaluate import evaluate
 from benchmark.results import ASSOCIATION_SCHEMA, metrics_of, read_predictions
 from benchmark.tars import write_tar
@@ -72,7 +73,7 @@ def write_set(eval_dir: Path, instances: list[str]) -> None:
 
 
 def run(eval_dir: Path, out_dir: Path) -> dict[str, Any]:
-    options: dict[str, Any] = {"image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1), "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": Preprocess(4, (0, 0, 0), (1, 1, 1)), "made_from": {"checkpoint": "c0"}}
     return evaluate(ToyEncoder(), toy_tokenizer, [TASK], eval_dir, out_dir, **options)[TASK.name].result["metrics"]
 
 

@@ -290,7 +290,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["train", "accumulation=1.5", "exp_dir=x"], "accumulation=1.5 is not a whole number"),
         (["run", "wandb=yes"], "wandb=yes is not one of disabled, offline, online"),
         (["run", "scale=mine.yaml"], "there is no scale file mine.yaml"),
-        (["run", "scale=small", "device=cpu"], "is scored by the suite 'datacomp', which is not in this version yet"),
+        (["run", "scale=small", "device=cpu"], "there is no pool at pools/small"),
         (["run", "plugins=nowhere.py"], "plugins: there is no file"),
         (["run", "subset=nowhere.npy"], "there is no subset file nowhere.npy"),
         (["run", "subset=x.npy", "filters=basic"], "give filters= or subset=, not both"),

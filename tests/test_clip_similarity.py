@@ -178,7 +178,7 @@ def test_weights_that_open_clip_knows_by_name_are_recorded_by_name_and_hash(pool
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
     with pytest.raises(FileNotFoundError, match=r"laion2b_s34b_b79k of ViT-B-32 could not be fetched .*no network"):
         rule.identity(Pool(pool_dir))
-    with pytest.raises(ValueError, match=r"x=openai: ViT-B-32 has another activation .* clip_model=ViT-B-32-quickgelu"):
+    with pytest.raises(ValueError, match=r"x=openai: ViT-B-32 has another activation .* a model ViT-B-32-quickgelu"):
         find_weights("ViT-B-32", "openai", "x")
     assert find_weights("ViT-B-32-quickgelu", "openai", "x") == Path("openai")
 

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmark import evaluate as stage
-from benchmark.evaluate import evaluate, hash_eval_set, load_image, read_samples
+from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_samples
+from benchmark.evaluate import evaluate
 from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.results import predictions_path, read_predictions, result_path
 from benchmark.stage import LOCK_NAME, Record
@@ -26,6 +27,7 @@ from benchmark.tasks import GroupedClassification, GroupField, Retrieval, Task, 
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 CONTEXT = 4  # words
+AS_IT_IS = Preprocess(4, (0, 0, 0), (1, 1, 1))
 
 CLASSES = ZeroShotClassification(name="toy/colours", title="Colours", groups=("accuracy",))
 GROUPED = GroupedClassification(
@@ -127,12 +129,14 @@ TASKS = [CLASSES, GROUPED, PAIRS]
 def run(
     eval_dir: Path, out_dir: Path, tasks: list[Task] = TASKS, *, model: nn.Module | None = None, **changes: Any
 ) -> dict[str, Record]:
-    options: dict[str, Any] = {"image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1), "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": AS_IT_IS, "made_from": {"checkpoint": "c0"}}
     return evaluate(model or ToyEncoder(), toy_tokenizer, tasks, eval_dir, out_dir, **options | changes)
 
 
 def contents(out_dir: Path) -> dict[str, bytes]:
-    paths = [path for path in sorted(out_dir.rglob("*")) if path.is_file() and path.name != LOCK_NAME]
+    paths = [
+        path for path in sorted(out_dir.rglob("*")) if path.is_file() and path.name not in (LOCK_NAME, "costs.jsonl")
+    ]
     return {str(path.relative_to(out_dir)): path.read_bytes() for path in paths}
 
 
@@ -277,7 +281,7 @@ def test_all_that_is_missing_is_listed_at_once(eval_dir: Path, tmp_path: Path) -
     (folder / "test" / "1.tar").unlink()
     (eval_dir / PAIRS.folder_name / "test" / "nshards.txt").unlink()
     absent = ZeroShotClassification(name="toy/absent", title="Absent")
-    with pytest.raises(FileNotFoundError, match="winnow pool build") as caught:
+    with pytest.raises(FileNotFoundError, match="evaluation data of 3 of 4 tasks is missing") as caught:
         run(eval_dir, tmp_path / "out", [*TASKS, absent])
     for name in (
         "colours_test/classnames.txt",
@@ -375,7 +379,7 @@ def test_a_template_without_place_for_the_class_is_named(tmp_path: Path) -> None
 
 def test_a_model_gone_to_nan_is_an_error(eval_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="embedding of image 's0000000' is not finite"):
-        run(eval_dir, tmp_path / "out", [CLASSES], mean=(float("nan"), 0, 0))
+        run(eval_dir, tmp_path / "out", [CLASSES], preprocess=Preprocess(4, (float("nan"), 0, 0), (1, 1, 1)))
 
 
 def test_prompts_that_fill_the_context_are_counted_once(
@@ -398,17 +402,23 @@ def test_the_hash_of_a_set_sees_every_file_that_is_read(eval_dir: Path) -> None:
     assert len(hashes) == 4
 
 
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("mode", "size"), [("RGB", (32, 32)), ("RGB", (50, 37)), ("L", (20, 90)), ("P", (33, 32))])
-def test_images_come_out_as_from_open_clip(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+def test_images_come_out_as_from_open_clip(
+    tmp_path: Path, mode: str, size: tuple[int, int], interpolation: str, resize_mode: str
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode)
     file = io.BytesIO()
     image.save(file, "PNG")
     write_set(tmp_path, CLASSES, [[("s0.png", file.getvalue()), ("s0.cls", b"0")]])
     sample = read_samples(tmp_path / CLASSES.folder_name)[0]
-    transform = open_clip.image_transform(32, is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3)
+    options = {"interpolation": interpolation, "resize_mode": resize_mode}
+    transform = open_clip.image_transform(32, is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3, **options)
+    preprocess = Preprocess(32, (0.5,) * 3, (0.25,) * 3, **options)
     expected = transform(image.convert("RGB"))
-    found = (torch.from_numpy(load_image(sample, 32)).permute(2, 0, 1).float().div(255) - 0.5) / 0.25
+    found = (torch.from_numpy(load_image(sample, preprocess)).permute(2, 0, 1).float().div(255) - 0.5) / 0.25
     assert torch.equal(found, expected)
 
 
@@ -417,7 +427,7 @@ def test_alpha_is_dropped(tmp_path: Path) -> None:
     write_set(tmp_path, CLASSES, [members])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image = load_image(read_samples(tmp_path / CLASSES.folder_name)[0], 4)
+        image = load_image(read_samples(tmp_path / CLASSES.folder_name)[0], AS_IT_IS)
     assert image.reshape(-1, 3).tolist() == [[200, 100, 50]] * 16
 
 
@@ -431,7 +441,9 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
         ramp.save(file, "JPEG", **options)
         members += [(f"s{number}.jpg", file.getvalue()), (f"s{number}.cls", b"0")]
     write_set(tmp_path, CLASSES, [members])
-    plain, turned = (load_image(sample, 8) for sample in read_samples(tmp_path / CLASSES.folder_name))
+    plain, turned = (
+        load_image(sample, replace(AS_IT_IS, image_size=8)) for sample in read_samples(tmp_path / CLASSES.folder_name)
+    )
     assert np.array_equal(plain, turned)
 
 

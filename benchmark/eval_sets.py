@@ -1,0 +1,378 @@
+"""Evaluation sets on disk: what they hold, whether it is all there, and the pixels of an image.
+
+A set lies in the webdataset layout of CLIP_benchmark and DataComp:
+
+    wds_<task>_test/classnames.txt                          one class a line (classification)
+    wds_<task>_test/zeroshot_classification_templates.txt   one prompt a line, {c} stands for the class
+    wds_<task>_test/dataset_type.txt                        "retrieval" or "association"
+    wds_<task>_test/instances.jsonl                         one cue a line, with keys of images (association)
+    wds_<task>_test/test/nshards.txt                        how many tars there are
+    wds_<task>_test/test/0.tar, 1.tar, ...                  <key>.{webp,png,jpg}, <key>.cls, <key>.npy, <key>.txt
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from benchmark.registry import SUITES
+from benchmark.results import GROUP_RADIX
+from benchmark.scales import SCALES
+from benchmark.stage import digest, read_json, sha256_of, warn, write_json
+from benchmark.storage import cache_dir, file_hash, state_of
+from benchmark.tars import IMAGE_FORMATS, Member, iter_members
+from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
+
+MAX_IMAGE_BYTES = 64 << 20
+MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
+MAX_SHOWN = 60  # files that are missing
+CONTENTS_VERSION = 1  # of what is kept of a set's contents, raised by hand
+
+LIST_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "instances.jsonl")
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes a model's input: open_clip's evaluation transform with these settings."""
+
+    image_size: int  # pixels, of both sides
+    mean: tuple[float, ...]  # of each channel, where pixels go from 0 to 1
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"  # or bilinear
+    resize_mode: str = "shortest"  # side to image_size, then a centre crop; or squash: both sides; or longest
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
+        if self.resize_mode not in ("shortest", "squash", "longest"):
+            raise ValueError(f"resize_mode {self.resize_mode!r} is not one of shortest, squash, longest")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a set holds, by the headers of its tars."""
+
+    num_samples: int  # images; of an association task, cues
+    num_images: int
+    images: str  # a hash of the images' keys and sizes: sets where it is equal may have the same images
+    tar_bytes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of an evaluation set; its image stays in the tar until it is needed."""
+
+    key: str
+    image_name: str  # of the tar's member
+    tar_path: Path
+    offset: int  # of the image, in bytes
+    size: int
+    labels: dict[str, bytes]  # extension (cls, npy, txt) -> contents
+
+
+def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: Path) -> None:
+    """Raise FileNotFoundError that lists every folder and file that the tasks need and lack, and how to get them.
+
+    `folders` has each task's set, by task name; `eval_dir` is the folder that was looked in.
+    """
+    missing: list[Path] = []
+    lacking: list[Task] = []
+    for task in tasks:
+        folder = folders[task.name]
+        paths = [path for path in _needed_files(task, folder) if not path.exists()] if folder.is_dir() else [folder]
+        missing += paths
+        lacking += [task] if paths else []
+    if missing:
+        shown = [str(path.relative_to(eval_dir)) if path.is_relative_to(eval_dir) else str(path) for path in missing]
+        more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
+        raise FileNotFoundError(
+            f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {eval_dir}: "
+            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}"
+        )
+
+
+def _how_to_get(tasks: Sequence[Task], eval_dir: Path) -> str:
+    """Say where the sets of these tasks come from."""
+    is_drawn = {name: scale.is_embedded for scale in SCALES.values() for name in _tasks_of(scale.suite)}
+    ways = []
+    if any(is_drawn.get(task.name) for task in tasks):
+        ways.append("`winnow pool build` draws the sets of the embedded scales")
+    if fetched := [task.name for task in tasks if is_drawn.get(task.name) is False]:
+        names = "" if len(fetched) > 6 else f" --tasks {' '.join(fetched)}"
+        command = f"python scripts/download_evalsets.py --out {shlex.quote(str(eval_dir))}{names}"
+        ways.append(f"`{command}` fetches DataComp's")
+    return "; ".join([*ways, "eval_dir=... names another folder, tasks=... narrows"]) + "."
+
+
+def _tasks_of(suite_name: str) -> tuple[str, ...]:
+    return SUITES[suite_name].tasks + SUITES[suite_name].unscored if suite_name in SUITES else ()
+
+
+def check_sizes(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> set[str]:
+    """Return the names of the tasks whose set has not the number of samples or classes that it is known to have.
+
+    Raises ValueError that lists them all; with strict=False it is a warning.
+    """
+    told = {}
+    for task, folder, contents in sets:
+        differences = []
+        if task.size is not None and contents.num_samples != task.size:
+            noun = "cues" if isinstance(task, Association) else "images"
+            differences.append(f"{contents.num_samples:,} {noun} instead of {task.size:,}")
+        if isinstance(task, ZeroShotClassification) and task.num_classes is not None:
+            found = len(read_lines(folder / "classnames.txt"))
+            if found != task.num_classes:
+                differences.append(f"{found} classes instead of {task.num_classes}")
+        if differences:
+            told[task.name] = f"{task.name!r} has {' and '.join(differences)}"
+    if told:
+        text = f"{len(told)} of {len(sets)} evaluation sets are not whole: {'; '.join(told.values())}"
+        if strict:
+            raise ValueError(f"{text}. Fetch them again; strict=false evaluates what is there, which is not comparable")
+        warn(f"{text}; their scores are not comparable")
+    return set(told)
+
+
+def hash_eval_set(folder: Path) -> str:
+    """Return the sha256 over relative names and sha256s of the files that an evaluation reads.
+
+    A file is read again only when its size or time changed.
+    """
+    paths = [folder / name for name in LIST_NAMES]
+    paths += [folder / "test" / "nshards.txt", *_tar_paths(folder)]
+    lines = sorted(f"{path.relative_to(folder).as_posix()} {_hash_of(path)}\n" for path in paths if path.exists())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _hash_of(path: Path) -> str:
+    return file_hash(path, state_of(path)) if path.suffix == ".tar" else sha256_of(path)
+
+
+def read_contents(task: Task, folder: Path, data_hash: str) -> Contents:
+    """Return what a set with this hash holds; kept in the user's cache."""
+    kept_path = cache_dir() / "evalsets" / f"{digest([CONTENTS_VERSION, data_hash, task.kind])}.json"
+    if kept_path.exists():
+        return Contents(**read_json(kept_path))
+    samples = read_samples(folder)
+    instances = folder / "instances.jsonl"
+    contents = Contents(
+        num_samples=len(read_instances(instances, {each.key for each in samples}))
+        if isinstance(task, Association)
+        else len(samples),
+        num_images=len(samples),
+        images=digest([[sample.key, sample.size] for sample in samples]),
+        tar_bytes=sum(path.stat().st_size for path in _tar_paths(folder)),
+    )
+    kept_path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept_path, contents.__dict__)
+    return contents
+
+
+def hash_images(samples: Sequence[Sample]) -> str:
+    """Return a hash of the bytes of all images, in order."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(hashlib.sha256(read_image(sample)).digest())
+    return found.hexdigest()
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Read what an evaluation set holds, in key order, images left where they are.
+
+    Raises ValueError that names the file for damaged tars, repeated members, and samples without an image.
+    """
+    members: dict[str, dict[str, tuple[Path, Member]]] = {}
+    labels: dict[str, dict[str, bytes]] = {}
+    for path in _tar_paths(folder):
+        with path.open("rb") as file:
+            for member in iter_members(path):
+                key = member.key
+                of_sample = members.setdefault(key, {})
+                kind = "image" if member.extension in IMAGE_FORMATS else member.extension
+                if kind in of_sample:
+                    other = of_sample[kind][1].name
+                    raise ValueError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
+                limit = MAX_IMAGE_BYTES if kind == "image" else MAX_LABEL_BYTES
+                if member.size > limit:
+                    raise ValueError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
+                of_sample[kind] = path, member
+                if kind in ("cls", "npy", "txt"):
+                    file.seek(member.offset)
+                    labels.setdefault(key, {})[kind] = file.read(member.size)
+    if not members:
+        raise ValueError(f"{folder / 'test'}: the tars hold no samples")
+    samples = []
+    for key in sorted(members):
+        if "image" not in members[key]:
+            path, member = next(iter(members[key].values()))
+            raise ValueError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
+        path, member = members[key]["image"]
+        samples.append(Sample(key, member.name, path, member.offset, member.size, labels.get(key, {})))
+    return samples
+
+
+def read_image(sample: Sample) -> bytes:
+    """Return the encoded image."""
+    with sample.tar_path.open("rb") as file:
+        file.seek(sample.offset)
+        return file.read(sample.size)
+
+
+def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
+    """Decode a sample's image as RGB and bring it to (image_size, image_size, 3), uint8.
+
+    As open_clip's evaluation transform does: resized with antialiasing, the shorter side first and a centre crop where
+    `resize_mode` says so. Alpha is dropped and EXIF orientation not applied, as in DataComp. Raises ValueError that
+    names the image.
+    """
+    where = f"{sample.tar_path}: image {sample.image_name!r}"
+    side, most = preprocess.image_size, Image.MAX_IMAGE_PIXELS or math.inf
+    try:
+        with Image.open(io.BytesIO(read_image(sample)), formats=sorted(set(IMAGE_FORMATS.values()))) as opened:
+            if opened.width * opened.height > most:
+                raise ValueError(f"{where} is too large to be an evaluation image: {opened.width} x {opened.height}")
+            image = opened.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{where} is too large to be an evaluation image: {error}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where} cannot be decoded: {error}") from error
+    resampling = RESAMPLING[preprocess.interpolation]
+    if preprocess.resize_mode == "squash":
+        return np.array(image.resize((side, side), resampling) if image.size != (side, side) else image)
+    fit = max if preprocess.resize_mode == "longest" else min
+    if fit(image.size) != side:
+        if preprocess.resize_mode == "longest":
+            width, height = (round(length * side / max(image.size)) for length in image.size)
+        else:
+            width, height = (int(side * length / min(image.size)) for length in image.size)
+        if width * height > most:
+            raise ValueError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
+        image = image.resize((max(width, 1), max(height, 1)), resampling)
+    if preprocess.resize_mode == "longest":  # what lacks on the shorter side is black
+        canvas = Image.new("RGB", (side, side))
+        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return np.array(canvas)
+    left, top = (round((length - side) / 2) for length in image.size)  # torchvision rounds halves to even, as here
+    return np.array(image)[top : top + side, left : left + side]
+
+
+def _tar_paths(folder: Path) -> list[Path]:
+    path = folder / "test" / "nshards.txt"
+    text = path.read_text().strip()
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise ValueError(f"{path} holds {text[:40]!r} instead of the number of tars")
+    return [folder / "test" / f"{number}.tar" for number in range(int(text))]
+
+
+def read_lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    if "" in lines:
+        raise ValueError(f"{path}: line {lines.index('') + 1} is empty")
+    return lines
+
+
+def part_of(sample: Sample, extension: str) -> bytes:
+    if extension not in sample.labels:
+        raise ValueError(f"{sample.tar_path}: sample {sample.key!r} has no .{extension}")
+    return sample.labels[extension]
+
+
+def label_of(sample: Sample, num_classes: int) -> int:
+    text = part_of(sample, "cls").decode(errors="replace").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < num_classes):
+        raise ValueError(
+            f"{sample.tar_path}: {sample.key}.cls holds {text[:40]!r}; classnames.txt has classes 0..{num_classes - 1}"
+        )
+    return int(text)
+
+
+def numbers_of(sample: Sample, places: Sequence[int]) -> list[int]:
+    """Return the numbers at these places of a sample's `.npy` vector; raises ValueError that names the sample."""
+    where = f"{sample.tar_path}: {sample.key}.npy"
+    try:
+        values = np.lib.format.read_array(io.BytesIO(part_of(sample, "npy")), allow_pickle=False).reshape(-1)
+    except (ValueError, EOFError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    if not np.issubdtype(values.dtype, np.integer) or len(values) <= max(places):
+        raise ValueError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
+    return [int(values[place]) for place in places]
+
+
+def group_of(sample: Sample, task: GroupedClassification) -> int:
+    fields = task.group_fields
+    values = numbers_of(sample, [field.place for field in fields])
+    for field, value in zip(fields, values, strict=True):
+        limit = len(field.names) or (2**31 if len(fields) == 1 else GROUP_RADIX)
+        if not 0 <= value < limit:
+            raise ValueError(
+                f"{sample.tar_path}: {sample.key}.npy: there is no {field.name} {value}; "
+                f"values: {list(field.names) or f'0 to {limit - 1}'}"
+            )
+    return values[0] + (GROUP_RADIX * values[1] if len(values) == 2 else 0)
+
+
+def captions_of(sample: Sample) -> list[str]:
+    try:
+        text = part_of(sample, "txt").decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{sample.tar_path}: {sample.key}.txt is not UTF-8: {error}") from error
+    # CLIP_benchmark joins captions by newlines and escapes those inside.
+    captions = [caption.replace(r"\n", "\n") for caption in text.split("\n") if caption.strip()]
+    if not captions:
+        raise ValueError(f"{sample.tar_path}: {sample.key}.txt has no caption")
+    return captions
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One question of an association task."""
+
+    cue: str
+    candidates: list[str]  # keys of images
+    right: list[int]  # ascending indices of candidates
+
+
+def read_instances(path: Path, keys: set[str]) -> list[Instance]:
+    """Read an association task's questions; raises ValueError that names the line that is wrong."""
+    instances = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            cue, candidates, associations = row["cue"], row["candidates"], row["associations"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
+        are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
+        if not are_lists or not cue or not associations:
+            raise ValueError(f"{where}: a cue is a word, candidates and associations are lists of keys")
+        if unknown := [key for key in candidates if key not in keys]:
+            raise ValueError(f"{where}: there is no image {unknown[0]!r}")
+        if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):
+            raise ValueError(f"{where}: candidates must be distinct and hold all associations")
+        instances.append(Instance(cue, candidates, sorted(candidates.index(key) for key in set(associations))))
+    if not instances:
+        raise ValueError(f"{path} is empty")
+    return instances
+
+
+def _needed_files(task: Task, folder: Path) -> list[Path]:
+    if isinstance(task, Retrieval):
+        files = [folder / "dataset_type.txt"]
+    elif isinstance(task, Association):
+        files = [folder / "dataset_type.txt", folder / "instances.jsonl"]
+    else:
+        files = [folder / "classnames.txt", folder / "zeroshot_classification_templates.txt"]
+    count_path = folder / "test" / "nshards.txt"
+    return [*files, count_path, *(_tar_paths(folder) if count_path.exists() else [])]

@@ -1,0 +1,159 @@
+"""Released checkpoints trained on DataComp's pools: their scores on its tasks, and what these say about the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+from pydantic.dataclasses import dataclass
+
+from benchmark.names import nearest_name
+from benchmark.registry import SUITES, load_tasks
+from benchmark.results import TOP
+from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
+from leaderboard.entries import BOARDS_DIR, Score, read_strictly
+
+CHECKPOINTS_PATH = BOARDS_DIR / "published" / "checkpoints.json"
+SUITE = "datacomp"
+ABOVE = 3  # standard errors by which a task must leave guessing behind
+RELIABLE = 0.5  # share of the variance between runs that must not be the sampling of images
+GUESSED_ASSOCIATION = 0.205  # on WinoGAViL's cues of 10 and 12 candidates, as DataComp's list of tasks states it
+
+Scale = Literal["small", "medium", "large", "xlarge"]
+SCALES: tuple[Scale, ...] = ("small", "medium", "large", "xlarge")
+
+_STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Checkpoint:
+    """One released model: its names in open_clip, what it was trained on as far as these tell, and its scores."""
+
+    model: str
+    pretrained: str
+    pool: Scale  # the subset is of this scale's pool
+    strategy: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]  # our names of the filters; intersected
+    scores: dict[str, Score]  # task -> main metric
+    scale: Scale | None = None  # None: another model, or more samples seen, than the pool's scale has
+    repeats: str = ""  # the checkpoint whose scores stand here by mistake
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return model and tag, ViT-B-32/datacomp_m_s128m_b4k: a tag alone may be that of several models."""
+        return f"{self.model}/{self.pretrained}"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Checkpoints:
+    """The released checkpoints, with the source of their scores and its known faults."""
+
+    title: str
+    source: str
+    notes: tuple[str, ...]
+    rows: Annotated[tuple[Checkpoint, ...], pydantic.Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _rows_fit(self) -> Checkpoints:
+        by_name = {row.name: row for row in self.rows}
+        if len(by_name) != len(self.rows):
+            raise ValueError("a checkpoint stands here twice")
+        for row in self.rows:
+            if odd := sorted(set(row.scores) ^ set(self.rows[0].scores)):
+                raise ValueError(f"{self.rows[0].name} and {row.name} differ in their tasks: {odd}")
+            if row.repeats and (row.repeats not in by_name or by_name[row.repeats].scores != row.scores):
+                raise ValueError(f"{row.name} does not repeat the scores of {row.repeats!r}")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints, in the file's order."""
+        return [row.name for row in self.rows]
+
+    def find(self, name: str) -> Checkpoint:
+        """Return the checkpoint called `<model>/<tag>`, or `<tag>` where only one model has it.
+
+        Raises KeyError: with the names to choose from where a tag is that of several, else with the nearest name.
+        """
+        found = [row for row in self.rows if name in (row.name, row.pretrained)]
+        if len(found) > 1:
+            raise KeyError(f"{name!r} is the tag of {len(found)} checkpoints: {', '.join(row.name for row in found)}")
+        if not found:
+            known = [*self.names, *(row.pretrained for row in self.rows)]
+            raise KeyError(f"unknown checkpoint {name!r}.{nearest_name(name, known)}")
+        return found[0]
+
+    def of_scale(self, scale: str) -> list[Checkpoint]:
+        """Return the runs of a scale (its model, pool and samples seen), repeated ones left out."""
+        return [row for row in self.rows if row.scale == scale and not row.repeats]
+
+
+def read_checkpoints(path: Path = CHECKPOINTS_PATH) -> Checkpoints:
+    """Read the released checkpoints' scores; raises ValueError that names the file and what is wrong in it."""
+    return read_strictly(path, Checkpoints, "list of checkpoints")
+
+
+def informative_tasks(checkpoints: Checkpoints, scale: Scale) -> tuple[str, ...]:
+    """Return the scored tasks that tell runs of a scale apart, in the suite's order.
+
+    A task does if all three hold at that scale:
+
+    1. Its lowest run is above what guessing gets (`guessed_score`) by 3 standard errors of a guesser's score.
+    2. Its median run is above every run of the smaller scales at which the task was left out by 1 or 2. What models
+       without the skill score is measured there: one answer to every image of a data set with uneven classes is
+       above 1 / classes (CLEVR Distance stays near .23 from small to xlarge).
+    3. More than half of the variance between runs is more than drawing other images would give; with the mean over
+       runs of p (1 - p) / images as the variance of that, this is a reliability above .5.
+
+    That a task orders the runs as the others do is not asked: that would leave out WinoGAViL, which at every scale but
+    small prefers other strategies, and with it the reason to have several tasks.
+
+    What the rule cannot do: there are 4 to 7 runs per scale, one seed each, of DataComp's own baselines only, so
+    luck in training passes for a difference between strategies, and a task may tell other strategies apart that does
+    not tell these. A standard error is that of an accuracy over all images: for F1, Jaccard, recall by class and
+    worst groups it is a stand-in, too small for worst groups, whose guessing level is in turn an upper bound. That an
+    average over these tasks ranks runs better across scales is not shown (6 runs are too few to see it).
+    """
+    tasks = load_tasks()
+    by_scale = [checkpoints.of_scale(one) for one in SCALES[: SCALES.index(scale) + 1]]
+    if min(map(len, by_scale)) < 2:
+        counts = dict(zip(SCALES, map(len, by_scale), strict=False))
+        raise ValueError(f"which tasks are informative takes two runs of each scale up to {scale}; there are {counts}")
+    return tuple(
+        name
+        for name in SUITES[SUITE].tasks
+        if _is_informative(tasks[name], [np.array([row.scores[name] for row in rows]) for rows in by_scale])
+    )
+
+
+def guessed_score(task: Task) -> float:
+    """Return what guessing gets by the task's declaration alone, for worst groups and F1 an upper bound.
+
+    An evaluation computes it from the labels instead (`metrics_of`); here there are none. Raises ValueError where the
+    declaration does not tell.
+    """
+    if isinstance(task, Association):
+        return GUESSED_ASSOCIATION
+    if isinstance(task, Retrieval) and task.size:
+        return 1 / task.size
+    if isinstance(task, ZeroShotClassification) and task.num_classes:
+        candidates = TOP if isinstance(task, GroupedClassification) and task.top5 else 1
+        return min(1.0, candidates / task.num_classes)
+    raise ValueError(f"task {task.name!r} does not declare how many there are to guess among")
+
+
+def _is_informative(task: Task, scores_by_scale: Sequence[np.ndarray]) -> bool:
+    """Apply the rule above at the last of the scales, the smallest first; each array has its runs' scores."""
+    assert task.size
+    guessed = guessed_score(task)
+    floor = guessed + ABOVE * np.sqrt(guessed * (1 - guessed) / task.size)
+    without_skill = guessed
+    for scores in scores_by_scale:
+        has_skill = bool(scores.min() > floor and np.median(scores) > without_skill)
+        if not has_skill:
+            without_skill = max(without_skill, float(scores.max()))
+    sampling = np.mean(scores * (1 - scores)) / task.size
+    return has_skill and bool(sampling < (1 - RELIABLE) * scores.var(ddof=1))
