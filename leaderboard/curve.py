@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmark.stage import write_bytes
 from benchmark.tasks import Suite
-from leaderboard.columns import counted, markdown_table, page, score, signed, text_table
+from leaderboard.columns import counted, listed, markdown_table, page, score, signed, text_table
 from leaderboard.score_table import WIDTH, Evaluation, make_evaluation
 from leaderboard.scores import ScoreSet
 
@@ -113,6 +113,10 @@ def _sentences(evaluations: Sequence[tuple[int, Evaluation]]) -> list[str]:
     for samples, each in evaluations:
         if missing := [row.task.name for row in each.tasks if row.score is None]:
             sentences.append(f"After {samples:,} samples there is no score of {', '.join(missing)}.")
+        if each.ours.seeds and set(each.ours.seeds) != set(last.ours.seeds):
+            sentences.append(
+                f"After {samples:,} samples the seeds are {listed([str(s) for s in each.ours.seeds])} alone."
+            )
     if len(evaluations) > 1:
         before, earlier = evaluations[-2]
         change = make_evaluation(last.ours, last.suite, earlier.ours).average.change

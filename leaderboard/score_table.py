@@ -129,7 +129,7 @@ def make_evaluation(ours: ScoreSet, suite: Suite, reference: ScoreSet | None = N
     are damaged.
     """
     load_tasks()
-    chance = {**(reference.chance if reference else {}), **ours.chance}
+    chance, bounds = _known_chance([ours] if reference is None else [ours, reference])
     tasks = tuple(_task_row(TASKS[name], ours, reference, chance) for name in suite.tasks)
     by_name = {row.task.name: row for row in tasks}
     groups: dict[str, list[str]] = {}
@@ -146,7 +146,7 @@ def make_evaluation(ours: ScoreSet, suite: Suite, reference: ScoreSet | None = N
         rows.append(_mean_row("average", f"informative at {scale}", [by_name[name] for name in names]))
     change = next(row.change for row in rows if row.name == "average")
     carriers = () if change is None else _carriers(headline, change)
-    sentences = _sentences(ours, reference, suite, tasks, rows, change)
+    sentences = _sentences(ours, reference, suite, tasks, change, bounds)
     return Evaluation(ours, reference, suite, tuple(rows), tasks, carriers, tuple(sentences))
 
 
@@ -166,13 +166,7 @@ def render_evaluation(
     if evaluation.carriers:
         change = evaluation.average.change
         assert change is not None
-        header = [
-            f"tasks that carry {signed(change.value)}",
-            "score ± error",
-            "reference",
-            "change [95 %]",
-            "of the average",
-        ]
+        header = [f"tasks that carry {signed(change.value)}", *_titles(evaluation), "of the average"]
         cells = [
             [
                 row.label,
@@ -188,7 +182,9 @@ def render_evaluation(
     if style == "markdown":
         return page(evaluation.title, blocks, evaluation.sentences, style)
     told = [textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in evaluation.sentences]
-    title = textwrap.fill(evaluation.title, WIDTH, break_on_hyphens=False, break_long_words=False)
+    title = evaluation.title
+    if len(title) > WIDTH:
+        title = title.replace(" against ", "\nagainst ")
     return page(title, [*blocks, told], (), style).rstrip("\n") + "\n"
 
 
@@ -237,6 +233,18 @@ def _numbers(found: Estimate | None, reference: float | None, change: Estimate |
 
 
 # --- Numbers -------------------------------------------------------------------------------------------------------
+
+
+def _known_chance(sides: Sequence[ScoreSet]) -> tuple[dict[str, float], frozenset[str]]:
+    """Return what guessing gets by task, computed from labels where one side has it so, and which are upper bounds."""
+    chance: dict[str, float] = {}
+    bounds: set[str] = set()
+    for side in sides:
+        for name, value in side.chance.items():
+            if name not in chance or (name in bounds and name not in side.chance_bounds):
+                chance[name] = value
+                bounds = bounds | {name} if name in side.chance_bounds else bounds - {name}
+    return chance, frozenset(bounds)
 
 
 def _task_row(task: Task, ours: ScoreSet, reference: ScoreSet | None, chance: Mapping[str, float]) -> TaskRow:
@@ -333,8 +341,8 @@ def _sentences(
     reference: ScoreSet | None,
     suite: Suite,
     tasks: Sequence[TaskRow],
-    rows: Sequence[Row],
     change: Estimate | None,
+    bounds: frozenset[str],
 ) -> list[str]:
     """Return what is to be said under the table, the most important first."""
     sentences = _about_missing(ours, reference, suite)
@@ -343,7 +351,7 @@ def _sentences(
         if (over_seeds := _over_seeds(ours, reference, suite)) is not None:
             sentences.append(over_seeds)
     sentences.append(_about_errors(ours, reference, tasks))
-    sentences.append(_about_averages(suite, tasks))
+    sentences.append(_about_averages(suite, tasks, bounds))
     for side in (ours, reference) if reference else (ours,):
         sentences += side.notes
         if odd := [name for name in suite.tasks if name in side.odd_sizes]:
@@ -441,7 +449,7 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
     return sentence
 
 
-def _about_averages(suite: Suite, tasks: Sequence[TaskRow]) -> str:
+def _about_averages(suite: Suite, tasks: Sequence[TaskRow], bounds: frozenset[str]) -> str:
     number = f"all {len(suite.tasks)} tasks" if not suite.development else f"the reporting {len(suite.headline)} tasks"
     sentence = (
         f"average is the mean over {number}; from chance the mean over the same of (score - chance) / (1 - chance): 0 "
@@ -451,6 +459,8 @@ def _about_averages(suite: Suite, tasks: Sequence[TaskRow]) -> str:
         sentence += "; informative at a scale the mean over the tasks, fixed beforehand, that tell its runs apart"
     if unknown := [row.task.title for row in tasks if row.score is not None and row.chance is None]:
         sentence += f". Chance is not known of {listed(unknown)}"
+    if bounded := [row.task.title for row in tasks if row.score is not None and row.task.name in bounds]:
+        sentence += f". Without predictions an upper bound stands for the chance of {listed(bounded)}"
     return sentence + "."
 
 

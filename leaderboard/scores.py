@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from benchmark.names import nearest_name
 from benchmark.registry import SUITES, TASKS, load_tasks
 from benchmark.results import EVAL_FOLDER, LINES_NAME, predictions_path, read_predictions
 from benchmark.stage import Json, Record, read_record
-from benchmark.tasks import Suite, Task, ZeroShotClassification
+from benchmark.tasks import Suite, ZeroShotClassification
 from benchmark.uncertainty import uncertainty
+from leaderboard.checkpoints import SUITE as DATACOMP
+from leaderboard.checkpoints import guessed_score, read_checkpoints
 
 COSTS_NAME, COST_STAGE = "costs.jsonl", "evaluate_task"
 PER_CLASS_METRICS = ("acc1", "mean_per_class_recall")  # of which guessing gets 1 / classes
@@ -53,6 +54,7 @@ class ScoreSet:
     unknown: tuple[str, ...] = ()  # names that no task has here
     seeds: dict[int, ScoreSet] = field(default_factory=dict)  # empty: one model
     notes: tuple[str, ...] = ()  # sentences that belong beside the scores
+    chance_bounds: frozenset[str] = frozenset()  # tasks of whose chance an upper bound is known
 
 
 def read_scores(text: str) -> ScoreSet:
@@ -116,7 +118,13 @@ def _of_folder(folder: Path) -> ScoreSet:
             f"{folder} holds no results: neither {EVAL_FOLDER}/*.json, {LINES_NAME} nor seed-*/{EVAL_FOLDER}/*.json; "
             "`winnow evaluate` makes them"
         )
-    return _over_seeds(folder, dict(sorted(seeds.items())))
+    return _over_seeds(_name_of(folder), dict(sorted(seeds.items())))
+
+
+def read_over_seeds(name: str, folders: Mapping[int, Path]) -> ScoreSet:
+    """Read one folder of results per training seed; their mean counts. Raises as `read_scores` does."""
+    load_tasks()
+    return _over_seeds(name, {seed: _of_records(folder) for seed, folder in sorted(folders.items())})
 
 
 def _of_records(folder: Path) -> ScoreSet:
@@ -128,7 +136,6 @@ def _of_records(folder: Path) -> ScoreSet:
         records[record.made_from["task"]] = record
     _refuse_mixed(folder, records)
     scores: dict[str, float] = {}
-    chance: dict[str, float] = {}
     errors: dict[str, float] = {}
     predictions: dict[str, tuple[Path, ...]] = {}
     odd_sizes: dict[str, Samples] = {}
@@ -137,8 +144,6 @@ def _of_records(folder: Path) -> ScoreSet:
         if (score := metrics["main_metric"]) is None:
             continue
         scores[name] = _checked_score(score, f"{folder / EVAL_FOLDER}: {name!r}")
-        if (guess := _chance(name, metrics)) is not None:
-            chance[name] = guess
         found, expected = metrics.get("num_samples"), record.result.get("expected_samples", _size(name))
         if found is not None and expected is not None and found != expected:
             odd_sizes[name] = Samples(found, expected)
@@ -148,10 +153,12 @@ def _of_records(folder: Path) -> ScoreSet:
             errors[name] = metrics["standard_error"]
         elif name in predictions:  # a record of before these were kept
             errors[name] = uncertainty(TASKS[name], read_predictions(folder, TASKS[name])).standard_error
+    chance, bounds = _chances(scores, {name: record.result["metrics"] for name, record in records.items()})
     return ScoreSet(
         name=_name_of(folder),
         scores=scores,
         chance=chance,
+        chance_bounds=bounds,
         errors=errors,
         predictions=predictions,
         costs=_costs(folder),
@@ -182,7 +189,7 @@ def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
         )
 
 
-def _over_seeds(folder: Path, seeds: dict[int, ScoreSet]) -> ScoreSet:
+def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
     """Join the seeds of an experiment: the mean of each task that all of them have."""
     members = list(seeds.values())
     names = list(dict.fromkeys(name for each in members for name in each.scores))
@@ -203,10 +210,11 @@ def _over_seeds(folder: Path, seeds: dict[int, ScoreSet]) -> ScoreSet:
             seconds = math.fsum(cost.seconds for cost in known) / len(known)
             costs[name] = TaskCost(seconds, known[-1].images)
     return ScoreSet(
-        name=_name_of(folder),
+        name=name_of_all,
         scores={name: math.fsum(each.scores[name] for each in members) / len(members) for name in shared},
         chance={name: each.chance[name] for each in members for name in shared if name in each.chance},
-        errors=_errors_over_seeds(folder, members, shared, predictions),
+        chance_bounds=frozenset().union(*(each.chance_bounds for each in members)),
+        errors=_errors_over_seeds(name_of_all, members, shared, predictions),
         predictions=predictions,
         costs=costs,
         odd_sizes={name: size for each in members for name, size in each.odd_sizes.items()},
@@ -218,7 +226,7 @@ def _over_seeds(folder: Path, seeds: dict[int, ScoreSet]) -> ScoreSet:
 
 
 def _errors_over_seeds(
-    folder: Path, members: Sequence[ScoreSet], names: Sequence[str], predictions: Mapping[str, tuple[Path, ...]]
+    name_of_all: str, members: Sequence[ScoreSet], names: Sequence[str], predictions: Mapping[str, tuple[Path, ...]]
 ) -> dict[str, float]:
     """Return the standard error of the mean over models that were tested on the same samples, by task."""
     errors = {}
@@ -228,7 +236,7 @@ def _errors_over_seeds(
             try:
                 errors[name] = uncertainty(TASKS[name], tables).standard_error
             except ValueError as error:
-                raise ValueError(f"{folder}: its seeds cannot be joined, as the {error}") from error
+                raise ValueError(f"{name_of_all}: its seeds cannot be joined, as the {error}") from error
         elif all(name in each.errors for each in members):
             # As if the models erred on the same samples alike: no smaller than it is.
             errors[name] = math.fsum(each.errors[name] for each in members) / len(members)
@@ -278,12 +286,13 @@ def _of_lines(path: Path) -> ScoreSet:
         score = metrics.get("main_metric")
         if score is not None and not (isinstance(score, float) and math.isnan(score)):
             scores[name] = _checked_score(score, f"{path}: {name!r}")
-    chances = {name: _chance(name, lines[name]) for name in scores}
+    chance, bounds = _chances(scores, lines)
     sizes = {name: (lines[name].get("num_samples"), _size(name)) for name in scores}
     return ScoreSet(
         name=_name_of(path.parent) if path.name == LINES_NAME else path.stem,
         scores=scores,
-        chance={name: chance for name, chance in chances.items() if chance is not None},
+        chance=chance,
+        chance_bounds=bounds,
         errors={
             name: lines[name]["standard_error"] for name in scores if lines[name].get("standard_error") is not None
         },
@@ -301,23 +310,15 @@ def _of_lines(path: Path) -> ScoreSet:
 
 
 def _of_checkpoint(name: str) -> ScoreSet:
-    found = find_checkpoint(name)
-    chances = {task: _chance(task, {}) for task in found.scores}
+    found = read_checkpoints().find(name)
+    chance, bounds = _chances(found.scores, {})
     return ScoreSet(
         name=found.name,
         scores=dict(found.scores),
-        chance={task: chance for task, chance in chances.items() if chance is not None},
-        unknown=tuple(task for task in found.scores if task not in TASKS),
+        chance=chance,
+        chance_bounds=bounds,
+        notes=(f"{found.name}: {found.note}.",) if found.note else (),
     )
-
-
-def find_checkpoint(name: str) -> Json:
-    """Return the released checkpoint of this name, with `name` and `scores`; raises KeyError with the nearest name."""
-    try:
-        module = importlib.import_module("leaderboard.checkpoints")
-    except ModuleNotFoundError:
-        raise KeyError(f"none is known here, so not {name!r}") from None
-    return module.read_checkpoints().find(name)
 
 
 # --- What all of them need -------------------------------------------------------------------------------------------
@@ -335,14 +336,28 @@ def _checked_score(score: Json, where: str) -> float:
     return float(score)
 
 
-def _chance(name: str, metrics: Mapping[str, Json]) -> float | None:
-    """Return what guessing gets: as stated with the metrics, else where the number of classes alone says it."""
-    if metrics.get("chance") is not None:
-        return float(metrics["chance"])
-    task: Task | None = TASKS.get(name)
-    if isinstance(task, ZeroShotClassification) and task.num_classes and task.main_metric in PER_CLASS_METRICS:
-        return 1 / task.num_classes
-    return None
+def _chances(
+    names: Iterable[str], metrics: Mapping[str, Mapping[str, Json]]
+) -> tuple[dict[str, float], frozenset[str]]:
+    """Return what guessing gets by task, as stated with the metrics or else by the task's declaration.
+
+    The second are those tasks of which a declaration tells an upper bound alone. Where it tells nothing there is none.
+    """
+    chance: dict[str, float] = {}
+    bounds = set()
+    for name in names:
+        if (stated := metrics.get(name, {}).get("chance")) is not None:
+            chance[name] = float(stated)
+        elif (task := TASKS.get(name)) is None:
+            continue
+        elif isinstance(task, ZeroShotClassification) and task.main_metric in PER_CLASS_METRICS:
+            if task.num_classes:
+                chance[name] = 1 / task.num_classes
+        elif name in SUITES[DATACOMP].tasks:
+            chance[name] = guessed_score(task)
+            if isinstance(task, ZeroShotClassification):  # a worst group, or F1
+                bounds.add(name)
+    return chance, frozenset(bounds)
 
 
 def _size(name: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,9 @@ from benchmark.results import CLASSIFICATION_SCHEMA, result_path, write_lines, w
 from benchmark.stage import read_record, write_record
 from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
 from benchmark.uncertainty import difference
-from leaderboard import scores as scores_module
 from leaderboard.curve import plot_curve, render_curve
 from leaderboard.score_table import Estimate, make_evaluation, render_evaluation
-from leaderboard.scores import Samples, ScoreSet, TaskCost, best_suite, read_scores, suite_named
+from leaderboard.scores import Samples, ScoreSet, TaskCost, best_suite, read_over_seeds, read_scores, suite_named
 
 ANIMALS = ZeroShotClassification(name="toy/animals", title="Animals", groups=("plain",), size=100)
 PLANTS = ZeroShotClassification(name="toy/plants", title="Plants", groups=("plain",), num_classes=5)
@@ -83,6 +82,7 @@ def line(key: str, score: object, **metrics: object) -> str:
 
 
 ALL = {ANIMALS: 60, PLANTS: 50, STREETS: 40}
+ALL_NAMES = frozenset(task.name for task in ALL)
 
 
 # --- Where scores lie ------------------------------------------------------------------------------------------------
@@ -120,6 +120,12 @@ def test_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     # One of the two is right on each sample, so that their mean is 1/2 whichever samples are drawn.
     assert found.errors["toy/animals"] == pytest.approx(0)
     assert found.predictions["toy/animals"] == (tmp_path / "seed-0", tmp_path / "seed-1")
+
+
+def test_folders_of_several_seeds_are_joined_under_a_name(tmp_path: Path) -> None:
+    folders = {seed: evaluated(tmp_path / f"at-{seed}", {ANIMALS: hits}) for seed, hits in ((1, 60), (0, 40))}
+    found = read_over_seeds("step 8", folders)
+    assert (found.name, list(found.seeds), found.scores) == ("step 8", [0, 1], {"toy/animals": 0.5})
 
 
 def test_a_task_that_a_seed_lacks_has_no_mean_and_is_told(tmp_path: Path) -> None:
@@ -203,26 +209,30 @@ def test_lines_that_are_none_are_named(tmp_path: Path, text: str, message: str) 
         read_scores(str(lines_file(tmp_path / "lines.jsonl", text)))
 
 
-@dataclass(frozen=True)
-class Released:
-    name: str
-    scores: dict[str, float]
+def test_a_released_checkpoint_goes_by_its_name() -> None:
+    found = read_scores("datacomp_m_s128m_b4k")
+    assert found.name == "ViT-B-32/datacomp_m_s128m_b4k"
+    assert len(found.scores) == 38 and not found.errors
+    assert found.scores["imagenet1k"] == pytest.approx(0.297, abs=5e-4)
+    assert found.chance["imagenet1k"] == 0.001
+    assert "wilds/fmow" in found.chance_bounds and "imagenet1k" not in found.chance_bounds
+    text = render_evaluation(found, best_suite(found))
+    assert (
+        "suite datacomp" in text
+        and "upper bound stands for the chance of\niWildCam, FMoW, Dollar Street and Geo" in text
+    )
 
 
-def test_a_released_checkpoint_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores_module, "find_checkpoint", lambda name: Released(f"B-32/{name}", {"toy/plants": 0.75}))
-    found = read_scores("datacomp_m")
-    assert (found.name, found.scores, found.chance) == ("B-32/datacomp_m", {"toy/plants": 0.75}, {"toy/plants": 0.2})
+def test_a_fault_of_a_released_checkpoints_scores_is_told() -> None:
+    assert "repeats the scores of datacomp_s" in read_scores("commonpool_s_image_s13m_b4k").notes[0]
 
 
-def test_what_is_nowhere_is_told_with_the_nearest_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(name: str) -> Released:
-        raise KeyError(f"unknown checkpoint {name!r}. Did you mean 'mina'?")
-
-    monkeypatch.setattr(scores_module, "find_checkpoint", none)
+def test_what_is_nowhere_is_told_with_the_nearest_names(tmp_path: Path) -> None:
     evaluated(tmp_path / "mine", ALL)
-    with pytest.raises(KeyError, match=r"is no folder and no file\. Did you mean 'mine'\?.*Did you mean 'mina'"):
+    with pytest.raises(KeyError, match=r"is no folder and no file\. Did you mean 'mine'\?"):
         read_scores(str(tmp_path / "minne"))
+    with pytest.raises(KeyError, match="Did you mean 'datacomp_m_s128m_b4k'"):
+        read_scores("datacomp_m_s128_b4k")
 
 
 def test_a_folder_without_results_says_what_is_looked_for(tmp_path: Path) -> None:
@@ -279,7 +289,7 @@ group                 tasks  score ± error  reference         change [95 %]
 plain                     2    .650 ± .032       .575  +.075 [+.030, +.120]
 worst group               1    .400 ± .058       .400  +.000 [+.000, +.000]
 average                   3    .567 ± .029       .517  +.050 [+.020, +.080]
-from chance               3    .474 ± .035       .412  +.062 [+.025, +.100]
+from chance               3    .468 ± .035       .405  +.062 [+.025, +.100]
 informative at small      2    .650 ± .032       .575  +.075 [+.030, +.120]
 
 tasks that carry +.050  score ± error  reference         change [95 %]  of the average
@@ -382,6 +392,14 @@ def test_chance_that_one_side_does_not_know_is_taken_from_the_other() -> None:
     assert "Chance is not known of Animals, Plants and Streets" in render_evaluation(released, SUITE)
 
 
+def test_chance_computed_from_labels_goes_before_an_upper_bound() -> None:
+    bounded = replace(made("b", 0.5, 0.5, 0.5), chance=dict.fromkeys(ALL_NAMES, 0.25), chance_bounds=ALL_NAMES)
+    for ours, theirs in ((made("a", 0.5, 0.6, 0.7), bounded), (bounded, made("a", 0.5, 0.6, 0.7))):
+        found = make_evaluation(ours, SUITE, theirs)
+        assert {row.chance for row in found.tasks} == {0.2}
+        assert not any("upper bound" in sentence for sentence in found.sentences)
+
+
 def test_with_seeds_on_both_sides_the_table_says_what_they_allow() -> None:
     def over_seeds(name: str, averages: list[float]) -> ScoreSet:
         seeds = {seed: made(f"{name}/{seed}", value, value, value) for seed, value in enumerate(averages)}
@@ -446,6 +464,15 @@ def test_a_learning_curve_names_what_a_checkpoint_lacks() -> None:
     del early.scores["toy/plants"]
     text = render_curve([(1_000, early), (2_000, made("a", 0.5, 0.6, 0.7))], SUITE)
     assert "After 1,000 samples there is no score of toy/plants." in text
+
+
+def test_a_learning_curve_says_where_seeds_are_lacking() -> None:
+    one, two = ({seed: made("a", 0.5, 0.5, 0.5) for seed in range(count)} for count in (1, 2))
+    points = [
+        (1_000, replace(made("a", 0.3, 0.3, 0.3), seeds=one)),
+        (2_000, replace(made("a", 0.5, 0.6, 0.7), seeds=two)),
+    ]
+    assert "After 1,000 samples the seeds are 0 alone." in render_curve(points, SUITE)
 
 
 def test_two_points_of_the_same_samples_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -272,6 +273,25 @@ def test_only_groups_with_a_name_count_where_the_metric_says_so() -> None:
     found = metrics_of(NAMED, table)
     assert found["main_metric"] == 0.5
     assert 0.3 < found["interval_low"] < 0.5 < found["interval_high"] < 0.72
+
+
+BY_METRIC: list[tuple[Task, Callable[[int], pa.Table], str]] = [
+    *((MACRO, skewed, name) for name in ("acc1", "acc5", "mean_per_class_recall", "F1-macro_all")),
+    *((CUES, association, name) for name in ("avg_jaccard_score", "jaccard_score_6", "jaccard_score_5-6")),
+    *((PAIRS, retrieval, f"{noun}_retrieval_recall@{k}") for noun in ("image", "text") for k in (1, 5, 10)),
+    *((NAMED, grouped, f"acc_worst_{field}") for field in ("year", "region", "named_region")),
+    (replace(WORST, top5=True), grouped, "acc_top5_wg"),
+]
+
+
+@pytest.mark.parametrize(("task", "make", "name"), BY_METRIC, ids=lambda each: each if isinstance(each, str) else "")
+def test_every_metric_that_can_be_the_main_one_has_an_interval(
+    task: Task, make: Callable[[int], pa.Table], name: str
+) -> None:
+    found = metrics_of(replace(task, main_metric=name), make(0))
+    assert found["main_metric"] == found[name]
+    assert found["interval_low"] <= found["main_metric"] <= found["interval_high"]
+    assert found["interval_low"] < found["interval_high"]
 
 
 # --- Coverage ------------------------------------------------------------------------------------------------------
