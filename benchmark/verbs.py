@@ -16,6 +16,7 @@ from benchmark.experiment import (
     Choice,
     check_evaluation_data,
     chosen_tasks,
+    curve_dir,
     default_exp_dir,
     describe_filters,
     evaluate_model,
@@ -49,6 +50,7 @@ from benchmark.pool import Pool
 from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.report import report_stage
 from benchmark.reshard import SHARDS_NAME
+from benchmark.results import EVAL_FOLDER
 from benchmark.scales import SCALES, Scale, get_scale
 from benchmark.stage import rank_of_process, say, write_bytes
 from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 
 DEFAULT_SCALE = "nano"
+CURVE_NAME = "curve.png"
 MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experiment
 
 
@@ -274,8 +277,23 @@ def _evaluate_model(config: Config) -> None:
 
 
 def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
-    """Print the learning curve over the kept checkpoints and draw it as `curve.png`."""
-    raise NotImplementedError
+    """Print the learning curve over the kept checkpoints that are evaluated, and draw it as `curve.png`."""
+    from leaderboard.curve import plot_curve, render_curve
+    from leaderboard.scores import read_over_seeds
+
+    points = []
+    for step in scale.kept_steps:
+        is_last = step == scale.steps
+        folders = {seed: exp_dir / f"seed-{seed}" for seed in seeds}
+        folders = {seed: folder if is_last else curve_dir(folder, step) for seed, folder in folders.items()}
+        there = {seed: folder for seed, folder in folders.items() if (folder / EVAL_FOLDER).is_dir()}
+        if there:
+            points.append((step * scale.batch_size, read_over_seeds(exp_dir.name, there)))
+    suite = SUITES[scale.suite]
+    say("")
+    say(render_curve(points, suite).rstrip("\n"))
+    plot_curve(points, suite, exp_dir / CURVE_NAME)
+    say(f"learning curve: {exp_dir / CURVE_NAME}")
 
 
 def _suite_of(tasks: Sequence[Task], otherwise: str) -> str:
@@ -301,7 +319,7 @@ def score_lines(place: str, suite_name: str, reference: str | None) -> list[str]
     from leaderboard.scores import read_scores
 
     theirs = None if reference is None else read_scores(reference)
-    return ["", *render_evaluation(read_scores(place), SUITES[suite_name], theirs).split("\n")]
+    return ["", *render_evaluation(read_scores(place), SUITES[suite_name], theirs).rstrip("\n").split("\n")]
 
 
 def report(config: Config, command: list[str]) -> None:
