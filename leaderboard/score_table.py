@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from benchmark.registry import TASKS, load_tasks
+from benchmark import registry
 from benchmark.results import normalised, read_predictions
 from benchmark.tasks import Suite, Task
 from benchmark.uncertainty import difference, difference_of, error_of_mean
@@ -128,9 +128,9 @@ def make_evaluation(ours: ScoreSet, suite: Suite, reference: ScoreSet | None = N
     are compared by sample where both sides have predictions of the same samples. Raises ValueError where predictions
     are damaged.
     """
-    load_tasks()
+    registry.load_tasks()
     chance, bounds = _known_chance([ours] if reference is None else [ours, reference])
-    tasks = tuple(_task_row(TASKS[name], ours, reference, chance) for name in suite.tasks)
+    tasks = tuple(_task_row(registry.TASKS[name], ours, reference, chance) for name in suite.tasks)
     by_name = {row.task.name: row for row in tasks}
     groups: dict[str, list[str]] = {}
     for row in tasks:
@@ -356,7 +356,7 @@ def _sentences(
         sentences += side.notes
         if odd := [name for name in suite.tasks if name in side.odd_sizes]:
             told = ", ".join(
-                f"{TASKS[name].title} {side.odd_sizes[name].found:,} of {side.odd_sizes[name].expected:,}"
+                f"{registry.TASKS[name].title} {side.odd_sizes[name].found:,} of {side.odd_sizes[name].expected:,}"
                 for name in odd
             )
             mark = f"{ODD_MARK} " if side is ours else f"{side.name}: "
@@ -472,7 +472,9 @@ def _slowest(ours: ScoreSet) -> str | None:
     told = []
     for name, cost in costs[:SHOWN]:
         speed = f", {cost.images / cost.seconds:,.0f} images/s" if cost.seconds > 0 else ""
-        told.append(f"{TASKS[name].title if name in TASKS else name} {_seconds(cost.seconds)} s{speed}")
+        told.append(
+            f"{registry.TASKS[name].title if name in registry.TASKS else name} {_seconds(cost.seconds)} s{speed}"
+        )
     total = math.fsum(cost.seconds for cost in ours.costs.values())
     return f"Slowest: {'; '.join(told)}. {counted(len(costs), 'task')} took {_seconds(total)} s."
 

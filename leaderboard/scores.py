@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmark import registry
 from benchmark.names import nearest_name
-from benchmark.registry import SUITES, TASKS, load_tasks
 from benchmark.results import EVAL_FOLDER, LINES_NAME, predictions_path, read_predictions
 from benchmark.stage import Json, Record, read_record
 from benchmark.tasks import Suite, ZeroShotClassification
@@ -65,7 +65,7 @@ def read_scores(text: str) -> ScoreSet:
     Raises FileNotFoundError where a folder holds no results, KeyError with the nearest name where nothing is called so,
     ValueError where results contradict each other or are damaged.
     """
-    load_tasks()
+    registry.load_tasks()
     path = Path(text).expanduser()
     if path.is_dir():
         return _of_folder(path)
@@ -83,21 +83,22 @@ def read_scores(text: str) -> ScoreSet:
 
 def best_suite(scores: ScoreSet) -> Suite:
     """Return the suite that has most of the tasks, of equal ones the smaller; KeyError where none has any."""
-    load_tasks()
+    registry.load_tasks()
     known = {*scores.scores, *scores.unscored}
-    shared = {name: len(known & {*suite.tasks, *suite.unscored}) for name, suite in SUITES.items()}
-    best = min(SUITES, key=lambda name: (-shared[name], len(SUITES[name].tasks), name), default=None)
+    shared = {name: len(known & {*suite.tasks, *suite.unscored}) for name, suite in registry.SUITES.items()}
+    best = min(registry.SUITES, key=lambda name: (-shared[name], len(registry.SUITES[name].tasks), name), default=None)
     if best is None or not shared[best]:
-        raise KeyError(f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(SUITES)}")
-    return SUITES[best]
+        raise KeyError(f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(registry.SUITES)}")
+    return registry.SUITES[best]
 
 
 def suite_named(name: str) -> Suite:
     """Return the suite of this name; raises KeyError with the nearest one."""
-    load_tasks()
-    if name not in SUITES:
-        raise KeyError(f"unknown suite {name!r}.{nearest_name(name, SUITES)} Suites: {', '.join(sorted(SUITES))}.")
-    return SUITES[name]
+    registry.load_tasks()
+    known = sorted(registry.SUITES)
+    if name not in known:
+        raise KeyError(f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}.")
+    return registry.SUITES[name]
 
 
 # --- Folders -------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def _of_folder(folder: Path) -> ScoreSet:
 
 def read_over_seeds(name: str, folders: Mapping[int, Path]) -> ScoreSet:
     """Read one folder of results per training seed; their mean counts. Raises as `read_scores` does."""
-    load_tasks()
+    registry.load_tasks()
     return _over_seeds(name, {seed: _of_records(folder) for seed, folder in sorted(folders.items())})
 
 
@@ -147,12 +148,14 @@ def _of_records(folder: Path) -> ScoreSet:
         found, expected = metrics.get("num_samples"), record.result.get("expected_samples", _size(name))
         if found is not None and expected is not None and found != expected:
             odd_sizes[name] = Samples(found, expected)
-        if name in TASKS and predictions_path(folder, TASKS[name]).is_file():
+        if name in registry.TASKS and predictions_path(folder, registry.TASKS[name]).is_file():
             predictions[name] = (folder,)
         if metrics.get("standard_error") is not None:
             errors[name] = metrics["standard_error"]
         elif name in predictions:  # a record of before these were kept
-            errors[name] = uncertainty(TASKS[name], read_predictions(folder, TASKS[name])).standard_error
+            errors[name] = uncertainty(
+                registry.TASKS[name], read_predictions(folder, registry.TASKS[name])
+            ).standard_error
     chance, bounds = _chances(scores, {name: record.result["metrics"] for name, record in records.items()})
     return ScoreSet(
         name=_name_of(folder),
@@ -164,16 +167,16 @@ def _of_records(folder: Path) -> ScoreSet:
         costs=_costs(folder),
         odd_sizes=odd_sizes,
         unscored=tuple(name for name in records if name not in scores),
-        unknown=tuple(name for name in records if name not in TASKS),
+        unknown=tuple(name for name in records if name not in registry.TASKS),
     )
 
 
 def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
     """Raise ValueError where records are of another version of their task, or of several models."""
     stale = [
-        f"{name}: {record.made_from['task_version']} there, {TASKS[name].version} now"
+        f"{name}: {record.made_from['task_version']} there, {registry.TASKS[name].version} now"
         for name, record in records.items()
-        if name in TASKS and record.made_from.get("task_version") != TASKS[name].version
+        if name in registry.TASKS and record.made_from.get("task_version") != registry.TASKS[name].version
     ]
     if stale:
         raise ValueError(f"{folder} has results of other versions of their tasks, evaluate again: {stale}")
@@ -232,9 +235,9 @@ def _errors_over_seeds(
     errors = {}
     for name in names:
         if len(members) > 1 and name in predictions:
-            tables = [read_predictions(seed_dir, TASKS[name]) for seed_dir in predictions[name]]
+            tables = [read_predictions(seed_dir, registry.TASKS[name]) for seed_dir in predictions[name]]
             try:
-                errors[name] = uncertainty(TASKS[name], tables).standard_error
+                errors[name] = uncertainty(registry.TASKS[name], tables).standard_error
             except ValueError as error:
                 raise ValueError(f"{name_of_all}: its seeds cannot be joined, as the {error}") from error
         elif all(name in each.errors for each in members):
@@ -302,7 +305,7 @@ def _of_lines(path: Path) -> ScoreSet:
             if found is not None and expected is not None and found != expected
         },
         unscored=tuple(name for name in lines if name not in scores),
-        unknown=tuple(name for name in lines if name not in TASKS),
+        unknown=tuple(name for name in lines if name not in registry.TASKS),
     )
 
 
@@ -348,12 +351,12 @@ def _chances(
     for name in names:
         if (stated := metrics.get(name, {}).get("chance")) is not None:
             chance[name] = float(stated)
-        elif (task := TASKS.get(name)) is None:
+        elif (task := registry.TASKS.get(name)) is None:
             continue
         elif isinstance(task, ZeroShotClassification) and task.main_metric in PER_CLASS_METRICS:
             if task.num_classes:
                 chance[name] = 1 / task.num_classes
-        elif name in SUITES[DATACOMP].tasks:
+        elif name in registry.SUITES[DATACOMP].tasks:
             chance[name] = guessed_score(task)
             if isinstance(task, ZeroShotClassification):  # a worst group, or F1
                 bounds.add(name)
@@ -361,4 +364,4 @@ def _chances(
 
 
 def _size(name: str) -> int | None:
-    return TASKS[name].size if name in TASKS else None
+    return registry.TASKS[name].size if name in registry.TASKS else None
