@@ -54,7 +54,7 @@ def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path)
     `render_curve` does.
     """
     # Here, as these load matplotlib.
-    from benchmark.report.plots import FAINT, INK, _plain, _png
+    from benchmark.report.plots import FAINT, INK, plain, png
 
     evaluations = _evaluations(points, suite)
     last = evaluations[-1][1]
@@ -85,9 +85,9 @@ def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path)
         axes.grid(color="#eeeae2")
         axes.set_axisbelow(True)
         figure.legend(frameon=False, loc="outside right upper")
-        _plain(axes)
+        plain(axes)
 
-    write_bytes(path, _png((8.4, 4.2), draw))
+    write_bytes(path, png((8.4, 4.2), draw))
 
 
 def _evaluations(points: Sequence[tuple[int, ScoreSet]], suite: Suite) -> list[tuple[int, Evaluation]]:

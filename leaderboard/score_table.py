@@ -299,7 +299,7 @@ def _normalised_row(members: Sequence[TaskRow]) -> Row:
     pairs = list(zip(members, chances, strict=True))
     return Row(
         kind="average",
-        name="from chance",
+        name="chance-normalised",
         tasks=tuple(row.task.name for row in members),
         num_scored=sum(row.score is not None for row in members),
         score=_mean([scaled(row.score, chance, shift=True) for row, chance in pairs]),
@@ -452,7 +452,7 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
 def _about_averages(suite: Suite, tasks: Sequence[TaskRow], bounds: frozenset[str]) -> str:
     number = f"all {len(suite.tasks)} tasks" if not suite.development else f"the reporting {len(suite.headline)} tasks"
     sentence = (
-        f"average is the mean over {number}; from chance the mean over the same of (score - chance) / (1 - chance): 0 "
+        f"average is the mean over {number}; chance-normalised the mean over the same of (score - chance) / (1 - chance): 0 "
         "is guessing, 1 is perfect"
     )
     if suite.informative:

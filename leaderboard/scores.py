@@ -296,9 +296,8 @@ def _of_lines(path: Path) -> ScoreSet:
         scores=scores,
         chance=chance,
         chance_bounds=bounds,
-        errors={
-            name: lines[name]["standard_error"] for name in scores if lines[name].get("standard_error") is not None
-        },
+        errors=_errors_of_accuracies(scores)
+        | {name: lines[name]["standard_error"] for name in scores if lines[name].get("standard_error") is not None},
         odd_sizes={
             name: Samples(found, expected)
             for name, (found, expected) in sizes.items()
@@ -320,6 +319,7 @@ def _of_checkpoint(name: str) -> ScoreSet:
         scores=dict(found.scores),
         chance=chance,
         chance_bounds=bounds,
+        errors=_errors_of_accuracies(found.scores),
         notes=(f"{found.name}: {found.note}.",) if found.note else (),
     )
 
@@ -361,6 +361,16 @@ def _chances(
             if isinstance(task, ZeroShotClassification):  # a worst group, or F1
                 bounds.add(name)
     return chance, frozenset(bounds)
+
+
+def _errors_of_accuracies(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the binomial standard errors of the scores that are accuracies over a known number of images."""
+    errors = {}
+    for name, score in scores.items():
+        task = registry.TASKS.get(name)
+        if isinstance(task, ZeroShotClassification) and task.main_metric == "acc1" and task.size:
+            errors[name] = math.sqrt(score * (1 - score) / task.size)
+    return errors
 
 
 def _size(name: str) -> int | None:

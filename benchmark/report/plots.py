@@ -42,9 +42,9 @@ def plot_histogram(histogram: Histogram) -> bytes:
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlim(edges[0], edges[-1])
         axes.legend(frameon=False)
-        _plain(axes)
+        plain(axes)
 
-    return _png((7.2, 3.2), draw)
+    return png((7.2, 3.2), draw)
 
 
 def plot_kinds(grouping: Grouping, overall: float) -> bytes:
@@ -65,9 +65,9 @@ def plot_kinds(grouping: Grouping, overall: float) -> bytes:
         axes.set_xlim(0, min(max([*shares, 100 * overall]) * 1.15 + 2, 108))
         axes.set_xlabel("share kept, in % of the rows of that kind")
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
-        _plain(axes)
+        plain(axes)
 
-    return _png((7.2, 1.1 + 0.27 * len(groups)), draw)
+    return png((7.2, 1.1 + 0.27 * len(groups)), draw)
 
 
 def plot_curves(curves: Curves) -> bytes:
@@ -92,11 +92,11 @@ def plot_curves(curves: Curves) -> bytes:
             axes.set_xticks([0, 0.5, 1])
             axes.set_yticks([0, 0.5, 1])
             axes.tick_params(labelsize=8, labelbottom=number + PANELS >= count)
-            _plain(axes)
+            plain(axes)
         figure.supxlabel("fraction of the pool that the rule keeps", fontsize=9)
         figure.supylabel("share kept of the group", fontsize=9)
 
-    return _png((8.4, 0.5 + 1.45 * math.ceil(len(curves.labels) / PANELS)), draw)
+    return png((8.4, 0.5 + 1.45 * math.ceil(len(curves.labels) / PANELS)), draw)
 
 
 def plot_tasks(standings: Sequence[TaskStanding]) -> bytes:
@@ -136,12 +136,12 @@ def plot_tasks(standings: Sequence[TaskStanding]) -> bytes:
             axes.set_axisbelow(True)
             axes.locator_params(axis="x", nbins=4)
             axes.tick_params(axis="x", labelsize=8)
-            _plain(axes)
+            plain(axes)
             for label, score in zip(axes.get_yticklabels(), standing.scores, strict=True):
                 label.set_color(CUT if score.is_own else INK)
         figure.supxlabel("score", fontsize=9)
 
-    return _png((8.4, 0.5 + rows * (0.55 + 0.2 * len(names))), draw)
+    return png((8.4, 0.5 + rows * (0.55 + 0.2 * len(names))), draw)
 
 
 def draw_sheet(sheet: Sheet) -> bytes:
@@ -203,7 +203,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+def png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
     import matplotlib
 
     with matplotlib.rc_context():
@@ -220,7 +220,7 @@ def _png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
     return buffer.getvalue()
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
