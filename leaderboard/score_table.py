@@ -452,8 +452,8 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
 def _about_averages(suite: Suite, tasks: Sequence[TaskRow], bounds: frozenset[str]) -> str:
     number = f"all {len(suite.tasks)} tasks" if not suite.development else f"the reporting {len(suite.headline)} tasks"
     sentence = (
-        f"average is the mean over {number}; chance-normalised the mean over the same of (score - chance) / (1 - chance): 0 "
-        "is guessing, 1 is perfect"
+        f"average is the mean over {number}; chance-normalised the mean over the same of (score - chance) / "
+        "(1 - chance): 0 is guessing, 1 is perfect"
     )
     if suite.informative:
         sentence += "; informative at a scale the mean over the tasks, fixed beforehand, that tell its runs apart"
