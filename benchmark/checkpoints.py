@@ -31,8 +31,8 @@ def open_model(model: str, checkpoint: str | None) -> OpenedModel:
     """Open any open_clip model in float32: `model` is a configuration's name, or the path of a JSON configuration.
 
     `checkpoint` is a file (.pt, a state dict of weights alone or as open_clip's trainer writes it; or safetensors), or
-    a name that open_clip has for weights. Images are prepared as a scale of the benchmark does that trains this model;
-    else as open_clip does for that name, for a file as for all names of the model where these agree.
+    a name that open_clip has for weights. Images are prepared as open_clip does for that name; for a file as a scale of
+    the benchmark does that trains this model, else as for all names of the model where these agree.
 
     Raises FileNotFoundError or ValueError where there is none such, or the weights are not the model's.
     """
@@ -71,8 +71,9 @@ def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preproces
     if len(sides) != 1:
         raise ValueError(f"model {name!r} takes images of {size} pixels; only square ones can be evaluated")
     image_size = int(sides.pop())
+    is_named = checkpoint in open_clip.list_pretrained_tags_by_model(name) and not Path(checkpoint).is_file()
     for scale in SCALES.values():
-        if scale.model == name and scale.image_size == image_size:
+        if not is_named and scale.model == name and scale.image_size == image_size:
             return Preprocess(image_size, tuple(scale.mean), tuple(scale.std))
     found = image_options(name, checkpoint)
     return Preprocess(

@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmark import evaluate as stage
+from benchmark.checkpoints import _preprocess
 from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_samples
 from benchmark.evaluate import evaluate
+from benchmark.models import model_config
 from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.results import predictions_path, read_predictions, result_path
 from benchmark.stage import LOCK_NAME, Record
@@ -420,6 +422,19 @@ def test_images_come_out_as_from_open_clip(
     expected = transform(image.convert("RGB"))
     found = (torch.from_numpy(load_image(sample, preprocess)).permute(2, 0, 1).float().div(255) - 0.5) / 0.25
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpoint", "mean"),
+    [
+        # A scale trains ViT-L-14 with OpenAI's mean; these weights were trained with another.
+        ("ViT-L-14", "laion2b_s32b_b82k", 0.5),
+        ("ViT-L-14", "datacomp_xl_s13b_b90k", 0.48145466),
+        ("ViT-L-14", "a/file.pt", 0.48145466),
+    ],
+)
+def test_images_are_prepared_as_for_the_named_weights(model: str, checkpoint: str, mean: float) -> None:
+    assert _preprocess(model, model_config(model), checkpoint).mean[0] == mean
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
