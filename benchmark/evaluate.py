@@ -59,6 +59,7 @@ from benchmark.results import (
     TEXT_TO_IMAGE,
     TOP,
     VERSION,
+    model_of,
     predictions_path,
     read_results,
     result_path,
@@ -66,7 +67,19 @@ from benchmark.results import (
     write_lines,
     write_result,
 )
-from benchmark.stage import Json, Record, cost, finished, locked, remove_temporary, say, sha256_of, warn
+from benchmark.stage import (
+    Json,
+    Record,
+    cost,
+    describe_differences,
+    finished,
+    locked,
+    read_record,
+    remove_temporary,
+    say,
+    sha256_of,
+    warn,
+)
 from benchmark.tasks import Association, FaceAttributes, GroupedClassification, Retrieval, Task, ZeroShotClassification
 
 BATCH_SIZE = 64  # images; DataComp's
@@ -182,11 +195,24 @@ def _plan(
                 "delete it and evaluate whole data, or say strict=false again"
             )
         update_metrics(out_dir, task, record)
+    if tasks:
+        _refuse_other_models(out_dir, _made_from(tasks[0], "", made_from, preprocess))
     partial = check_sizes([(job.task, job.folder, job.contents) for job in jobs], strict=strict)
     jobs = [replace(job, is_whole=job.task.name not in partial) for job in jobs]
     if len(jobs) < len(tasks):
         say(f"evaluate: as before, {len(tasks) - len(jobs)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
     return jobs
+
+
+def _refuse_other_models(out_dir: Path, source: dict[str, Json]) -> None:
+    """Raise ValueError where a result of any task there is another model's: `eval_results.jsonl` is one model's."""
+    for path in sorted((out_dir / EVAL_FOLDER).glob("*.json")):
+        record = read_record(path)
+        if record and (shown := describe_differences(model_of(source), model_of(record.made_from))):
+            raise ValueError(
+                f"{out_dir} has a result of another model or setting ({path.name}): {shown}. Choose another folder, "
+                f"repeat those settings, or delete {path.parent}."
+            )
 
 
 def _share(jobs: Sequence[_Job], ranks: Ranks) -> list[_Job]:

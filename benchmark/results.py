@@ -324,6 +324,11 @@ def write_lines(out_dir: Path) -> None:
     write_bytes(out_dir / LINES_NAME, "".join(lines).encode())
 
 
+def model_of(made_from: dict[str, Json]) -> dict[str, Json]:
+    """Return what all results of one model were made from: its weights and how images are prepared."""
+    return {key: value for key, value in made_from.items() if key not in ("task", "task_version", "data")}
+
+
 def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, Record]) -> SuiteScores:
     """Collect a suite's scores; both mappings go by task name.
 
@@ -338,7 +343,7 @@ def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, 
         details = [f"{n}: {records[n].made_from['task_version']} there, {tasks[n].version} now" for n in stale]
         raise ValueError(_of_tasks(suite, stale, "a result of another version", details))
     first = suite.tasks[0]
-    others = [name for name in suite.tasks if _model_of(records[name]) != _model_of(records[first])]
+    others = [name for name in suite.tasks if model_of(records[name].made_from) != model_of(records[first].made_from)]
     if others:
         raise ValueError(_of_tasks(suite, others, f"a result of another model or setting than {first!r}", others))
     found = {name: records[name].result["metrics"] for name in suite.tasks}
@@ -575,10 +580,6 @@ def _top5(predictions: pa.Table) -> np.ndarray:
     # A null inside a list becomes -1, which no candidate has.
     flat: np.ndarray = pc.fill_null(predictions["top5"].combine_chunks().flatten(), -1).to_numpy(zero_copy_only=False)
     return flat.reshape(predictions.num_rows, -1)
-
-
-def _model_of(record: Record) -> dict[str, Json]:
-    return {key: value for key, value in record.made_from.items() if key not in ("task", "task_version", "data")}
 
 
 def _columns(schema: pa.Schema) -> str:

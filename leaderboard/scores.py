@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmark import registry
 from benchmark.names import nearest_name
-from benchmark.results import EVAL_FOLDER, LINES_NAME, predictions_path, read_predictions
+from benchmark.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
 from benchmark.stage import Json, Record, read_record
 from benchmark.tasks import Suite, ZeroShotClassification
 from benchmark.uncertainty import uncertainty
@@ -180,10 +180,7 @@ def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
     ]
     if stale:
         raise ValueError(f"{folder} has results of other versions of their tasks, evaluate again: {stale}")
-    made = {
-        name: {key: value for key, value in record.made_from.items() if key not in ("task", "task_version", "data")}
-        for name, record in records.items()
-    }
+    made = {name: model_of(record.made_from) for name, record in records.items()}
     first = next(iter(made))
     if others := [name for name in made if made[name] != made[first]]:
         raise ValueError(

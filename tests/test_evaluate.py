@@ -256,6 +256,16 @@ def test_results_of_another_model_are_not_reused(eval_dir: Path, tmp_path: Path)
         run(eval_dir, tmp_path / "out", made_from={"checkpoint": "c1"})
 
 
+def test_another_models_results_are_refused_beside_those_of_other_tasks(eval_dir: Path, tmp_path: Path) -> None:
+    run(eval_dir, tmp_path / "out", [CLASSES])
+    before = contents(tmp_path / "out")
+    model = ToyEncoder()
+    with pytest.raises(ValueError, match=r'toy-colours\.json\): checkpoint is "c0" there and "c1" now'):
+        run(eval_dir, tmp_path / "out", [GROUPED], model=model, made_from={"checkpoint": "c1"})
+    assert model.batch_sizes == []
+    assert contents(tmp_path / "out") == before
+
+
 def test_results_on_other_data_are_not_reused(eval_dir: Path, tmp_path: Path) -> None:
     run(eval_dir, tmp_path / "out")
     (eval_dir / CLASSES.folder_name / "zeroshot_classification_templates.txt").write_text("{c}")
