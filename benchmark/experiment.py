@@ -531,7 +531,7 @@ class FinishedSeed:
 
 
 def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
-    """Return every seed that has results of this recipe for the whole suite, in order.
+    """Return every seed that has results of this recipe for the whole suite on whole data, in order.
 
     Raises ValueError where two of them were trained or evaluated on different data.
     """
@@ -557,6 +557,12 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
                     f"{seed_dir} has results of other weights than its checkpoint's, for {', '.join(others)}; "
                     f"delete {seed_dir / 'eval'} and evaluate again"
                 )
+            if partial := [name for name, record in records.items() if "expected_samples" in record.result]:
+                warn(
+                    f"{seed_dir} is in no entry: made with strict=false from data that is not whole are its results of "
+                    f"{', '.join(partial)}"
+                )
+                continue
             data = {name: record.made_from["data"] for name, record in records.items()}
             found = suite_scores(suite, TASKS, records)
             seeds.append(FinishedSeed(trained.made_from["seed"], trained, data, found.scores, found.chance))

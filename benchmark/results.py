@@ -268,7 +268,7 @@ def write_result(
 ) -> Record:
     """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes.
 
-    Where the data was not whole, the record says how many samples there should have been.
+    Where the data was not whole, the record says how many samples, and classes, there should have been.
     """
     scores = metrics_of(task, predictions)
     path = predictions_path(out_dir, task)
@@ -278,6 +278,9 @@ def write_result(
     result["metrics_version"] = METRICS_VERSION
     if not is_whole:
         result["expected_samples"] = task.size
+        known = task.num_classes if isinstance(task, ZeroShotClassification) else None
+        if known is not None and known != predictions["num_classes"][0].as_py():
+            result["expected_classes"] = known
     record = Record(STAGE, VERSION, made_from, result)
     write_record(result_path(out_dir, task), record)
     return record
@@ -320,6 +323,7 @@ def write_lines(out_dir: Path) -> None:
         line = {"key": name, "dataset": result["title"], "metrics": result["metrics"]}
         if "recipe" in record.made_from:
             line["recipe"] = record.made_from["recipe"]  # of a scale of one's own: it is not comparable
+        line |= {name: result[name] for name in ("expected_samples", "expected_classes") if name in result}
         lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     write_bytes(out_dir / LINES_NAME, "".join(lines).encode())
 

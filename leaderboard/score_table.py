@@ -67,7 +67,7 @@ class TaskRow:
     reference: float | None
     change: Estimate | None
     compared: str  # PAIRED by sample, UNPAIRED by the two standard errors, NEITHER
-    is_odd: bool  # not the number of samples that the task is known to have
+    is_odd: bool  # not the number of samples or classes that the task is known to have
 
     @property
     def from_chance(self) -> float | None:
@@ -76,7 +76,7 @@ class TaskRow:
 
     @property
     def label(self) -> str:
-        """Return the title, marked where the number of samples is odd."""
+        """Return the title, marked where the number of samples or classes is odd."""
         return shortened(self.task.title, NAME_WIDTH - len(ODD_MARK)) + (ODD_MARK if self.is_odd else "")
 
 
@@ -254,7 +254,9 @@ def _task_row(task: Task, ours: ScoreSet, reference: ScoreSet | None, chance: Ma
     change, compared = None, NEITHER
     if found is not None and theirs is not None and reference is not None:
         change, compared = _change(task, ours, reference)
-    return TaskRow(task, found, chance.get(name), theirs, change, compared, name in ours.odd_sizes)
+    return TaskRow(
+        task, found, chance.get(name), theirs, change, compared, name in ours.odd_sizes or name in ours.odd_classes
+    )
 
 
 def _change(task: Task, ours: ScoreSet, reference: ScoreSet) -> tuple[Estimate, str]:
@@ -354,13 +356,16 @@ def _sentences(
     sentences.append(_about_averages(suite, tasks, bounds))
     for side in (ours, reference) if reference else (ours,):
         sentences += side.notes
+        mark = f"{ODD_MARK} " if side is ours else f"{side.name}: "
         if odd := [name for name in suite.tasks if name in side.odd_sizes]:
             told = ", ".join(
                 f"{registry.TASKS[name].title} {side.odd_sizes[name].found:,} of {side.odd_sizes[name].expected:,}"
                 for name in odd
             )
-            mark = f"{ODD_MARK} " if side is ours else f"{side.name}: "
             sentences.append(f"{mark}Not the number of samples that the task is known to have: {told}.")
+        if odd := [name for name in suite.tasks if name in side.odd_classes]:
+            told = ", ".join(f"{registry.TASKS[name].title} has {side.odd_classes[name]:,}" for name in odd)
+            sentences.append(f"{mark}Not the number of classes that the task is known to have: {told}.")
         if side.unknown:
             sentences.append(f"{side.name} has results that no task here is called by: {', '.join(side.unknown)}.")
     if (slowest := _slowest(ours)) is not None:

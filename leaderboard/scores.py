@@ -50,6 +50,7 @@ class ScoreSet:
     predictions: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # the folders whose `eval/` holds them
     costs: dict[str, TaskCost] = field(default_factory=dict)  # of one seed, where known
     odd_sizes: dict[str, Samples] = field(default_factory=dict)
+    odd_classes: dict[str, int] = field(default_factory=dict)  # task -> the number of classes that it should have
     unscored: tuple[str, ...] = ()  # there, without a main metric
     unknown: tuple[str, ...] = ()  # names that no task has here
     seeds: dict[int, ScoreSet] = field(default_factory=dict)  # empty: one model
@@ -140,12 +141,15 @@ def _of_records(folder: Path) -> ScoreSet:
     errors: dict[str, float] = {}
     predictions: dict[str, tuple[Path, ...]] = {}
     odd_sizes: dict[str, Samples] = {}
+    odd_classes: dict[str, int] = {}
     for name, record in records.items():
         metrics = record.result["metrics"]
         if (score := metrics["main_metric"]) is None:
             continue
         scores[name] = _checked_score(score, f"{folder / EVAL_FOLDER}: {name!r}")
         found, expected = metrics.get("num_samples"), record.result.get("expected_samples", _size(name))
+        if (classes := record.result.get("expected_classes")) is not None:
+            odd_classes[name] = classes
         if found is not None and expected is not None and found != expected:
             odd_sizes[name] = Samples(found, expected)
         if name in registry.TASKS and predictions_path(folder, registry.TASKS[name]).is_file():
@@ -166,6 +170,7 @@ def _of_records(folder: Path) -> ScoreSet:
         predictions=predictions,
         costs=_costs(folder),
         odd_sizes=odd_sizes,
+        odd_classes=odd_classes,
         unscored=tuple(name for name in records if name not in scores),
         unknown=tuple(name for name in records if name not in registry.TASKS),
     )
@@ -218,6 +223,7 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
         predictions=predictions,
         costs=costs,
         odd_sizes={name: size for each in members for name, size in each.odd_sizes.items()},
+        odd_classes={name: classes for each in members for name, classes in each.odd_classes.items()},
         unscored=tuple(dict.fromkeys(name for each in members for name in each.unscored)),
         unknown=tuple(dict.fromkeys(name for each in members for name in each.unknown)),
         seeds=seeds,
@@ -265,6 +271,8 @@ def _costs(folder: Path) -> dict[str, TaskCost]:
 def _of_lines(path: Path) -> ScoreSet:
     """Read `eval_results.jsonl`, ours or DataComp's, which may hold NaN and may repeat a line."""
     lines: dict[str, dict[str, Json]] = {}
+    expected_sizes: dict[str, int | None] = {}
+    odd_classes: dict[str, int] = {}
     for number, text in enumerate(path.read_text().splitlines(), 1):
         if not text.strip():
             continue
@@ -279,6 +287,9 @@ def _of_lines(path: Path) -> ScoreSet:
         if key in lines and json.dumps(lines[key], sort_keys=True) != json.dumps(metrics, sort_keys=True):
             raise ValueError(f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines")
         lines[key] = metrics
+        expected_sizes[key] = line.get("expected_samples", _size(key))
+        if line.get("expected_classes") is not None:
+            odd_classes[key] = line["expected_classes"]
     if not lines:
         raise ValueError(f"{path} has no result of a task")
     scores: dict[str, float] = {}
@@ -287,7 +298,7 @@ def _of_lines(path: Path) -> ScoreSet:
         if score is not None and not (isinstance(score, float) and math.isnan(score)):
             scores[name] = _checked_score(score, f"{path}: {name!r}")
     chance, bounds = _chances(scores, lines)
-    sizes = {name: (lines[name].get("num_samples"), _size(name)) for name in scores}
+    sizes = {name: (lines[name].get("num_samples"), expected_sizes[name]) for name in scores}
     return ScoreSet(
         name=_name_of(path.parent) if path.name == LINES_NAME else path.stem,
         scores=scores,
@@ -300,6 +311,7 @@ def _of_lines(path: Path) -> ScoreSet:
             for name, (found, expected) in sizes.items()
             if found is not None and expected is not None and found != expected
         },
+        odd_classes=odd_classes,
         unscored=tuple(name for name in lines if name not in scores),
         unknown=tuple(name for name in lines if name not in registry.TASKS),
     )

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pytest
 
 from benchmark.cli import main
+from benchmark.experiment import finished_seeds
 from benchmark.registry import SUITES, TASKS
 from benchmark.results import CLASSIFICATION_SCHEMA, result_path, write_lines, write_result
-from benchmark.stage import read_record, write_record
+from benchmark.scales import SCALES
+from benchmark.stage import Record, read_record, write_record
 from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
+from benchmark.train import RECORD_NAME as TRAINED_NAME
 from benchmark.uncertainty import difference
 from leaderboard.curve import plot_curve, render_curve
 from leaderboard.score_table import Estimate, make_evaluation, render_evaluation
@@ -400,6 +403,34 @@ def test_chance_computed_from_labels_goes_before_an_upper_bound() -> None:
         found = make_evaluation(ours, SUITE, theirs)
         assert {row.chance for row in found.tasks} == {0.2}
         assert not any("upper bound" in sentence for sentence in found.sentences)
+
+
+def test_another_number_of_classes_than_known_is_marked_wherever_it_is_read(tmp_path: Path) -> None:
+    wide = replace(PLANTS, num_classes=7)  # its predictions are of 5 classes
+    made_from = {"task": wide.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
+    write_result(tmp_path, wide, made_from, predictions(wide, 50), is_whole=False)
+    write_lines(tmp_path)
+    for place in (tmp_path, tmp_path / "eval_results.jsonl"):
+        found = read_scores(str(place))
+        assert (found.odd_sizes, found.odd_classes) == ({}, {"toy/plants": 7})
+        text = render_evaluation(found, SUITE, with_tasks=True)
+        assert "Plants* " in text
+        assert "* Not the number of classes that the task is known to have: Plants has 7." in text
+    assert read_over_seeds("both", {0: tmp_path, 1: tmp_path}).odd_classes == {"toy/plants": 7}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_seed_evaluated_on_part_of_a_set_is_in_no_entry(
+    tmp_path: Path, is_whole: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = replace(SCALES["pico"], suite="toy-one")
+    trained = Record("train", 1, {"recipe": {"hash": scale.hash}, "seed": 3}, {"weights": "m0"})
+    write_record(tmp_path / "seed-3" / "checkpoint" / TRAINED_NAME, trained)
+    made_from = {"task": ANIMALS.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
+    table = predictions(ANIMALS, 60, count=100 if is_whole else 90)
+    write_result(tmp_path / "seed-3", ANIMALS, made_from, table, is_whole=is_whole)
+    assert [each.seed for each in finished_seeds(tmp_path, scale)] == ([3] if is_whole else [])
+    assert ("strict=false" in capsys.readouterr().err) == (not is_whole)
 
 
 def test_with_seeds_on_both_sides_the_table_says_what_they_allow() -> None:
