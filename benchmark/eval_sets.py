@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from benchmark.registry import SUITES
 from benchmark.results import GROUP_RADIX
 from benchmark.scales import SCALES
-from benchmark.stage import digest, read_json, sha256_of, warn, write_json
+from benchmark.stage import digest, locked, read_json, sha256_of, warn, write_json
 from benchmark.storage import cache_dir, file_hash, state_of
 from benchmark.tars import IMAGE_FORMATS, Member, iter_members
 from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
@@ -173,8 +173,8 @@ def read_contents(task: Task, folder: Path, data_hash: str) -> Contents:
         images=digest([[sample.key, sample.size] for sample in samples]),
         tar_bytes=sum(path.stat().st_size for path in _tar_paths(folder)),
     )
-    kept_path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept_path, contents.__dict__)
+    with locked(kept_path.parent):  # evaluations side by side write the same files
+        write_json(kept_path, contents.__dict__)
     return contents
 
 
@@ -277,7 +277,12 @@ def _tar_paths(folder: Path) -> list[Path]:
 
 
 def read_lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    """Return a file's lines without space around them; raises ValueError that names the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # an editor's mark before the first line is no part of it
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    lines = [line.strip() for line in text.rstrip("\n").split("\n")]
     if "" in lines:
         raise ValueError(f"{path}: line {lines.index('') + 1} is empty")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 
 from benchmark import evaluate as stage
 from benchmark.checkpoints import _preprocess
-from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_samples
+from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_contents, read_samples
 from benchmark.evaluate import evaluate
 from benchmark.models import model_config
 from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.results import predictions_path, read_predictions, result_path
-from benchmark.stage import LOCK_NAME, Record
+from benchmark.stage import LOCK_NAME, Record, locked
 from benchmark.tars import write_tar
 from benchmark.tasks import GroupedClassification, GroupField, Retrieval, Task, ZeroShotClassification
 
@@ -389,6 +390,18 @@ def test_a_template_without_place_for_the_class_is_named(tmp_path: Path) -> None
         run(tmp_path, tmp_path / "out", [CLASSES])
 
 
+def test_an_editors_mark_before_the_first_class_is_no_part_of_it(eval_dir: Path, tmp_path: Path) -> None:
+    path = eval_dir / CLASSES.folder_name / "classnames.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert run(eval_dir, tmp_path / "out", [CLASSES])["toy/colours"].result["metrics"]["acc1"] == 0.8
+
+
+def test_class_names_that_are_not_utf8_are_named(eval_dir: Path, tmp_path: Path) -> None:
+    (eval_dir / CLASSES.folder_name / "classnames.txt").write_bytes("vert\ngrün\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classnames\.txt is not UTF-8"):
+        run(eval_dir, tmp_path / "out", [CLASSES])
+
+
 def test_a_model_gone_to_nan_is_an_error(eval_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="embedding of image 's0000000' is not finite"):
         run(eval_dir, tmp_path / "out", [CLASSES], preprocess=Preprocess(4, (float("nan"), 0, 0), (1, 1, 1)))
@@ -412,6 +425,18 @@ def test_the_hash_of_a_set_sees_every_file_that_is_read(eval_dir: Path) -> None:
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
         hashes.add(hash_eval_set(folder))
     assert len(hashes) == 4
+
+
+def test_the_contents_of_a_set_are_kept_by_one_process_at_a_time(
+    eval_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINNOW_CACHE_DIR", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(1) as other:
+        with locked(tmp_path / "cache" / "evalsets"):
+            asked = other.submit(read_contents, CLASSES, eval_dir / CLASSES.folder_name, "hash")
+            with pytest.raises(TimeoutError):
+                asked.result(timeout=0.5)
+        assert asked.result().num_samples == 5
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
