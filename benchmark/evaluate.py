@@ -274,6 +274,7 @@ class _Evaluator:
         self.kept = kept
         self.bar = bar
         self.tower = _cuttable_tower(model)
+        self.padding = int(tokenizer([""])[0, -1])  # not 0 with every tokenizer
         self.classes: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # class name, templates -> unit embedding
         self.num_cut = 0  # prompts that fill the context
 
@@ -416,7 +417,7 @@ class _Evaluator:
         """Return normalised embeddings in float32 of the distinct texts, (distinct, dim), and each text's row."""
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         tokens = self.tokenizer(list(distinct))  # (distinct, context)
-        self.num_cut += int((tokens[:, -1] != 0).sum())
+        self.num_cut += int((tokens[:, -1] != self.padding).sum())
         lengths = self._lengths(tokens)
         order = torch.argsort(lengths, stable=True)
         together: Tensor | None = None

@@ -416,6 +416,23 @@ def test_prompts_that_fill_the_context_are_counted_once(
     assert capsys.readouterr().err.count("4 prompts or captions fill the model's whole context") == 1
 
 
+def test_a_tokenizer_may_pad_with_another_token_than_0(
+    eval_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tokenizer(texts: list[str]) -> Tensor:  # 5 pads, and counts for a word without colour
+        tokens = toy_tokenizer(texts)
+        return torch.where(tokens == 0, 5, tokens)
+
+    class Padded(ToyEncoder):
+        def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+            return super().encode_text(torch.where(text == 5, 0, text), normalize)
+
+    options: dict[str, Any] = {"preprocess": AS_IT_IS, "made_from": {"checkpoint": "c0"}}
+    records = evaluate(Padded(), tokenizer, [CLASSES], eval_dir, tmp_path / "out", **options)
+    assert records["toy/colours"].result["metrics"]["acc1"] == 0.8
+    assert "context" not in capsys.readouterr().err
+
+
 def test_the_hash_of_a_set_sees_every_file_that_is_read(eval_dir: Path) -> None:
     folder = eval_dir / CLASSES.folder_name
     hashes = {hash_eval_set(folder)}
