@@ -215,7 +215,7 @@ def _answers(task: Task, table: pa.Table) -> pa.Table:
         return table.select(["key", "direction", "caption", "num_positives"]).combine_chunks()
     if isinstance(task, Association):
         sizes = pc.list_value_length(table["ranked"])
-        return table.select(["key", "associations"]).append_column("candidates", sizes).combine_chunks()
+        return table.select(["key", "cue", "associations"]).append_column("candidates", sizes).combine_chunks()
     return table.select(["key", "label", "group", "num_classes"]).combine_chunks()
 
 

@@ -349,7 +349,7 @@ def _sentences(
     """Return what is to be said under the table, the most important first."""
     sentences = _about_missing(ours, reference, suite)
     if reference is not None:
-        sentences += _about_change(reference, suite, tasks, change)
+        sentences += _about_change(ours, reference, suite, tasks, change)
         if (over_seeds := _over_seeds(ours, reference, suite)) is not None:
             sentences.append(over_seeds)
     sentences.append(_about_errors(ours, reference, tasks))
@@ -388,7 +388,9 @@ def _about_missing(ours: ScoreSet, reference: ScoreSet | None, suite: Suite) -> 
     return sentences
 
 
-def _about_change(reference: ScoreSet, suite: Suite, tasks: Sequence[TaskRow], change: Estimate | None) -> list[str]:
+def _about_change(
+    ours: ScoreSet, reference: ScoreSet, suite: Suite, tasks: Sequence[TaskRow], change: Estimate | None
+) -> list[str]:
     sentences = []
     if change is not None:
         interval = change.interval
@@ -413,7 +415,16 @@ def _about_change(reference: ScoreSet, suite: Suite, tasks: Sequence[TaskRow], c
         if by[PAIRED] and (others := [*by[UNPAIRED], *by[NEITHER]]):
             sentence += f" Not sample by sample: {', '.join(others)}."
         sentences.append(sentence)
+    if other_data := [r.task.title for r in tasks if r.change and _has_other_data(r.task.name, ours, reference)]:
+        sentences.append(
+            f"Not evaluated on the same files as {reference.name}: {', '.join(other_data)}. Other images, class names "
+            "or templates change a score too."
+        )
     return sentences
+
+
+def _has_other_data(name: str, ours: ScoreSet, reference: ScoreSet) -> bool:
+    return name in ours.data and name in reference.data and ours.data[name] != reference.data[name]
 
 
 _HOW = {

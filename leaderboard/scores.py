@@ -48,6 +48,7 @@ class ScoreSet:
     chance: dict[str, float] = field(default_factory=dict)  # where known
     errors: dict[str, float] = field(default_factory=dict)  # standard errors from the test samples, where known
     predictions: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # the folders whose `eval/` holds them
+    data: dict[str, str] = field(default_factory=dict)  # hashes of the evaluation sets, where known
     costs: dict[str, TaskCost] = field(default_factory=dict)  # of one seed, where known
     odd_sizes: dict[str, Samples] = field(default_factory=dict)
     odd_classes: dict[str, int] = field(default_factory=dict)  # task -> the number of classes that it should have
@@ -168,6 +169,7 @@ def _of_records(folder: Path) -> ScoreSet:
         chance_bounds=bounds,
         errors=errors,
         predictions=predictions,
+        data={name: records[name].made_from["data"] for name in scores},
         costs=_costs(folder),
         odd_sizes=odd_sizes,
         odd_classes=odd_classes,
@@ -195,10 +197,19 @@ def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
 
 
 def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
-    """Join the seeds of an experiment: the mean of each task that all of them have."""
+    """Join the seeds of an experiment: the mean of each task that all of them have.
+
+    Raises ValueError where they were evaluated on different data.
+    """
     members = list(seeds.values())
     names = list(dict.fromkeys(name for each in members for name in each.scores))
     shared = [name for name in names if all(name in each.scores for each in members)]
+    for seed, each in seeds.items():
+        if odd := [name for name in shared if each.data.get(name) != members[0].data.get(name)]:
+            raise ValueError(
+                f"{name_of_all}: its seeds cannot be joined, as seeds {next(iter(seeds))} and {seed} were evaluated on "
+                f"different data of {', '.join(odd)}; evaluate one of them again in another folder"
+            )
     notes = []
     for seed, each in seeds.items():
         if missing := [name for name in names if name not in each.scores]:
@@ -221,6 +232,7 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
         chance_bounds=frozenset().union(*(each.chance_bounds for each in members)),
         errors=_errors_over_seeds(name_of_all, members, shared, predictions),
         predictions=predictions,
+        data={name: value for name, value in members[0].data.items() if name in shared},
         costs=costs,
         odd_sizes={name: size for each in members for name, size in each.odd_sizes.items()},
         odd_classes={name: classes for each in members for name, classes in each.odd_classes.items()},

@@ -67,10 +67,17 @@ def predictions(task: Task, hits: int, *, first: int = 0, count: int = 100) -> p
 
 
 def evaluated(
-    folder: Path, hits: Mapping[Task, int], *, first: int = 0, model: str = "m0", version: int = 1, count: int = 100
+    folder: Path,
+    hits: Mapping[Task, int],
+    *,
+    first: int = 0,
+    model: str = "m0",
+    version: int = 1,
+    count: int = 100,
+    data: str = "",
 ) -> Path:
     for task, number in hits.items():
-        made_from = {"task": task.name, "task_version": version, "data": task.name, "checkpoint": model}
+        made_from = {"task": task.name, "task_version": version, "data": data or task.name, "checkpoint": model}
         write_result(folder, task, made_from, predictions(task, number, first=first, count=count))
     return folder
 
@@ -125,6 +132,21 @@ def test_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     assert found.predictions["toy/animals"] == (tmp_path / "seed-0", tmp_path / "seed-1")
 
 
+def test_seeds_on_different_data_are_not_joined(tmp_path: Path) -> None:
+    evaluated(tmp_path / "seed-0", {ANIMALS: 60})
+    evaluated(tmp_path / "seed-1", {ANIMALS: 60}, data="other templates")
+    with pytest.raises(ValueError, match="seeds 0 and 1 were evaluated on different data of toy/animals"):
+        read_scores(str(tmp_path))
+
+
+def test_a_change_over_other_data_is_said_to_be_one(tmp_path: Path) -> None:
+    ours = read_scores(str(evaluated(tmp_path / "ours", {ANIMALS: 60, PLANTS: 50})))
+    evaluated(tmp_path / "theirs", {ANIMALS: 50}, data="other templates")
+    theirs = read_scores(str(evaluated(tmp_path / "theirs", {PLANTS: 40})))
+    text = " ".join(render_evaluation(ours, SUITE, theirs).split())
+    assert "Not evaluated on the same files as theirs: Animals. Other images" in text
+
+
 def test_folders_of_several_seeds_are_joined_under_a_name(tmp_path: Path) -> None:
     folders = {seed: evaluated(tmp_path / f"at-{seed}", {ANIMALS: hits}) for seed, hits in ((1, 60), (0, 40))}
     found = read_over_seeds("step 8", folders)
@@ -165,7 +187,7 @@ def test_our_lines_say_what_our_records_say(tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "mine", ALL)
     write_lines(folder)
     of_records, of_lines = read_scores(str(folder)), read_scores(str(folder / "eval_results.jsonl"))
-    assert of_lines == replace(of_records, predictions={}, scores=of_lines.scores)
+    assert of_lines == replace(of_records, predictions={}, data={}, scores=of_lines.scores)
     assert of_lines.scores == of_records.scores
 
 
