@@ -34,6 +34,7 @@ from benchmark.tasks import Association, GroupedClassification, Retrieval, Task,
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
+MAX_GROUPS = 100_000  # whose accuracies are written one by one
 MAX_SHOWN = 60  # files that are missing
 CONTENTS_VERSION = 1  # of what is kept of a set's contents, raised by hand
 
@@ -319,7 +320,7 @@ def group_of(sample: Sample, task: GroupedClassification) -> int:
     fields = task.group_fields
     values = numbers_of(sample, [field.place for field in fields])
     for field, value in zip(fields, values, strict=True):
-        limit = len(field.names) or (2**31 if len(fields) == 1 else GROUP_RADIX)
+        limit = len(field.names) or (MAX_GROUPS if len(fields) == 1 else GROUP_RADIX)
         if not 0 <= value < limit:
             raise ValueError(
                 f"{sample.tar_path}: {sample.key}.npy: there is no {field.name} {value}; "
@@ -362,6 +363,8 @@ def read_instances(path: Path, keys: set[str]) -> list[Instance]:
         are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
         if not are_lists or not cue or not associations:
             raise ValueError(f"{where}: a cue is a word, candidates and associations are lists of keys")
+        if strange := [key for key in [*candidates, *associations] if not isinstance(key, str)]:
+            raise ValueError(f"{where}: {strange[0]!r} is no key of an image, which is a text")
         if unknown := [key for key in candidates if key not in keys]:
             raise ValueError(f"{where}: there is no image {unknown[0]!r}")
         if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):

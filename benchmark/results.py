@@ -287,8 +287,13 @@ def write_result(
 
 
 def update_metrics(out_dir: Path, task: Task, record: Record) -> None:
-    """Bring an older record's metrics up to date, from its predictions; nothing is evaluated."""
-    if record.result.get("metrics_version") == METRICS_VERSION:
+    """Bring the metrics of an older record, or with another main metric, up to date from its predictions.
+
+    Nothing is evaluated.
+    """
+    there = record.result["metrics"]
+    is_main = not task.is_scored or there.get("main_metric") == there.get(task.main_metric)
+    if record.result.get("metrics_version") == METRICS_VERSION and is_main:
         return
     found = metrics_of(task, read_predictions(out_dir, task))
     result = {**record.result, "metrics": found, "metrics_version": METRICS_VERSION}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmark import evaluate as stage
 from benchmark.checkpoints import _preprocess
-from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_contents, read_samples
+from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_contents, read_instances, read_samples
 from benchmark.evaluate import evaluate
 from benchmark.models import model_config
 from benchmark.registry import SUITES, load_tasks, tasks_named
@@ -280,6 +281,18 @@ def test_results_of_an_older_task_are_not_reused(eval_dir: Path, tmp_path: Path)
         run(eval_dir, tmp_path / "out", [replace(CLASSES, version=2)])
 
 
+def test_another_main_metric_is_taken_from_the_predictions_that_are_there(eval_dir: Path, tmp_path: Path) -> None:
+    run(eval_dir, tmp_path / "out", [CLASSES])
+    model = ToyEncoder()
+    by_class = replace(CLASSES, main_metric="mean_per_class_recall")
+    assert (
+        run(eval_dir, tmp_path / "out", [by_class], model=model)["toy/colours"].result["metrics"]["main_metric"]
+        == 0.875
+    )
+    assert model.batch_sizes == []
+    assert '"main_metric": 0.875' in (tmp_path / "out" / "eval_results.jsonl").read_text()
+
+
 def test_lines_hold_every_task_evaluated_so_far(eval_dir: Path, tmp_path: Path) -> None:
     for task in TASKS:
         run(eval_dir, tmp_path / "one by one", [task])
@@ -366,6 +379,7 @@ def test_a_tar_cut_short_is_named(eval_dir: Path, tmp_path: Path, size: int) -> 
         (encode_npy([1]), "holds 1 of int64; integer number 1 is needed"),
         (encode_npy([0.0, 1.0]), "holds 2 of float64"),
         (encode_npy([0, -1]), "there is no group -1"),
+        (encode_npy([0, 1_700_000_000]), "there is no group 1700000000"),
         (encode_npy([0, {}]), "cannot be read: Object arrays"),
         (b"junk", "cannot be read"),
         (None, "sample 's0' has no .npy"),
@@ -376,6 +390,16 @@ def test_a_group_that_cannot_be_read_is_named(tmp_path: Path, npy: bytes | None,
     write_set(tmp_path, GROUPED, [members])
     with pytest.raises(ValueError, match=message):
         run(tmp_path, tmp_path / "out", [GROUPED])
+
+
+@pytest.mark.parametrize(("candidates", "associations"), [([["a"], "b"], ["b"]), (["a", "b"], [["a"]]), ([1], [1])])
+def test_a_question_whose_keys_are_no_texts_is_named(
+    tmp_path: Path, candidates: list[object], associations: list[object]
+) -> None:
+    path = tmp_path / "instances.jsonl"
+    path.write_text(json.dumps({"cue": "sun", "candidates": candidates, "associations": associations}))
+    with pytest.raises(ValueError, match=r"line 1: .* is no key of an image"):
+        read_instances(path, {"a", "b"})
 
 
 def test_a_pair_without_caption_is_named(tmp_path: Path) -> None:
