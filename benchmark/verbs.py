@@ -286,7 +286,7 @@ def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
         is_last = step == scale.steps
         folders = {seed: exp_dir / f"seed-{seed}" for seed in seeds}
         folders = {seed: folder if is_last else curve_dir(folder, step) for seed, folder in folders.items()}
-        there = {seed: folder for seed, folder in folders.items() if (folder / EVAL_FOLDER).is_dir()}
+        there = {seed: folder for seed, folder in folders.items() if any((folder / EVAL_FOLDER).glob("*.json"))}
         if there:
             points.append((step * scale.batch_size, read_over_seeds(exp_dir.name, there)))
     suite = SUITES[scale.suite]

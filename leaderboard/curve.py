@@ -117,6 +117,9 @@ def _sentences(evaluations: Sequence[tuple[int, Evaluation]]) -> list[str]:
             sentences.append(
                 f"After {samples:,} samples the seeds are {listed([str(s) for s in each.ours.seeds])} alone."
             )
+    odd = {row.task.name: None for _, each in evaluations for row in each.tasks if row.is_odd}
+    if odd:
+        sentences.append(f"Not evaluated on all samples or classes that the task is known to have: {', '.join(odd)}.")
     if len(evaluations) > 1:
         before, earlier = evaluations[-2]
         change = make_evaluation(last.ours, last.suite, earlier.ours).average.change

@@ -52,6 +52,7 @@ class Row:
     name: str
     tasks: tuple[str, ...]
     num_scored: int  # of them with a score
+    is_odd: bool  # one of them has not the number of samples or classes that it is known to have
     score: Estimate | None
     reference: float | None
     change: Estimate | None
@@ -196,6 +197,7 @@ def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
             "name": row.name,
             "tasks": len(row.tasks),
             "scored": row.num_scored,
+            "whole": not row.is_odd,
             **_numbers(row.score, row.reference, row.change),
         }
         for row in evaluation.rows
@@ -209,6 +211,7 @@ def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
                 "name": name,
                 "tasks": 1,
                 "scored": int(task.score is not None),
+                "whole": not task.is_odd,
                 **_numbers(task.score, task.reference, task.change),
                 "chance": task.chance,
                 "from_chance": task.from_chance,
@@ -282,6 +285,7 @@ def _mean_row(kind: str, name: str, members: Sequence[TaskRow]) -> Row:
         name=name,
         tasks=tuple(row.task.name for row in members),
         num_scored=sum(row.score is not None for row in members),
+        is_odd=any(row.is_odd for row in members),
         score=_mean([row.score for row in members]),
         reference=_plain_mean([row.reference for row in members]),
         change=_mean([row.change for row in members]),
@@ -304,6 +308,7 @@ def _normalised_row(members: Sequence[TaskRow]) -> Row:
         name="chance-normalised",
         tasks=tuple(row.task.name for row in members),
         num_scored=sum(row.score is not None for row in members),
+        is_odd=any(row.is_odd for row in members),
         score=_mean([scaled(row.score, chance, shift=True) for row, chance in pairs]),
         reference=_plain_mean(
             [None if row.reference is None or c is None else normalised(row.reference, c) for row, c in pairs]
@@ -508,7 +513,7 @@ def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     for row in evaluation.rows:
         whole = len(row.tasks)
         number = str(whole) if row.num_scored == whole else f"{row.num_scored} of {whole}"
-        line = [row.name.replace("_", " "), number, _score_text(row.score)]
+        line = [row.name.replace("_", " ") + (ODD_MARK if row.is_odd else ""), number, _score_text(row.score)]
         line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
         cells.append(line)
     return header, cells

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmark import registry
 from benchmark.names import nearest_name
 from benchmark.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
-from benchmark.stage import Json, Record, read_record
+from benchmark.stage import Json, Record, read_record, sha256_of
 from benchmark.tasks import Suite, ZeroShotClassification
 from benchmark.uncertainty import uncertainty
 from leaderboard.checkpoints import SUITE as DATACOMP
@@ -153,7 +153,9 @@ def _of_records(folder: Path) -> ScoreSet:
             odd_classes[name] = classes
         if found is not None and expected is not None and found != expected:
             odd_sizes[name] = Samples(found, expected)
-        if name in registry.TASKS and predictions_path(folder, registry.TASKS[name]).is_file():
+        if name in registry.TASKS and (path := predictions_path(folder, registry.TASKS[name])).is_file():
+            if sha256_of(path) != record.result["predictions"]:
+                raise ValueError(f"{path} was changed after it was made; delete it and evaluate again")
             predictions[name] = (folder,)
         if metrics.get("standard_error") is not None:
             errors[name] = metrics["standard_error"]

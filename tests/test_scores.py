@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import pytest
 from benchmark.cli import main
 from benchmark.experiment import finished_seeds
 from benchmark.registry import SUITES, TASKS
-from benchmark.results import CLASSIFICATION_SCHEMA, result_path, write_lines, write_result
+from benchmark.results import CLASSIFICATION_SCHEMA, predictions_path, result_path, write_lines, write_result
 from benchmark.scales import SCALES
 from benchmark.stage import Record, read_record, write_record
 from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
@@ -118,6 +119,13 @@ def test_records_of_before_errors_were_kept_get_them_from_their_predictions(tmp_
         del record.result["metrics"][name]
     write_record(path, record)
     assert read_scores(str(tmp_path)).errors["toy/animals"] == pytest.approx(math.sqrt(0.6 * 0.4 / 100))
+
+
+def test_predictions_that_are_not_those_of_their_record_are_refused(tmp_path: Path) -> None:
+    ours, other = evaluated(tmp_path / "ours", ALL), evaluated(tmp_path / "other", {ANIMALS: 61})
+    predictions_path(ours, ANIMALS).write_bytes(predictions_path(other, ANIMALS).read_bytes())
+    with pytest.raises(ValueError, match=r"toy-animals\.parquet was changed after it was made"):
+        read_scores(str(ours))
 
 
 def test_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
@@ -281,7 +289,10 @@ def test_another_number_of_samples_than_known_is_marked(tmp_path: Path) -> None:
     found = read_scores(str(evaluated(tmp_path, ALL, count=90)))
     assert found.odd_sizes == {"toy/animals": Samples(90, 100)}  # of the others no size is known
     text = render_evaluation(found, SUITE, with_tasks=True)
-    assert "Animals* " in text
+    assert "Animals* " in text and "plain* " in text and "average* " in text and "worst group " in text
+    table = pd.read_csv(io.StringIO(render_evaluation(found, SUITE, style="csv", with_tasks=True)), index_col="name")
+    assert table["whole"][["toy/animals", "plain", "average"]].tolist() == [False] * 3
+    assert table["whole"][["toy/plants", "worst_group"]].tolist() == [True] * 2
     assert "* Not the number of samples that the task is known to have: Animals 90 of 100." in text
 
 
@@ -427,6 +438,12 @@ def test_chance_computed_from_labels_goes_before_an_upper_bound() -> None:
         assert not any("upper bound" in sentence for sentence in found.sentences)
 
 
+def test_a_curve_says_which_tasks_were_not_whole(tmp_path: Path) -> None:
+    points = [(step, read_scores(str(evaluated(tmp_path / str(step), ALL, count=90)))) for step in (8, 16)]
+    text = " ".join(render_curve(points, SUITE).split())
+    assert "Not evaluated on all samples or classes that the task is known to have: toy/animals." in text
+
+
 def test_another_number_of_classes_than_known_is_marked_wherever_it_is_read(tmp_path: Path) -> None:
     wide = replace(PLANTS, num_classes=7)  # its predictions are of 5 classes
     made_from = {"task": wide.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
@@ -496,7 +513,7 @@ def test_the_command_compares_what_it_is_given(tmp_path: Path, capsys: pytest.Ca
     text = capsys.readouterr().out
     assert text.startswith("x against y: suite toy, version 3\n") and "Streets " in text
     assert main(["leaderboard", "compare", str(tmp_path / "x"), "--suite", "toy-one", "--format", "csv"]) == 0
-    assert capsys.readouterr().out.startswith("kind,name,tasks,scored,score,")
+    assert capsys.readouterr().out.startswith("kind,name,tasks,scored,whole,score,")
     assert main(["leaderboard", "compare", str(tmp_path / "x"), str(tmp_path / "z")]) == 2
     assert capsys.readouterr().err.startswith(f"winnow: '{tmp_path / 'z'}' is no folder and no file.")
 
