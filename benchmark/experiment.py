@@ -365,32 +365,22 @@ def evaluate_stage(
     from benchmark.models import build_model, build_tokenizer
     from benchmark.ranks import ALONE
     from benchmark.results import read_results, result_path
-    from benchmark.train import RECORD_NAME, WEIGHTS_NAME, kept_name, load_weights, recipe_threads
+    from benchmark.train import WEIGHTS_NAME, kept_name, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
     ranks = ranks or ALONE
     _, subset_record = open_experiment(exp_dir, pool)
+    # Of all seeds at first: what one of them lacks is not to be met after hours with another.
+    trained = {seed: _trained_record(exp_dir, scale, seed, subset_record) for seed in seeds}
     for seed in seeds:
         seed_dir = exp_dir / f"seed-{seed}"
-        trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
-        if trained is None:
-            raise FileNotFoundError(
-                f"{seed_dir} has no checkpoint yet; "
-                f"run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`"
-            )
-        _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
-        if trained.made_from["recipe"]["hash"] != scale.hash:
-            there = trained.made_from["recipe"]
-            raise ValueError(
-                f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
-                f"not by recipe {scale.recipe} of {scale.name!r}"
-            )
-        wanted = [(trained.result["weights"], seed_dir / "checkpoint" / WEIGHTS_NAME, seed_dir)]
-        kept = trained.result.get("kept", {}).items() if curve else ()
+        wanted = [(trained[seed].result["weights"], seed_dir / "checkpoint" / WEIGHTS_NAME, seed_dir)]
+        kept = trained[seed].result.get("kept", {}).items() if curve else ()
         for step, weights in kept:
-            if weights is not None:  # training said that it was gone
-                path = seed_dir / "checkpoint" / kept_name(int(step))
-                wanted.append((weights, path, curve_dir(seed_dir, int(step))))
+            path, out_dir = seed_dir / "checkpoint" / kept_name(int(step)), curve_dir(seed_dir, int(step))
+            # None: training said that it was gone. One that was deleted after its evaluation is not needed again.
+            if weights is not None and (path.exists() or not _has_results(out_dir, tasks, weights)):
+                wanted.append((weights, path, out_dir))
         own: dict[str, Json] = {} if scale.is_comparable else {"recipe": scale.identity}
         with recipe_threads(scale), ExitStack() as held:
             ranks.on_first(partial(held.enter_context, locked(seed_dir)))
@@ -422,6 +412,34 @@ def evaluate_stage(
             metrics = {name: record.result["metrics"] for name, record in read_results(seed_dir, tasks).items()}
             scores = {name: each["main_metric"] for name, each in metrics.items() if each["main_metric"] is not None}
             WandbRun(wandb, exp_dir, seed).log_scores(scores, {"recipe_hash": scale.hash})
+
+
+def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Record) -> Record:
+    """Return the record of a seed's training; raises where there is none, or it was another training."""
+    from benchmark.train import RECORD_NAME
+
+    seed_dir = exp_dir / f"seed-{seed}"
+    trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
+    if trained is None:
+        raise FileNotFoundError(
+            f"{seed_dir} has no checkpoint yet; run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`"
+        )
+    _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
+    if trained.made_from["recipe"]["hash"] != scale.hash:
+        there = trained.made_from["recipe"]
+        raise ValueError(
+            f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
+            f"not by recipe {scale.recipe} of {scale.name!r}"
+        )
+    return trained
+
+
+def _has_results(out_dir: Path, tasks: Sequence[Task], weights: str) -> bool:
+    """Tell whether all tasks have results of these weights."""
+    from benchmark.results import predictions_path, result_path
+
+    records = [read_record(result_path(out_dir, task)) for task in tasks if predictions_path(out_dir, task).exists()]
+    return len(records) == len(tasks) and all(each and each.made_from["checkpoint"] == weights for each in records)
 
 
 def evaluate_model(

@@ -474,6 +474,31 @@ def test_seeds_that_saw_different_data_are_not_joined(finished_run, pico_pool, t
     assert "seeds 0 and 1 differ in pool" in failing(capsys, "evaluate", *common, "seeds=0")
 
 
+def test_a_seed_without_checkpoint_is_met_before_another_is_evaluated(finished_run, pico_pool, capsys):
+    shutil.copytree(finished_run, "copy")
+    shutil.rmtree("copy/seed-0/eval")
+    common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=copy"]
+    assert "seed-7 has no checkpoint yet" in failing(capsys, "evaluate", *common, "seeds=[0,7]", "tasks=[pico/shapes]")
+    assert not Path("copy/seed-0/eval").exists()
+
+
+def test_a_kept_checkpoint_may_go_once_it_is_evaluated(finished_run, pico_pool, capsys):
+    shutil.copytree(finished_run, "copy")
+    folder = Path("copy/seed-0/checkpoint")
+    record = json.loads((folder / "checkpoint.json").read_text())
+    record["result"]["kept"] = {"5": record["result"]["weights"]}
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    kept = folder / "model-step-00000005.safetensors"
+    shutil.copy(folder / "model.safetensors", kept)
+    curve = ["evaluate", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=copy", "curve=true"]
+    assert main([*curve, "tasks=[pico/shapes]"]) == 0
+    at_step = Path("copy/seed-0/curve/step-000000005/eval/pico-shapes.parquet")
+    assert at_step.read_bytes() == (finished_run / "seed-0" / "eval" / "pico-shapes.parquet").read_bytes()
+    kept.unlink()
+    assert main([*curve, "tasks=[pico/shapes]"]) == 0
+    assert f"{kept} is gone" in failing(capsys, *curve, "tasks=[pico/letters]")
+
+
 def test_missing_evaluation_data_is_met_before_training(pico_pool, folder, capsys):
     (folder / "empty").mkdir()
     common = ["run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp", "eval_dir=empty"]
