@@ -9,10 +9,11 @@ from typing import Any
 import open_clip
 from torch import nn
 
-from benchmark.encoders import find_weights, hash_weights, image_options
+from benchmark.encoders import IMAGE_OPTIONS, find_weights, hash_weights, image_options
 from benchmark.eval_sets import Preprocess
 from benchmark.models import Tokenizer, build_model, build_tokenizer, model_config
 from benchmark.scales import SCALES, own_model
+from benchmark.stage import warn
 from benchmark.storage import as_location, file_hash, local_copy, one_line, state_of
 
 
@@ -71,15 +72,24 @@ def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preproces
     if len(sides) != 1:
         raise ValueError(f"model {name!r} takes images of {size} pixels; only square ones can be evaluated")
     image_size = int(sides.pop())
-    is_named = checkpoint in open_clip.list_pretrained_tags_by_model(name) and not Path(checkpoint).is_file()
-    for scale in SCALES.values():
-        if not is_named and scale.model == name and scale.image_size == image_size:
-            return Preprocess(image_size, tuple(scale.mean), tuple(scale.std))
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    is_named = checkpoint in tags and not Path(checkpoint).is_file()
+    scales = [each for each in SCALES.values() if each.model == name and each.image_size == image_size]
     found = image_options(name, checkpoint)
-    return Preprocess(
-        image_size,
-        tuple(found.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-        tuple(found.get("std", open_clip.OPENAI_DATASET_STD)),
-        found.get("interpolation", "bicubic"),
-        found.get("resize_mode", "shortest"),
-    )
+    if scales and not is_named:
+        chosen = Preprocess(image_size, tuple(scales[0].mean), tuple(scales[0].std))
+    else:
+        chosen = Preprocess(
+            image_size,
+            tuple(found.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+            tuple(found.get("std", open_clip.OPENAI_DATASET_STD)),
+            found.get("interpolation", "bicubic"),
+            found.get("resize_mode", "shortest"),
+        )
+    if not is_named and found.keys() < set(IMAGE_OPTIONS.values()) and (tags or not scales):
+        why = "open_clip does so in several ways" if tags else "the configuration does not say"
+        warn(
+            f"how images are prepared for a file of weights of {name} is assumed, as {why}: mean {chosen.mean}, std "
+            f"{chosen.std}, {chosen.interpolation}, {chosen.resize_mode}. Scores are too low where it is not so"
+        )
+    return chosen

@@ -513,6 +513,26 @@ def test_images_are_prepared_as_for_the_named_weights(model: str, checkpoint: st
     assert _preprocess(model, model_config(model), checkpoint).mean[0] == mean
 
 
+@pytest.mark.parametrize(
+    ("model", "checkpoint", "said"),
+    [
+        ("ViT-L-14", "a/file.pt", "open_clip does so in several ways: mean (0.48145466"),
+        ("ViT-L-14", "laion2b_s32b_b82k", ""),
+        ("ViT-B-32", "a/file.pt", ""),  # all names agree
+        ("pico_cnn", "a/file.pt", ""),  # a scale says it
+        ("RN50-quickgelu", "a/file.pt", ""),
+        ("nllb-clip-base", "a/file.pt", ""),
+        ("ViT-S-32", "a/file.pt", "the configuration does not say: mean (0.48145466"),
+    ],
+)
+def test_a_file_whose_preparation_is_assumed_is_warned_about(
+    model: str, checkpoint: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _preprocess(model, model_config(model), checkpoint)
+    told = capsys.readouterr().err
+    assert said in told and bool(said) == bool(told)
+
+
 def test_alpha_is_dropped(tmp_path: Path) -> None:
     members = [("s0.png", encode_png((200, 100, 50, 0), mode="RGBA")), ("s0.cls", b"0")]
     write_set(tmp_path, CLASSES, [members])
