@@ -113,7 +113,7 @@ def test_what_is_missing_is_listed_with_the_way_to_get_it(place, tmp_path, capsy
 
 
 def test_two_ranks_share_the_tasks_and_end_with_the_same_bytes(place):
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--no-python"]
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python"]
     winnow = [sys.executable, "-m", "benchmark"]
     options = command(place, "ranks", "tasks=[vtab,wilds,fairness]")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -187,7 +187,7 @@ def experiment(subset_dir, folder):
 
 def start(ranks, pico_pool, exp_dir, *options, scale="pico", before=()):
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--no-python"),
         *(sys.executable, *before, "-m", "benchmark", "train"),
         *(f"pool_dir={pico_pool}", f"exp_dir={exp_dir}", f"scale={scale}", *options),
     ]

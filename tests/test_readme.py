@@ -25,7 +25,10 @@ from benchmark.scales import SCALES, get_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-INSTALLING = {"python3 -m venv .venv && source .venv/bin/activate", "pip install -e '.[test]' && pytest"}
+INSTALLING = {
+    "python3 -m venv .venv && source .venv/bin/activate",
+    "pip install -e '.[test]' && pytest -n auto --dist loadfile",
+}
 IN_TEST = ("slurm", "ray", "s3", "hf", "cld3")  # extras that are part of the extra `test`
 EXTRAS = {f"pip install -e '.[{name}]'" for name in IN_TEST}
 FIRST = "pip install -e . && winnow run"
@@ -63,7 +66,7 @@ def on_ranks(command):
     """Run a command of torchrun's with this Python; return its exit code."""
     launcher, program = command.removeprefix("torchrun ").split("--no-python ")
     ours = ["--no-python", sys.executable, "-m", "benchmark", *at_pico(program)]
-    started = [sys.executable, "-m", "torch.distributed.run", *shlex.split(launcher), *ours]
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(launcher), *ours]
     return subprocess.run(started, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120).returncode
 
 
@@ -71,7 +74,12 @@ def test_the_readme_installs_as_ci_does():
     lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
     assert set(lines) >= {*INSTALLING, FIRST}
     ci = (ROOT / ".ci" / "run").read_text()
-    for part in ("pip install --quiet -e .\n", "pip install --quiet -e '.[test]'", "\n  winnow run\n", "\npytest\n"):
+    for part in (
+        "pip install --quiet -e .\n",
+        "pip install --quiet -e '.[test]'",
+        "\n  winnow run\n",
+        "\npytest -n auto --dist loadfile\n",
+    ):
         assert part in ci
 
 
