@@ -15,7 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_evaluate import ToyEncoder, encode_png, toy_tokenizer
+from test_evaluate import AS_IT_IS, ToyEncoder, encode_png, toy_tokenizer
 
 from benchmark import hub_rows
 from benchmark.evaluate import evaluate, read_samples
@@ -260,7 +260,7 @@ def test_questions_come_back_as_they_were(extension: str, tmp_path: Path) -> Non
 def test_questions_are_evaluated(tmp_path: Path) -> None:
     write_rows(tmp_path / "nlphuji___toy_gavil/c/x-test.arrow", QUESTIONS[:2], ASSOCIATION)
     unpacked(tmp_path, tmp_path / "sets" / GAVIL.folder_name, GAVIL)
-    options: dict[str, Any] = {"image_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1), "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": AS_IT_IS, "made_from": {"checkpoint": "c0"}}
     evaluate(ToyEncoder(), toy_tokenizer, [GAVIL], tmp_path / "sets", tmp_path / "out", **options)
     predictions = read_predictions(tmp_path / "out", GAVIL)
     assert predictions["associations"].to_pylist() == [[1, 3], [1]]
