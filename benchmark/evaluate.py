@@ -59,6 +59,7 @@ from benchmark.results import (
     TEXT_TO_IMAGE,
     TOP,
     VERSION,
+    check_main_metric,
     model_of,
     predictions_path,
     read_results,
@@ -177,6 +178,8 @@ def _plan(
 ) -> list[_Job]:
     """Return the tasks that have no result yet, their data checked; say which have one."""
     remove_temporary(out_dir / EVAL_FOLDER)
+    for task in tasks:
+        check_main_metric(task)
     jobs = []
     for task in tqdm(tasks, desc="check data", unit="task", disable=None, leave=False):
         data_hash = hash_eval_set(folders[task.name])

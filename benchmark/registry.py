@@ -243,7 +243,12 @@ def register_signal(
 
 
 def register_task(task: Task) -> Task:
-    """Register a task under its name."""
+    """Register a task under its name; raises ValueError where another has it, or the same result files."""
+    others = [name for name, other in TASKS.items() if name != task.name and other.file_stem == task.file_stem]
+    if others:
+        raise ValueError(
+            f"the tasks {others[0]!r} and {task.name!r} would share their result files; rename one of them"
+        )
     _add(TASKS, task.name, task, "task")
     return task
 

@@ -229,6 +229,27 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     }
 
 
+def check_main_metric(task: Task) -> None:
+    """Raise ValueError where a task's main metric is none that tasks of its kind can have, whatever their data."""
+    known = [""]
+    if isinstance(task, Retrieval):
+        known += ["mean_recall@1", *(f"{n}_retrieval_recall@{k}" for n in ("image", "text") for k in RECALL_AT)]
+    elif isinstance(task, Association):
+        known += ["avg_jaccard_score", *(f"jaccard_score_{bucket}" for bucket in CANDIDATE_BUCKETS)]
+    elif isinstance(task, ZeroShotClassification):
+        known += ["acc1", "acc5", "mean_per_class_recall", *(["F1-macro_all"] if task.macro else [])]
+        if isinstance(task, GroupedClassification):
+            fields = task.group_fields
+            known += [_worst_name(task, field) for field in fields]
+            known += [f"{task.prefix}_worst_named_{field.name}" for field in fields if field.rest is not None]
+    if task.main_metric not in known:
+        raise ValueError(f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(known[1:])}")
+
+
+def _worst_name(task: GroupedClassification, field: GroupField) -> str:
+    return f"{task.prefix}_wg" if len(task.group_fields) == 1 else f"{task.prefix}_worst_{field.name}"
+
+
 def check_predictions(task: Task, predictions: pa.Table) -> None:
     """Raise ValueError that names the task where a predictions table is not what the contract above says."""
     schema = schema_of(task)
@@ -388,7 +409,7 @@ def _classification_metrics(task: Task, predictions: pa.Table) -> tuple[Metrics,
         found[f"{task.prefix}_avg"] = float(np.mean(is_hit))
         for field, values in group_values(task, predictions).items():
             found |= _per_group(is_hit, values, task.prefix, field)
-            worst = f"{task.prefix}_wg" if len(task.group_fields) == 1 else f"{task.prefix}_worst_{field.name}"
+            worst = _worst_name(task, field)
             found[worst] = metrics.worst_group_accuracy(is_hit, values)
             chances[worst] = _chance_of_worst(values, guess)
             if field.rest is not None and (named := values != field.rest).any():

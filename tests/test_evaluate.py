@@ -23,8 +23,8 @@ from benchmark.checkpoints import _preprocess
 from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_contents, read_instances, read_samples
 from benchmark.evaluate import evaluate
 from benchmark.models import model_config
-from benchmark.registry import SUITES, load_tasks, tasks_named
-from benchmark.results import predictions_path, read_predictions, result_path
+from benchmark.registry import SUITES, load_tasks, register_task, tasks_named
+from benchmark.results import check_main_metric, predictions_path, read_predictions, result_path
 from benchmark.stage import LOCK_NAME, Record, locked
 from benchmark.tars import write_tar
 from benchmark.tasks import GroupedClassification, GroupField, Retrieval, Task, ZeroShotClassification
@@ -291,6 +291,26 @@ def test_another_main_metric_is_taken_from_the_predictions_that_are_there(eval_d
     )
     assert model.batch_sizes == []
     assert '"main_metric": 0.875' in (tmp_path / "out" / "eval_results.jsonl").read_text()
+
+
+def test_a_main_metric_that_there_is_not_is_named_before_anything_is_encoded(eval_dir: Path, tmp_path: Path) -> None:
+    model = ToyEncoder()
+    with pytest.raises(
+        ValueError, match=r"'toy/grouped': main_metric='acc_worst' is none of \['acc1', 'acc5', 'acc_wg'"
+    ):
+        run(eval_dir, tmp_path / "out", [CLASSES, replace(GROUPED, main_metric="acc_worst")], model=model)
+    assert model.batch_sizes == []
+
+
+def test_every_task_that_is_shipped_has_a_main_metric_of_its_kind() -> None:
+    for task in load_tasks().values():
+        check_main_metric(task)
+
+
+def test_two_tasks_with_the_same_result_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.registry.TASKS", {CLASSES.name: CLASSES})
+    with pytest.raises(ValueError, match="'toy/colours' and 'toy-colours' would share their result files"):
+        register_task(replace(CLASSES, name="toy-colours"))
 
 
 def test_lines_hold_every_task_evaluated_so_far(eval_dir: Path, tmp_path: Path) -> None:
