@@ -239,12 +239,15 @@ def _numbers(found: Estimate | None, reference: float | None, change: Estimate |
 
 
 def _known_chance(sides: Sequence[ScoreSet]) -> tuple[dict[str, float], frozenset[str]]:
-    """Return what guessing gets by task, computed from labels where one side has it so, and which are upper bounds."""
+    """Return what guessing gets by task, computed from labels where one side has it so, and which are upper bounds.
+
+    A chance of 1 is left out: with one class, say, there is nothing between guessing and perfect.
+    """
     chance: dict[str, float] = {}
     bounds: set[str] = set()
     for side in sides:
         for name, value in side.chance.items():
-            if name not in chance or (name in bounds and name not in side.chance_bounds):
+            if value < 1 and (name not in chance or (name in bounds and name not in side.chance_bounds)):
                 chance[name] = value
                 bounds = bounds | {name} if name in side.chance_bounds else bounds - {name}
     return chance, frozenset(bounds)
@@ -479,7 +482,7 @@ def _about_averages(suite: Suite, tasks: Sequence[TaskRow], bounds: frozenset[st
     if suite.informative:
         sentence += "; informative at a scale the mean over the tasks, fixed beforehand, that tell its runs apart"
     if unknown := [row.task.title for row in tasks if row.score is not None and row.chance is None]:
-        sentence += f". Chance is not known of {listed(unknown)}"
+        sentence += f". Chance is not known, or 1, of {listed(unknown)}"
     if bounded := [row.task.title for row in tasks if row.score is not None and row.task.name in bounds]:
         sentence += f". Without predictions an upper bound stands for the chance of {listed(bounded)}"
     return sentence + "."

@@ -427,7 +427,7 @@ def test_chance_that_one_side_does_not_know_is_taken_from_the_other() -> None:
     assert found["chance-normalised"].reference == pytest.approx(0.375)
     alone = {row.name: row for row in make_evaluation(released, SUITE).rows}
     assert alone["chance-normalised"].score is None
-    assert "Chance is not known of Animals, Plants and Streets" in render_evaluation(released, SUITE)
+    assert "Chance is not known, or 1, of Animals, Plants and Streets" in render_evaluation(released, SUITE)
 
 
 def test_chance_computed_from_labels_goes_before_an_upper_bound() -> None:
@@ -436,6 +436,16 @@ def test_chance_computed_from_labels_goes_before_an_upper_bound() -> None:
         found = make_evaluation(ours, SUITE, theirs)
         assert {row.chance for row in found.tasks} == {0.2}
         assert not any("upper bound" in sentence for sentence in found.sentences)
+
+
+def test_a_task_in_which_guessing_is_perfect_has_no_place_on_the_scale_from_chance() -> None:
+    ours = made("a", 0.5, 0.6, 1.0)
+    ours = replace(ours, chance={**ours.chance, "toy/streets": 1.0})
+    rows = {row.name: row for row in make_evaluation(ours, SUITE).rows}
+    assert rows["chance-normalised"].score is None
+    average = rows["average"].score
+    assert average is not None and average.value == pytest.approx(0.7)
+    assert "Chance is not known, or 1, of Streets" in " ".join(render_evaluation(ours, SUITE, with_tasks=True).split())
 
 
 def test_a_curve_says_which_tasks_were_not_whole(tmp_path: Path) -> None:
