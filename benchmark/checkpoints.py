@@ -13,7 +13,7 @@ from benchmark.encoders import find_weights, hash_weights, image_options
 from benchmark.eval_sets import Preprocess
 from benchmark.models import Tokenizer, build_model, build_tokenizer, model_config
 from benchmark.scales import SCALES, own_model
-from benchmark.storage import as_location, file_hash, local_copy, one_line, state_of
+from benchmark.storage import as_location, file_hash, local_copy, state_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
     try:
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:  # whatever torch, safetensors or open_clip make of somebody's file
-        text = one_line(error)
+        text = " ".join(str(error).split()) or type(error).__name__  # the keys stand on later lines
         if "state_dict" in text and "key" in text.lower():
             told = f"its tensors are not those of {name}"
         elif "size mismatch" in text:
