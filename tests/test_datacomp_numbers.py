@@ -424,13 +424,15 @@ def test_shared_images_and_classes_are_encoded_once_and_change_no_byte(
     eval_dir, tasks = shared
     shapes: dict[str, list[int]] = {"image": [], "text": []}
     for kind in shapes:
-        encode = getattr(opened.model, f"encode_{kind}")
+        encode = getattr(open_clip.CLIP, f"encode_{kind}")
 
-        def counted(batch: Tensor, normalize: bool = False, encode: Any = encode, seen: Any = shapes[kind]) -> Tensor:
+        def counted(
+            model: Any, batch: Tensor, normalize: bool = False, encode: Any = encode, seen: Any = shapes[kind]
+        ) -> Tensor:
             seen.append(len(batch))
-            return encode(batch, normalize=normalize)
+            return encode(model, batch, normalize=normalize)
 
-        monkeypatch.setattr(opened.model, f"encode_{kind}", counted)
+        monkeypatch.setattr(open_clip.CLIP, f"encode_{kind}", counted)
     run(opened, tasks, eval_dir, tmp_path / "out")
     assert shapes["image"] == [64] * 4  # 70 images for the first two tasks, 20 and 12 for the others
     # The first task's prompts come in two lengths, the second's in one; the third's are the first's; and captions.
@@ -440,6 +442,21 @@ def test_shared_images_and_classes_are_encoded_once_and_change_no_byte(
 
     run(opened, tasks[::-1], eval_dir, tmp_path / "reversed", workers=1)
     assert files(tmp_path / "reversed", tasks) == files(alone, tasks)
+
+
+def test_the_number_of_threads_changes_no_byte(
+    opened: OpenedModel, shared: tuple[Path, list[Task]], alone: Path, tmp_path: Path
+) -> None:
+    eval_dir, tasks = shared
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            run(opened, tasks, eval_dir, tmp_path / str(threads))
+            assert torch.get_num_threads() == threads
+            assert files(tmp_path / str(threads), tasks) == files(alone, tasks)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_size_of_a_batch_changes_no_prediction(
@@ -503,7 +520,7 @@ def encode_texts(model: Any, tokenizer: Any) -> tuple[Tensor, set[int]]:
     tower = model.text if hasattr(model, "text") else model
     hook = tower.token_embedding.register_forward_hook(lambda _, inputs, __: lengths.add(inputs[0].shape[1]))
     preprocess = stage.Preprocess(32, (0, 0, 0), (1, 1, 1))
-    evaluator = stage._Evaluator(model, tokenizer, preprocess, "cpu", 0, stage._Kept([]), None)
+    evaluator = stage._Evaluator(stage._Team(model, 1), tokenizer, preprocess, "cpu", 0, stage._Kept([]), None)
     with torch.inference_mode():
         embeddings, places = evaluator._encode_texts(TEXTS, "toy")
     hook.remove()
@@ -560,7 +577,9 @@ def our_embeddings(opened: OpenedModel, tmp_path: Path) -> Tensor:
     write_set(tmp_path, TOY, labelled(8, 3), classnames=WORDS[:3])
     samples = stage.read_samples(tmp_path / TOY.folder_name)
     bar = SimpleNamespace(update=lambda _: None)
-    evaluator = stage._Evaluator(opened.model, opened.tokenizer, opened.preprocess, "cpu", 0, stage._Kept([]), bar)
+    evaluator = stage._Evaluator(
+        stage._Team(opened.model, 1), opened.tokenizer, opened.preprocess, "cpu", 0, stage._Kept([]), bar
+    )
     with stage._inference(opened.model):
         return torch.cat([evaluator._encode_pixels(samples, "toy"), evaluator._encode_texts(WORDS, "toy")[0]])
 
