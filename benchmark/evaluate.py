@@ -4,17 +4,21 @@ Images and prompts go through the model in float32 and in batches of one fixed s
 does not depend on what else is evaluated. An image goes through it once, also where several tasks share their images;
 so does a class whose name and templates several tasks share. Prompts are cut to the length of the longest in their
 batch where the text tower looks to the left alone: there, what comes after the end of a prompt has no part in it.
+
+On a CPU a batch goes through the model on one thread, and as many batches at a time as torch has threads.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
@@ -90,7 +94,7 @@ QUERIES_AT_ONCE = 1024  # rows of a similarity matrix that are ranked together, 
 IMAGES_AT_ONCE = 4096  # likewise, of images against classes
 DECODED_TOGETHER = 16  # images that a thread decodes at a time; it divides BATCH_SIZE
 BATCHES_AHEAD = 2
-DECODING_THREADS = 2  # beside a model that computes on the same cores
+DECODING_THREADS = 2  # or more, beside a model that computes on the same cores
 OBJECTIVES = ("race", "gender", "age", "toxic")  # of faces
 FACE_PLACES = {"age": 0, "gender": 1, "race": 2, "race_binary": 3}  # in the .npy vector
 
@@ -144,7 +148,8 @@ def evaluate(
         images = sum(job.contents.num_images for job in mine)
         bar = held.enter_context(tqdm(total=images, desc="evaluate", unit="image", disable=None, leave=False))
         held.enter_context(_inference(model))
-        evaluator = _Evaluator(model, tokenizer, preprocess, device, workers, _Kept(mine), bar)
+        team = held.enter_context(_team(model, device))
+        evaluator = _Evaluator(team, tokenizer, preprocess, device, workers, _Kept(mine), bar)
         numbers: dict[str, Json] = {} if seed is None else {"seed": seed}
         for job in mine:
             bar.set_description(job.task.title)
@@ -254,12 +259,82 @@ class _Kept:
         return found
 
 
+class _Team:
+    """A model that is called on several batches at a time, each by a thread of its own.
+
+    Threads within a matrix product wait for each other at its end, which costs small models, and large ones on a busy
+    machine, most of their time; and how many there are changes a product's last bits.
+    """
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        self.model = cast(Any, model)  # nn.Module does not know of encode_image and encode_text
+        self.size = size
+        self.tower = _cuttable_tower(model)
+        self.readers: SimpleQueue[Any] = SimpleQueue()  # models for texts: a cut one is another while it is called
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        for _ in range(size):
+            self.readers.put(copy.deepcopy(model, dict(shared)) if self.tower and size > 1 else model)
+
+    def encode_images(self, batches: Iterable[Tensor], prepare: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Yield the unit embeddings of each batch once it is prepared, in order."""
+        return self._map(lambda batch: self.model.encode_image(prepare(batch), normalize=True), batches)
+
+    def encode_tokens(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the unit embeddings of each batch of tokens, (rows, context or fewer), in order."""
+        return self._map(self._encode_tokens, batches)
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        reader = self.readers.get()
+        try:
+            if self.tower is None:
+                return reader.encode_text(tokens, normalize=True)
+            found = functional_call(reader, self.tower.cut_to(tokens.shape[1]), (None, tokens))
+            return found["text_features"] if isinstance(found, dict) else found[1]
+        finally:
+            self.readers.put(reader)
+
+    def _map(self, encode: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        if self.size == 1:
+            yield from map(encode, batches)
+            return
+
+        def call(batch: Tensor) -> Tensor:
+            with torch.inference_mode():  # each thread has its own
+                return encode(batch)
+
+        waiting: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(max_workers=self.size) as threads:
+            try:
+                for batch in batches:
+                    waiting.append(threads.submit(call, batch))
+                    if len(waiting) > self.size:  # one lies ready for who is done first
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _team(model: nn.Module, device: str) -> Iterator[_Team]:
+    """Give torch's threads to batches on a CPU; on a GPU one batch follows another."""
+    threads = torch.get_num_threads()
+    if torch.device(device).type != "cpu":
+        yield _Team(model, 1)
+        return
+    torch.set_num_threads(1)
+    try:
+        yield _Team(model, threads)
+    finally:
+        torch.set_num_threads(threads)
+
+
 class _Evaluator:
     """A model with its preprocessing; makes the predictions table of one task at a time."""
 
     def __init__(
         self,
-        model: nn.Module,
+        team: _Team,
         tokenizer: Tokenizer,
         preprocess: Preprocess,
         device: str,
@@ -267,7 +342,7 @@ class _Evaluator:
         kept: _Kept,
         bar: Any,
     ) -> None:
-        self.model = cast(Any, model)  # nn.Module does not know of encode_image and encode_text
+        self.team = team
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
@@ -276,7 +351,6 @@ class _Evaluator:
         self.workers = workers
         self.kept = kept
         self.bar = bar
-        self.tower = _cuttable_tower(model)
         self.padding = int(tokenizer([""])[0, -1])  # not 0 with every tokenizer
         self.classes: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # class name, templates -> unit embedding
         self.num_cut = 0  # prompts that fill the context
@@ -403,18 +477,28 @@ class _Evaluator:
         return self.kept.encode(job, samples, lambda: self._encode_pixels(samples, job.task.name))
 
     def _encode_pixels(self, samples: list[Sample], task_name: str) -> Tensor:
+        counts: deque[int] = deque()
         embeddings = []
-        for batch in _decoded(samples, self.preprocess, self.workers):
-            pixels = _padded(batch, BATCH_SIZE).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
-            encoded = self.model.encode_image((pixels - self.mean) / self.std, normalize=True)
-            embeddings.append(encoded[: len(batch)].float())
-            self.bar.update(len(batch))
+
+        def batches() -> Iterator[Tensor]:
+            for batch in _decoded(samples, self.preprocess, self.workers, threads=self.team.size):
+                counts.append(len(batch))
+                yield batch
+
+        for encoded in self.team.encode_images(batches(), self._prepare):
+            embeddings.append(encoded[: counts[0]].float())
+            self.bar.update(counts.popleft())
         together = torch.cat(embeddings)
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
             key = samples[int(bad[0])].key
             raise ValueError(f"task {task_name!r}: the model's embedding of image {key!r} is not finite")
         return together
+
+    def _prepare(self, batch: Tensor) -> Tensor:
+        """Return a batch of decoded images as the model's input, whole and normalised."""
+        pixels = _padded(batch, BATCH_SIZE).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
+        return (pixels - self.mean) / self.std
 
     def _encode_texts(self, texts: list[str], task_name: str) -> tuple[Tensor, list[int]]:
         """Return normalised embeddings in float32 of the distinct texts, (distinct, dim), and each text's row."""
@@ -426,15 +510,18 @@ class _Evaluator:
         together: Tensor | None = None
         at_once = PROMPTS_AT_ONCE[torch.device(self.device).type]
         bar = tqdm(total=len(tokens), desc=f"{task_name}: prompts", unit="prompt", disable=None, leave=False)
+        batches = [
+            rows
+            for length in sorted(set(lengths.tolist()))
+            for rows in torch.split(order[lengths[order] == length], at_once)
+        ]
+        cut = (_padded(tokens[rows, : lengths[rows[0]]], at_once).to(self.device) for rows in batches)
         with bar:
-            for length in sorted(set(lengths.tolist())):
-                for rows in torch.split(order[lengths[order] == length], at_once):
-                    batch = _padded(tokens[rows, :length], at_once).to(self.device)
-                    encoded = self._encode_tokens(batch)[: len(rows)].float()
-                    if together is None:
-                        together = encoded.new_empty(len(tokens), encoded.shape[1])
-                    together[rows.to(together.device)] = encoded
-                    bar.update(len(rows))
+            for rows, encoded in zip(batches, self.team.encode_tokens(cut), strict=True):
+                if together is None:
+                    together = encoded.new_empty(len(tokens), encoded.shape[1], dtype=torch.float32)
+                together[rows.to(together.device)] = encoded[: len(rows)].float()
+                bar.update(len(rows))
         assert together is not None
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
@@ -445,18 +532,12 @@ class _Evaluator:
     def _lengths(self, tokens: Tensor) -> Tensor:
         """Return how many tokens of each row, (rows,), the text tower needs, in steps of CUT_TO_MULTIPLE."""
         context = tokens.shape[1]
-        if self.tower is None:
+        tower = self.team.tower
+        if tower is None:
             return torch.full((len(tokens),), context)
-        ends = tokens.argmax(dim=1) if self.tower.end is None else (tokens == self.tower.end).int().argmax(dim=1)
+        ends = tokens.argmax(dim=1) if tower.end is None else (tokens == tower.end).int().argmax(dim=1)
         # A row without the end mark is read at its first token; then nothing may be cut off that was not read before.
         return ((ends + CUT_TO_MULTIPLE) // CUT_TO_MULTIPLE * CUT_TO_MULTIPLE).clamp(max=context)
-
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Return unit embeddings, (rows, dim), of tokens, (rows, context or fewer)."""
-        if self.tower is None:
-            return self.model.encode_text(tokens, normalize=True)
-        found = functional_call(self.model, self.tower.cut_to(tokens.shape[1]), (None, tokens))
-        return found["text_features"] if isinstance(found, dict) else found[1]
 
 
 @dataclass(frozen=True)
@@ -507,8 +588,11 @@ def _of_objective(name: str, lines: Sequence[str]) -> list[str]:
     return [line.removeprefix(f"{name}:") for line in lines if line.startswith(f"{name}:")]
 
 
-def _decoded(samples: Sequence[Sample], preprocess: Preprocess, workers: int) -> Iterator[Tensor]:
-    """Yield decoded images in order, (BATCH_SIZE or fewer, side, side, 3) uint8, a few batches ahead of their use."""
+def _decoded(samples: Sequence[Sample], preprocess: Preprocess, workers: int, *, threads: int = 1) -> Iterator[Tensor]:
+    """Yield decoded images in order, (BATCH_SIZE or fewer, side, side, 3) uint8, a few batches ahead of their use.
+
+    Without `workers` it is threads of this process that decode, beside so many that encode.
+    """
     if workers:
         # The generator: else the loader draws from torch's global one.
         images = _Images(samples, preprocess)
@@ -516,19 +600,19 @@ def _decoded(samples: Sequence[Sample], preprocess: Preprocess, workers: int) ->
         return
     size = min(DECODED_TOGETHER, BATCH_SIZE)
     parts = (samples[start : start + size] for start in range(0, len(samples), size))
-    ahead = BATCHES_AHEAD * BATCH_SIZE // size
+    ahead = max(BATCHES_AHEAD, threads) * BATCH_SIZE // size
     waiting: deque[Future[list[np.ndarray]]] = deque()
-    with ThreadPoolExecutor(max_workers=DECODING_THREADS) as threads:
+    with ThreadPoolExecutor(max_workers=max(DECODING_THREADS, threads // 2)) as pool:
         try:
-            waiting.extend(threads.submit(_load_images, part, preprocess) for part in islice(parts, ahead))
+            waiting.extend(pool.submit(_load_images, part, preprocess) for part in islice(parts, ahead))
             while waiting:
                 pixels: list[np.ndarray] = []
                 while waiting and len(pixels) < BATCH_SIZE:
                     pixels += waiting.popleft().result()
-                    waiting.extend(threads.submit(_load_images, part, preprocess) for part in islice(parts, 1))
+                    waiting.extend(pool.submit(_load_images, part, preprocess) for part in islice(parts, 1))
                 yield torch.from_numpy(np.stack(pixels))
         finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _load_images(samples: Sequence[Sample], preprocess: Preprocess) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmark.checkpoints import open_model
 from benchmark.data import crop_and_resize, draw_crop
 from benchmark.filtering import run_filters
 from benchmark.index import read_index
@@ -19,7 +21,7 @@ from benchmark.models import build_tokenizer
 from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.samples import SampleReader
-from scripts.perf import decoders, filter_speed, make_jpeg_pool, train_speed
+from scripts.perf import decoders, eval_speed, filter_speed, make_jpeg_pool, train_speed
 from scripts.perf.process import Timing
 from scripts.perf.train_speed import Job, Outcome
 
@@ -267,3 +269,73 @@ def test_two_sizes_are_asked_for(capsys):
     with pytest.raises(SystemExit):
         filter_speed.main(["--only", "basc"])
     assert "unknown filters ['basc']" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def speed_sets(tmp_path_factory):
+    """One task of small pictures and the model that is asked, as the measurement makes them."""
+    folder = tmp_path_factory.mktemp("speed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_speed, "NUM_TASKS", 1)
+        assert eval_speed.make_tasks(folder, 12) == eval_speed.make_tasks(folder, 12) == ["speed/0"]
+    return folder, eval_speed.make_weights(folder, "nano_cnn")
+
+
+def test_both_evaluations_are_asked_the_same(speed_sets, tmp_path, monkeypatch):
+    pytest.importorskip("pycocoevalcap", reason="clip_benchmark's command needs it, its functions do not")
+    folder, (config, weights) = speed_sets
+    opened = open_model(str(config), str(weights))
+    seconds = eval_speed.time_ours(opened, folder, ["0"], tmp_path / "ours", 0)
+    assert 0 < seconds["images"] < seconds["all"]
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.setattr(sys, "argv", [])
+    command = ["eval", "--dataset", "wds/speed/0", "--model", config.stem, "--pretrained", str(weights), "--no_amp"]
+    command += ["--dataset_root", str(folder / "wds_{dataset_cleaned}_test"), "--quiet", "--num_workers", "0"]
+    command += ["--task", "zeroshot_classification", "--output", str(tmp_path / "theirs" / "{dataset}.json")]
+    eval_speed.run_part("command", [str(config), *command])
+    assert eval_speed.compare_scores(["speed/0"], tmp_path).endswith("at most 0.0e+00 apart")
+
+
+@pytest.mark.parametrize("leg", ["bare encoder", "ours", "clip_benchmark"])
+def test_every_encoder_of_pictures_is_measured(leg, speed_sets, tmp_path):
+    _, model = speed_sets
+    eval_speed.make_set(eval_speed.set_folder(tmp_path, "large"), eval_speed.large_pictures(3), "jpg", ["a"], ["{c}"])
+    (tmp_path / "large.json").write_text("[1, 2, 3]")
+    eval_speed.run_part("images", [leg, str(tmp_path / "leg.json"), *map(str, model), str(tmp_path), "0", "0"])
+    assert json.loads((tmp_path / "leg.json").read_text())["images"] > 0
+
+
+def test_every_text_classifier_is_the_same(speed_sets, tmp_path):
+    _, model = speed_sets
+    (tmp_path / "prompts.json").write_text(json.dumps(eval_speed.imagenet_prompts(4, 3)))
+    found = []
+    for leg in ("ours", "ours, three tasks", "ours, not cut", "clip_benchmark"):
+        out = tmp_path / f"{len(found)}.json"
+        eval_speed.run_part("texts", [leg, str(out), *map(str, model), str(tmp_path), "0"])
+        assert json.loads(out.read_text())["texts"] > 0
+        found.append(np.load(out.with_suffix(".npy")))
+    assert found[0].shape == (4, 96)
+    assert all(np.allclose(each, found[0], rtol=0, atol=1e-6) for each in found)
+
+
+def test_evaluation_reports_medians_and_targets():
+    one, each = "clip_benchmark, one call, 4 workers, 1 threads", "clip_benchmark, a call for each, 4 workers"
+    lines = eval_speed.report_tasks({"`winnow evaluate`": [10, 20, 10], one: [40, 40, 50], each: [90, 90, 90]}, 2000)
+    assert "| `winnow evaluate` | 10.0 | 10.0 to 20.0 | 2,000 |  |" in lines
+    assert f"| {one} | 40.0 | 40.0 to 50.0 | 500 | 4.00 × |" in lines
+    assert "- to clip_benchmark's fastest, one call: 4.00 (2.00 to 5.00 by round); target 3.00: reached" in lines
+    lines = eval_speed.report_images({"bare encoder": [10.0], "ours": [8.0]})
+    assert lines[-1] == "- images alone, to the bare encoder: 0.80 (0.80 to 0.80 by round); target 0.90: **missed**"
+    rows = {"ours": [2.0], "ours, three tasks": [2.0], "ours, not cut": [8.0], "clip_benchmark": [12.0]}
+    said = "\n".join(eval_speed.report_texts(rows, 2000))
+    assert (
+        "one task, to clip_benchmark: 6.00" in said
+        and "three tasks of one classifier, to clip_benchmark: 18.00" in said
+    )
+    assert "of the first by cutting: 4.00; by batches and threads: 1.50" in said
+
+
+def test_unknown_parts_of_an_evaluation_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        eval_speed.parse_options(["--only", "images,sounds"])
+    assert "unknown parts ['sounds']; there are tasks, images, texts" in capsys.readouterr().err
