@@ -58,13 +58,13 @@ def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:  # whatever torch, safetensors or open_clip make of somebody's file
         text = " ".join(str(error).split()) or type(error).__name__  # the keys stand on later lines
-        if "state_dict" in text and "key" in text.lower():
-            told = f"its tensors are not those of {name}"
-        elif "size mismatch" in text:
-            told = f"its tensors have other shapes than those of {name}"
-        else:
-            told = "it is no state dict of weights alone (.pt or safetensors)"
-        raise ValueError(f"checkpoint {path}: {told}: {text[:300]}") from error
+        if "size mismatch" in text or "width changed" in text:
+            told = f"its tensors have other shapes than those of {name}: {text[:300]}"
+        elif "Missing key" in text or "Unexpected key" in text:
+            told = f"its tensors are not those of {name}: {text[:300]}"
+        else:  # torch's own advice is to load code as well
+            told = "it is no state dict of weights alone (.pt as open_clip's trainer writes it, or .safetensors)"
+        raise ValueError(f"checkpoint {path}: {told}") from error
 
 
 def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preprocess:

@@ -621,17 +621,17 @@ def test_what_is_no_checkpoint_of_the_model_is_refused_and_runs_nothing(folder: 
     torch.save({}, tmp_path / "nothing.pt")
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.pt")
     for name, told in [
-        ("code.pt", "it is no state dict of weights alone .*"),
-        ("pickle.pt", "it is no state dict of weights alone .*"),
-        ("script.pt", "it is no state dict of weights alone .*"),
-        ("text.pt", "it is no state dict of weights alone .*"),
-        ("text.safetensors", "it is no state dict of weights alone .*"),
-        ("empty.pt", "it is no state dict of weights alone .*"),
-        ("list.pt", "it is no state dict of weights alone .*"),
-        ("nothing.pt", "it is no state dict of weights alone .*"),
+        ("code.pt", "it is no state dict of weights alone"),
+        ("pickle.pt", "it is no state dict of weights alone"),
+        ("script.pt", "it is no state dict of weights alone"),
+        ("text.pt", "it is no state dict of weights alone"),
+        ("text.safetensors", "it is no state dict of weights alone"),
+        ("empty.pt", "it is no state dict of weights alone"),
+        ("list.pt", "it is no state dict of weights alone"),
+        ("nothing.pt", "it is no state dict of weights alone"),
         ("other.pt", "its tensors are not those of oracle"),
     ]:
-        with pytest.raises(ValueError, match=f"checkpoint .*{name}: {told}: .+") as caught:
+        with pytest.raises(ValueError, match=f"checkpoint .*{name}: {told}") as caught:
             open_model("oracle", str(tmp_path / name))
         assert "\n" not in str(caught.value)
     wider = write_config(tmp_path, "wider", vision_cfg={"width": 96})

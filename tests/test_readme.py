@@ -25,9 +25,11 @@ from benchmark.scales import SCALES, get_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+TEST = "pytest -n auto --dist loadfile"
 INSTALLING = {
     "python3 -m venv .venv && source .venv/bin/activate",
-    "pip install -e '.[test]' && pytest -n auto --dist loadfile",
+    "pip install -e '.[test]' && pip install --no-deps 'clip_benchmark>=1.6.2'",
+    TEST,
 }
 IN_TEST = ("slurm", "ray", "s3", "hf", "cld3")  # extras that are part of the extra `test`
 EXTRAS = {f"pip install -e '.[{name}]'" for name in IN_TEST}
@@ -74,12 +76,8 @@ def test_the_readme_installs_as_ci_does():
     lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
     assert set(lines) >= {*INSTALLING, FIRST}
     ci = (ROOT / ".ci" / "run").read_text()
-    for part in (
-        "pip install --quiet -e .\n",
-        "pip install --quiet -e '.[test]'",
-        "\n  winnow run\n",
-        "\npytest -n auto --dist loadfile\n",
-    ):
+    parts = ("-e .\n", "-e '.[test]'", "--no-deps 'clip_benchmark>=1.6.2'")
+    for part in (*(f"pip install --quiet {part}" for part in parts), "\n  winnow run\n", f"\n{TEST}\n"):
         assert part in ci
 
 
