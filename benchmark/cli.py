@@ -182,7 +182,7 @@ class HydraCommand:
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.errors import HydraException
 
-        from benchmark.registry import load_strategies
+        from benchmark.registry import load_strategies, load_tasks
 
         parsed = []
         for text in self.overrides:
@@ -197,7 +197,10 @@ class HydraCommand:
             load_strategies(self.plugins)
             print(_verb_help(self.verb), end="")
             return 0
-        load_strategies(self.plugins)
+        if self.verb == "evaluate" and any(override.key_or_group == "model" for override in parsed):
+            load_tasks(self.plugins)  # no experiment, so no strategies, some of which take long to load
+        else:
+            load_strategies(self.plugins)
         self._check(parsed)
         return self._compose_and_run()
 

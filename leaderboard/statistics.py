@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
 
 Run = Mapping[int, float]
 
@@ -33,6 +32,8 @@ class StandardError:
     @property
     def half_width(self) -> float:
         """Return half the width of the confidence interval."""
+        from scipy import stats  # here, as it takes most of a second to load
+
         return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.df)) * self.value
 
 
@@ -314,6 +315,8 @@ def least_detectable(error: StandardError) -> float:
 
     Power of the t test by the noncentral t distribution (Cohen 1988, "Statistical power analysis", ch. 2).
     """
+    from scipy import optimize, stats  # here, as it takes most of a second to load
+
     critical = float(stats.t.ppf((1 + CONFIDENCE) / 2, error.df))
 
     def missing_power(shift: float) -> float:
@@ -351,12 +354,16 @@ def unequal_noise(runs: Sequence[Run]) -> float | None:
 
     Runs of fewer than three seeds, or whose scores do not vary, are left aside.
     """
+    from scipy import stats  # here, as it takes most of a second to load
+
     samples = [list(run.values()) for run in runs if len(run) >= 3 and (sd(run) or 0) > 0]
     return float(stats.bartlett(*samples).pvalue) if len(samples) >= 2 else None
 
 
 def _difference(value: float, error: StandardError) -> Difference:
     """Return a difference with its t interval and p value."""
+    from scipy import stats  # here, as it takes most of a second to load
+
     if error.value == 0:
         return Difference(value, value, value, float(value == 0))
     p = 2 * float(stats.t.sf(abs(value) / error.value, error.df))
