@@ -13,7 +13,7 @@ from benchmark.encoders import IMAGE_OPTIONS, find_weights, hash_weights, image_
 from benchmark.eval_sets import Preprocess
 from benchmark.models import Tokenizer, build_model, build_tokenizer, model_config
 from benchmark.scales import SCALES, own_model
-from benchmark.stage import warn
+from benchmark.stage import rank_of_process, warn
 from benchmark.storage import as_location, file_hash, local_copy, state_of
 
 
@@ -88,7 +88,12 @@ def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preproces
             found.get("interpolation", "bicubic"),
             found.get("resize_mode", "shortest"),
         )
-    if not is_named and found.keys() < set(IMAGE_OPTIONS.values()) and (tags or not scales):
+    if (
+        rank_of_process()[0] == 0
+        and not is_named
+        and found.keys() < set(IMAGE_OPTIONS.values())
+        and (tags or not scales)
+    ):
         why = "open_clip does so in several ways" if tags else "the configuration does not say"
         warn(
             f"how images are prepared for a file of weights of {name} is assumed, as {why}: mean {chosen.mean}, std "

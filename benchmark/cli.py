@@ -167,7 +167,10 @@ class HydraCommand:
                 command.flags.append(argument)
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
-                raise ValueError(f"winnow {verb} has no flag {argument!r}; flags: {', '.join(known)}")
+                raise ValueError(
+                    f"winnow {verb} has no flag {argument!r}; options are key=value (winnow {verb} --help), flags: "
+                    f"{', '.join(known)}"
+                )
             elif argument.startswith("+") and not argument.lstrip("+").startswith("hydra."):
                 raise ValueError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
             elif "=" in argument and not argument.startswith("~"):

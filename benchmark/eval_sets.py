@@ -17,7 +17,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +93,17 @@ def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: P
         paths = [path for path in _needed_files(task, folder) if not path.exists()] if folder.is_dir() else [folder]
         missing += paths
         lacking += [task] if paths else []
+    if (eval_dir / "test" / "nshards.txt").exists():
+        raise ValueError(f"{eval_dir} is an evaluation set itself; eval_dir= is the folder that it lies in")
     if missing:
         shown = [str(path.relative_to(eval_dir)) if path.is_relative_to(eval_dir) else str(path) for path in missing]
         more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
+        where = eval_dir if eval_dir.is_dir() else f"{eval_dir}, which is no folder"
+        there = [task.name for task in tasks if task not in lacking]
+        what_is_there = f" There is all of tasks=[{','.join(there)}]." if there else ""
         raise FileNotFoundError(
-            f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {eval_dir}: "
-            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}"
+            f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {where}: "
+            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}{what_is_there}"
         )
 
 
@@ -196,7 +201,7 @@ def read_samples(folder: Path) -> list[Sample]:
     labels: dict[str, dict[str, bytes]] = {}
     for path in _tar_paths(folder):
         with path.open("rb") as file:
-            for member in iter_members(path):
+            for member in _whole_members(path):
                 key = member.key
                 of_sample = members.setdefault(key, {})
                 kind = "image" if member.extension in IMAGE_FORMATS else member.extension
@@ -222,6 +227,14 @@ def read_samples(folder: Path) -> list[Sample]:
     return samples
 
 
+def _whole_members(path: Path) -> Iterator[Member]:
+    """Yield a tar's members; raises ValueError, with what to do, where it is damaged."""
+    try:
+        yield from iter_members(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; fetch the set again") from error
+
+
 def read_image(sample: Sample) -> bytes:
     """Return the encoded image."""
     with sample.tar_path.open("rb") as file:
@@ -245,10 +258,14 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
             image = opened.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{where} is too large to be an evaluation image: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:  # whose text names an object in memory
+        raise ValueError(
+            f"{where} cannot be decoded: it is no {', '.join(IMAGE_FORMATS)}; fetch the set again"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         if str(error).startswith(where):
             raise
-        raise ValueError(f"{where} cannot be decoded: {error}") from error
+        raise ValueError(f"{where} cannot be decoded: {error}; fetch the set again") from error
     resampling = RESAMPLING[preprocess.interpolation]
     if preprocess.resize_mode == "squash":
         return np.array(image.resize((side, side), resampling) if image.size != (side, side) else image)

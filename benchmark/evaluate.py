@@ -161,7 +161,8 @@ def evaluate(
         if ranks.is_first:
             write_lines(out_dir)
             if num_cut:
-                warn(f"{num_cut} prompts or captions fill the model's whole context; what is longer was cut off")
+                noun = "prompt or caption fills" if num_cut == 1 else "prompts or captions fill"
+                warn(f"{num_cut} {noun} the model's whole context; what is longer was cut off")
     return read_results(out_dir, tasks)
 
 

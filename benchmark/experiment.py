@@ -515,7 +515,7 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
     if pool is not None and record.made_from["pool"] != pool.fingerprint:
         raise ValueError(
             f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, "
-            f"but {pool.dir} is pool {pool.fingerprint[:12]}"
+            f"but {pool.dir} is pool {pool.fingerprint[:12]}; give pool_dir= of the pool that it was filtered from"
         )
     return exp_dir / SUBSET_NAME, record
 

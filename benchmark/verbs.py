@@ -52,7 +52,7 @@ from benchmark.report import report_stage
 from benchmark.reshard import SHARDS_NAME
 from benchmark.results import EVAL_FOLDER
 from benchmark.scales import SCALES, Scale, get_scale
-from benchmark.stage import rank_of_process, say, write_bytes
+from benchmark.stage import rank_of_process, read_record, say, write_bytes
 from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
 from benchmark.subset import SUBSET_RECORD_NAME, load_subset
 from benchmark.tasks import Task
@@ -70,6 +70,8 @@ MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experimen
 def run(config: Config, command: list[str]) -> None:
     """Filter, train, evaluate, print the run's table, and make its report."""
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
+    if not scale.is_embedded and not is_remote(pool_dir) and not pool_dir.exists():
+        Pool(pool_dir)  # which says how to get one, before it is said that this machine has no GPU
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     choice, workers, wandb = _choice(config), as_workers(config["workers"]), as_wandb(config["wandb"])
     accumulation = as_accumulation(config["accumulation"])
@@ -199,7 +201,15 @@ def evaluate(config: Config, command: list[str]) -> None:
     if config["model"] is not None or config["checkpoint"] is not None:
         _evaluate_model(config)
         return
-    config = {**config, "scale": config["scale"] or DEFAULT_SCALE}
+    if config["exp_dir"] is None:
+        raise ValueError(
+            "give exp_dir= of an experiment with a trained seed, or model= and checkpoint= of any open_clip model, "
+            "eval_dir= and out_dir="
+        )
+    location = _given_exp_dir(config)
+    if not is_remote(location):
+        open_experiment(location, None)  # before anything is said of its pool
+    config = {**config, "scale": config["scale"] or _scale_of(location)}
     scale, pool_dir, _ = scale_and_pool_dir(config)
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
     tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
@@ -207,7 +217,6 @@ def evaluate(config: Config, command: list[str]) -> None:
     reference = _reference(config)
     if config["out_dir"] is not None:
         raise ValueError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
-    location = _given_exp_dir(config)
     strict = _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
         exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
@@ -233,6 +242,18 @@ def evaluate(config: Config, command: list[str]) -> None:
             report_experiment(exp_dir, scale, pool, reference=reference)
             if config["curve"]:
                 report_curve(exp_dir, scale, seeds)
+
+
+def _scale_of(exp_dir: Path) -> str:
+    """Return the scale that an experiment's first seed was trained by, the default one where that is not known."""
+    if is_remote(exp_dir):
+        return DEFAULT_SCALE
+    for path in sorted(exp_dir.glob("seed-*/checkpoint/checkpoint.json")):
+        record = read_record(path)
+        name = record.made_from["recipe"]["scale"] if record else ""
+        if name in SCALES:
+            return str(name)
+    return DEFAULT_SCALE
 
 
 def _evaluate_model(config: Config) -> None:
@@ -273,6 +294,7 @@ def _evaluate_model(config: Config) -> None:
         if ranks.is_first:
             for line in score_lines(str(out_dir), _suite_of(tasks, suite), reference):
                 say(line)
+            say(f"every task: winnow leaderboard compare {out_dir} --tasks")
             say(f"files: {out_dir} (scores: eval_results.jsonl; predictions: eval/*.parquet; times: costs.jsonl)")
 
 
