@@ -110,7 +110,8 @@ class Pool:
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise FileNotFoundError(
                 f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
-                "`winnow pool build` draws"
+                "`winnow pool build` draws; `python scripts/download_pool.py --scale small --out pools/small` fetches "
+                "DataComp's"
             )
         if not self.metadata_paths and not self.has_images:
             why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"

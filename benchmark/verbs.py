@@ -206,6 +206,8 @@ def evaluate(config: Config, command: list[str]) -> None:
             "give exp_dir= of an experiment with a trained seed, or model= and checkpoint= of any open_clip model, "
             "eval_dir= and out_dir="
         )
+    if config["out_dir"] is not None:
+        raise ValueError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
     location = _given_exp_dir(config)
     if not is_remote(location):
         open_experiment(location, None)  # before anything is said of its pool
@@ -215,8 +217,6 @@ def evaluate(config: Config, command: list[str]) -> None:
     tasks, wandb = [str(name) for name in as_list(config["tasks"], "tasks")], as_wandb(config["wandb"])
     chosen_tasks(scale, tasks)
     reference = _reference(config)
-    if config["out_dir"] is not None:
-        raise ValueError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
     strict = _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
         exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))

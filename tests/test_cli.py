@@ -499,6 +499,13 @@ def test_a_kept_checkpoint_may_go_once_it_is_evaluated(finished_run, pico_pool, 
     assert f"{kept} is gone" in failing(capsys, *curve, "tasks=[pico/letters]")
 
 
+def test_an_experiment_is_evaluated_at_the_scale_that_it_was_trained_by(finished_run, pico_pool, folder, capsys):
+    shutil.copytree(finished_run, "copy")
+    assert main(["evaluate", f"pool_dir={pico_pool}", "exp_dir=copy", "seeds=0"]) == 0
+    assert "evaluate: as before, 16 of 16 tasks" in capsys.readouterr().out
+    assert "nothere has no subset yet" in failing(capsys, "evaluate", "exp_dir=nothere")
+
+
 def test_missing_evaluation_data_is_met_before_training(pico_pool, folder, capsys):
     (folder / "empty").mkdir()
     common = ["run", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=exp", "eval_dir=empty"]

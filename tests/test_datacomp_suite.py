@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmark.decontamination import evaluation_tars
 from benchmark.models import build_model
 from benchmark.registry import SUITES, TASKS, load_tasks, tasks_named
 from benchmark.stage import read_json
+from benchmark.tars import write_tar
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "pico_cnn"
@@ -175,3 +177,42 @@ def test_decontamination_sees_the_sets_that_come_as_rows(place):
     tars = evaluation_tars(place / "sets")
     assert len(tars) == 40
     assert "wds_misc-winogavil_test/test/0.tar" in tars and all(path.is_file() for path in tars.values())
+
+
+def test_what_is_there_is_named_beside_what_is_missing(place, tmp_path, capsys):
+    for name in ("mnist", "cars"):
+        (tmp_path / f"wds_{name}_test").symlink_to(place / "sets" / f"wds_{name}_test")
+    options = command(place, "part", "tasks=[mnist,cars,gtsrb]")
+    options[3] = f"eval_dir={tmp_path}"
+    told = failing(capsys, *options)
+    assert "evaluation data of 1 of 3 tasks is missing" in told and told.endswith("There is all of tasks=[mnist,cars].")
+
+
+@pytest.mark.parametrize(
+    ("eval_dir", "told"),
+    [
+        ("sets/wds_mnist_test", "is an evaluation set itself; eval_dir= is the folder that it lies in"),
+        ("nowhere", "is missing in nowhere, which is no folder"),
+    ],
+)
+def test_a_folder_that_is_none_of_sets_is_called_that(place, eval_dir, told, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    options = command(place, "odd", "tasks=mnist")
+    options[3] = f"eval_dir={eval_dir}"
+    assert told in failing(capsys, *options)
+
+
+@pytest.mark.parametrize(("damage", "told"), [("cut", "is damaged"), ("image", "cannot be decoded: it is no jpg")])
+def test_damage_says_what_to_do(place, tmp_path, damage, told, capsys):
+    source = place / "sets" / "wds_mnist_test"
+    shutil.copytree(source, tmp_path / source.name)
+    tar = tmp_path / source.name / "test" / "0.tar"
+    if damage == "cut":
+        tar.write_bytes(tar.read_bytes()[:700])
+    else:
+        members = [(f"s0.{extension}", data) for extension, data in (("png", b"no picture"), ("cls", b"1"))]
+        write_tar(tar, members)
+    options = command(place, damage, "tasks=mnist")
+    options[3] = f"eval_dir={tmp_path}"
+    text = failing(capsys, *options)
+    assert told in text and text.endswith("fetch the set again") and "object at" not in text
