@@ -518,7 +518,7 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
     sentence = f"{what}, of {whose} over the choice of test samples alone; {but}."
     if any(row.score is not None and _nearer_end(row.score) for row in tasks):
         sentence += (
-            " Where all samples of a task came out alike it would be 0; in its place stands how far the 95 % interval "
+            " Where all samples of a task came out alike it would be 0, which it counts as in averages; in its place stands how far the 95 % interval "
             "goes, as (to ...) or (from ...)."
         )
     if lacking := [row.task.title for row in tasks if row.score is not None and row.score.error is None]:
