@@ -21,8 +21,7 @@ def render_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, style: st
     """Spell a learning curve: a line per checkpoint, given as samples seen and scores, fewest samples first.
 
     Where a checkpoint lacks a task, it has no average over that task; a group or average that no checkpoint has is left
-    out. Raises ValueError for two checkpoints of the same
-    samples seen.
+    out. Raises ValueError for two checkpoints of the same samples seen.
     """
     evaluations = _evaluations(points, suite)
     last = evaluations[-1][1]

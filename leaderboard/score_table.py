@@ -518,8 +518,8 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
     sentence = f"{what}, of {whose} over the choice of test samples alone; {but}."
     if any(row.score is not None and _nearer_end(row.score) for row in tasks):
         sentence += (
-            " Where all samples of a task came out alike it would be 0, which it counts as in averages; in its place stands how far the 95 % interval "
-            "goes, as (to ...) or (from ...)."
+            " Where all samples of a task came out alike it would be 0, which it counts as in averages; in its place "
+            "stands how far the 95 % interval goes, as (to ...) or (from ...)."
         )
     if lacking := [row.task.title for row in tasks if row.score is not None and row.score.error is None]:
         sentence += f" Not known of {listed(lacking)}, nor of averages over {'it' if len(lacking) == 1 else 'them'}."
@@ -538,7 +538,7 @@ def _about_averages(evaluation: Evaluation, bounds: frozenset[str], *, with_task
         parts.append(f"average is the mean over {'the 1 task' if count == 1 and not suite.development else number}")
         parts.append(
             "chance-normalised the mean over the same of (score - chance) / (1 - chance)"
-            + (", by task the column from chance: 0 % is guessing, 100 % is perfect" if has_column else "")
+            + (", which is a task's from chance: 0 % is guessing, 100 % is perfect" if has_column else "")
             + ("" if has_column else ": 0 is guessing, 1 is perfect")
         )
     if any(f"informative at {scale}" in shown for scale in suite.informative):

@@ -605,7 +605,7 @@ def test_of_an_evaluation_of_few_tasks_only_what_is_known_is_shown(monkeypatch: 
     curve = render_curve([(1_000, ours)], suite)
     assert "plain" not in curve and "many" not in curve and "13 of 14 tasks: toy/animals, " in curve
     whole = render_evaluation(made("a", 0.5, 0.6, 0.7), SUITE, with_tasks=True)
-    assert "by task the column from chance: 0 % is guessing" in " ".join(whole.split())
+    assert "which is a task's from chance: 0 % is guessing" in " ".join(whole.split())
     one = render_evaluation(made("a", 0.5, 0.6, 0.7), SUITES["toy-one"])
     assert "average is the mean over the 1 task;" in one
 
