@@ -674,14 +674,18 @@ def _subset(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     parser = _Parser(prog="winnow list", description="List what there is.")
-    parser.add_argument("what", choices=["filters", "tasks", "scales"])
+    parser.add_argument("what", choices=["filters", "tasks", "scales", "checkpoints"])
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files")
     options = parser.parse_args(arguments)
     from benchmark.options import known_signals, known_strategies
     from benchmark.registry import SUITES, load_strategies, load_tasks
     from benchmark.scales import SCALES
 
-    if options.what == "filters":
+    if options.what == "checkpoints":
+        from leaderboard.checkpoints import checkpoint_lines, read_checkpoints
+
+        print("\n".join(checkpoint_lines(read_checkpoints())))
+    elif options.what == "filters":
         load_strategies(options.plugins)
         print("\n".join(_filter_lines(known_strategies())))
         print("\nSignals, which filters use by signals=[...] and give their own options of the same names:")
@@ -689,9 +693,11 @@ def _list(arguments: list[str]) -> int:
     elif options.what == "tasks":
         tasks = dict(load_tasks(options.plugins))
         for suite in SUITES.values():
-            half = f", of which {len(suite.headline)} make the average" if suite.development else ""
+            number, verb = len(suite.headline), "makes" if len(suite.headline) == 1 else "make"
+            half = f", of which {number} {verb} the average" if suite.development else ""
+            total = f"{len(suite.tasks)} task{'' if len(suite.tasks) == 1 else 's'}"
             more = f", and {len(suite.unscored)} without a score" if suite.unscored else ""
-            print(f"suite {suite.name} (version {suite.version}): {len(suite.tasks)} tasks{half}{more}")
+            print(f"suite {suite.name} (version {suite.version}): {total}{half}{more}")
             print("\n".join(_task_lines([tasks.pop(name) for name in (*suite.tasks, *suite.unscored)])))
         if tasks:
             print("in no suite:\n" + "\n".join(_task_lines(list(tasks.values()))))
@@ -724,6 +730,9 @@ def _leaderboard(arguments: list[str]) -> int:
     compare.add_argument("reference", metavar="B", nargs="?", help="the same, to compare A with")
     compare.add_argument("--tasks", action="store_true", help="a line per task")
     compare.add_argument("--suite", help="default: the suite that has most of A's tasks")
+    compare.add_argument(
+        "--plugins", nargs="+", default=[], metavar="FILE", help="files with your own tasks and suites"
+    )
     for action in (table, agreement):
         action.add_argument("--board", default="nano", help="a shipped board's name or a folder (default: nano)")
     for action in (table, agreement, compare):
@@ -732,8 +741,10 @@ def _leaderboard(arguments: list[str]) -> int:
     from benchmark.verbs import board_agreement, board_table, board_tasks
 
     if options.action == "compare":
+        from benchmark.registry import load_tasks
         from leaderboard.score_table import compare_scores
 
+        load_tasks(options.plugins)
         table_of_scores = compare_scores(
             options.scores,
             options.reference,

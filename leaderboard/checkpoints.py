@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,10 +16,12 @@ from benchmark.names import nearest_name
 from benchmark.registry import SUITES, load_tasks
 from benchmark.results import TOP
 from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
+from leaderboard.columns import aligned, score
 from leaderboard.entries import BOARDS_DIR, Score, read_strictly
 
 CHECKPOINTS_PATH = BOARDS_DIR / "published" / "checkpoints.json"
 SUITE = "datacomp"
+LINE = 100  # columns of a list
 ABOVE = 3  # standard errors by which a task must leave guessing behind
 RELIABLE = 0.5  # share of the variance between runs that must not be the sampling of images
 GUESSED_ASSOCIATION = 0.205  # on WinoGAViL's cues of 10 and 12 candidates, as DataComp's list of tasks states it
@@ -76,14 +80,17 @@ class Checkpoints:
     def find(self, name: str) -> Checkpoint:
         """Return the checkpoint called `<model>/<tag>`, or `<tag>` where only one model has it.
 
-        Raises KeyError: with the names to choose from where a tag is that of several, else with the nearest name.
+        Raises KeyError: with the names to choose from where a tag is that of several, else with the shortest name that
+        begins so, or the nearest one.
         """
         found = [row for row in self.rows if name in (row.name, row.pretrained)]
         if len(found) > 1:
             raise KeyError(f"{name!r} is the tag of {len(found)} checkpoints: {', '.join(row.name for row in found)}")
         if not found:
             known = [*self.names, *(row.pretrained for row in self.rows)]
-            raise KeyError(f"unknown checkpoint {name!r}.{nearest_name(name, known)}")
+            begun = min((each for each in known if name and each.startswith(name)), key=len, default=None)
+            hint = nearest_name(name, known) if begun is None else f" Did you mean {begun!r}?"
+            raise KeyError(f"unknown checkpoint {name!r}.{hint} `winnow list checkpoints` names all.")
         return found[0]
 
     def of_scale(self, scale: str) -> list[Checkpoint]:
@@ -94,6 +101,21 @@ class Checkpoints:
 def read_checkpoints(path: Path = CHECKPOINTS_PATH) -> Checkpoints:
     """Read the released checkpoints' scores; raises ValueError that names the file and what is wrong in it."""
     return read_strictly(path, Checkpoints, "list of checkpoints")
+
+
+def checkpoint_lines(checkpoints: Checkpoints) -> list[str]:
+    """Return a line per checkpoint: name, scale, pool, strategy and average, under a line of titles."""
+    load_tasks()
+    headline = SUITES[SUITE].headline
+    cells = [["checkpoint", "scale", "pool", "strategy", "average"]]
+    for row in checkpoints.rows:
+        average = math.fsum(row.scores[name] for name in headline) / len(headline)
+        mark = "*" if row.note else ""
+        cells.append([row.name, row.scale or "-", row.pool, "+".join(row.strategy), score(average) + mark])
+    notes = [f"* {row.name}: {row.note}." for row in checkpoints.rows if row.note]
+    about = "scale: the pool's, where model and samples seen are the scale's too. strategy: filters, + intersects them."
+    told = [line for sentence in (about, *notes) for line in textwrap.wrap(sentence, LINE, break_on_hyphens=False)]
+    return [*aligned(cells, {0, 1, 2, 3, 4}), "", *told]
 
 
 def informative_tasks(checkpoints: Checkpoints, scale: Scale) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmark.stage import write_bytes
 from benchmark.tasks import Suite
-from leaderboard.columns import counted, listed, markdown_table, page, score, signed, text_table
-from leaderboard.score_table import WIDTH, Evaluation, make_evaluation
+from leaderboard.columns import counted, listed, markdown_table, page, text_table
+from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation, score, signed
 from leaderboard.scores import ScoreSet
 
 BAND = 2  # standard errors
@@ -20,14 +20,15 @@ BAND = 2  # standard errors
 def render_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, style: str = "text") -> str:
     """Spell a learning curve: a line per checkpoint, given as samples seen and scores, fewest samples first.
 
-    Where a checkpoint lacks a task, it has no average over that task. Raises ValueError for two checkpoints of the same
-    samples seen.
+    Where a checkpoint lacks a task, it has no average over that task; a group or average that no checkpoint has is left
+    out. Raises ValueError for two checkpoints of the same samples seen.
     """
     evaluations = _evaluations(points, suite)
     last = evaluations[-1][1]
     names = [row.name for row in last.rows]
     first = names.index("average")
     order = [first, *(place for place in range(len(names)) if place != first)]
+    order = [place for place in order if place == first or any(each.rows[place].score for _, each in evaluations)]
     header = ["samples seen", *(names[place].replace("_", "\n").replace(" ", "\n", 1) for place in order)]
     cells = []
     for samples, each in evaluations:
@@ -64,6 +65,8 @@ def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path)
         axes = figure.add_subplot()
         for number, group in enumerate(groups):
             x, y, _ = _line(evaluations, group)
+            if not x:
+                continue
             label = group.replace("_", " ")
             axes.plot(x, y, color=f"C{number % 10}", linewidth=1.1, marker=".", alpha=0.75, label=label)
         seeds = list(last.ours.seeds) if len(last.ours.seeds) > 1 else []
@@ -112,7 +115,8 @@ def _sentences(evaluations: Sequence[tuple[int, Evaluation]]) -> list[str]:
     sentences = []
     for samples, each in evaluations:
         if missing := [row.task.name for row in each.tasks if row.score is None]:
-            sentences.append(f"After {samples:,} samples there is no score of {', '.join(missing)}.")
+            told = (f"{len(missing)} of {len(each.tasks)} tasks: " if len(missing) > MANY else "") + first_of(missing)
+            sentences.append(f"After {samples:,} samples there is no score of {told}.")
         if each.ours.seeds and set(each.ours.seeds) != set(last.ours.seeds):
             sentences.append(
                 f"After {samples:,} samples the seeds are {listed([str(s) for s in each.ours.seeds])} alone."

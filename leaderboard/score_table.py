@@ -17,13 +17,15 @@ from benchmark import registry
 from benchmark.results import normalised, read_predictions
 from benchmark.tasks import Suite, Task
 from benchmark.uncertainty import difference, difference_of, error_of_mean
-from leaderboard.columns import counted, listed, markdown_table, page, score, shortened, signed, text_table
+from leaderboard.columns import counted, listed, markdown_table, page, shortened, text_table
+from leaderboard.columns import score as unsigned
 from leaderboard.scores import ScoreSet, best_suite, read_scores, suite_named
 from leaderboard.statistics import fit_seed_model
 
 WIDTH = 100
 NAME_WIDTH = 28  # Pictograms, unseen designer
-SHOWN = 3  # tasks that carry a change, slowest tasks
+SHOWN = 3  # largest parts of a change, slowest tasks
+MANY, FIRST = 10, 6  # of more missing tasks than MANY only the first are named
 ODD_MARK = "*"
 PAIRED, UNPAIRED, NEITHER = "samples", "errors", ""
 
@@ -34,6 +36,7 @@ class Estimate:
 
     value: float
     error: float | None = None
+    ends: tuple[float, float] | None = None  # a score's own 95 % interval, kept where the error is 0
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -90,7 +93,7 @@ class Evaluation:
     suite: Suite
     rows: tuple[Row, ...]  # groups, then averages
     tasks: tuple[TaskRow, ...]  # in the suite's order
-    carriers: tuple[TaskRow, ...]  # the tasks that the change of the average is made of, first those with most of it
+    carriers: tuple[TaskRow, ...]  # the tasks with the largest parts of the average's change, largest first
     sentences: tuple[str, ...]
 
     @property
@@ -119,14 +122,38 @@ def compare_scores(
     if reference is not None and reference.name == ours.name:
         ours, reference = replace(ours, name=text), replace(reference, name=str(reference_text))
     suite = best_suite(ours) if suite_name is None else suite_named(suite_name)
-    return render_evaluation(ours, suite, reference, style, with_tasks=with_tasks)
+    _refuse_nothing_shared(ours, suite, reference)
+    return render_evaluation(ours, suite, reference, style, with_tasks=with_tasks, with_costs=False)
 
 
-def make_evaluation(ours: ScoreSet, suite: Suite, reference: ScoreSet | None = None) -> Evaluation:
+def _refuse_nothing_shared(ours: ScoreSet, suite: Suite, reference: ScoreSet | None) -> None:
+    """Raise ValueError where a table would have nothing to show or to compare."""
+    if reference is None:
+        if not {*ours.scores, *ours.unscored} & {*suite.tasks, *suite.unscored}:
+            raise ValueError(f"{ours.name} has no result of any task of suite {suite.name}; name another with --suite")
+        return
+    mine, theirs = ([name for name in suite.tasks if name in side.scores] for side in (ours, reference))
+    if not set(mine) & set(theirs):
+        raise ValueError(
+            f"{ours.name} and {reference.name} have no task of suite {suite.name} in common to compare: "
+            f"{len(mine)} of its {counted(len(suite.tasks), 'task')} {'has' if len(mine) == 1 else 'have'} a score "
+            f"in the first, {len(theirs)} in the second; evaluate both on the same tasks"
+        )
+
+
+def make_evaluation(
+    ours: ScoreSet,
+    suite: Suite,
+    reference: ScoreSet | None = None,
+    *,
+    with_tasks: bool = False,
+    with_costs: bool = True,
+) -> Evaluation:
     """Work out a model's groups and averages on a suite, and how they differ from a reference's.
 
     Where a task has no score, neither its groups nor the averages over it have one, and a sentence lists it. Changes
-    are compared by sample where both sides have predictions of the same samples. Raises ValueError where predictions
+    are compared by sample where both sides have predictions of the same samples. The sentences are those for a table
+    with or without a line per task, and with or without what the evaluation took. Raises ValueError where predictions
     are damaged.
     """
     registry.load_tasks()
@@ -147,27 +174,37 @@ def make_evaluation(ours: ScoreSet, suite: Suite, reference: ScoreSet | None = N
         rows.append(_mean_row("average", f"informative at {scale}", [by_name[name] for name in names]))
     change = next(row.change for row in rows if row.name == "average")
     carriers = () if change is None else _carriers(headline, change)
-    sentences = _sentences(ours, reference, suite, tasks, change, bounds)
-    return Evaluation(ours, reference, suite, tuple(rows), tasks, carriers, tuple(sentences))
+    found = Evaluation(ours, reference, suite, tuple(rows), tasks, carriers, ())
+    sentences = _sentences(found, bounds, with_tasks=with_tasks)
+    if with_costs and (slowest := _slowest(ours)) is not None:
+        sentences.append(slowest)
+    return replace(found, sentences=tuple(sentences))
 
 
 def render_evaluation(
-    ours: ScoreSet, suite: Suite, reference: ScoreSet | None = None, style: str = "text", *, with_tasks: bool = False
+    ours: ScoreSet,
+    suite: Suite,
+    reference: ScoreSet | None = None,
+    style: str = "text",
+    *,
+    with_tasks: bool = False,
+    with_costs: bool = True,
 ) -> str:
-    """Spell a model's scores for a terminal, as GitHub's Markdown (`markdown`) or with all digits (`csv`)."""
-    evaluation = make_evaluation(ours, suite, reference)
+    """Spell a model's scores for a terminal, as GitHub's Markdown (`markdown`) or with all digits (`csv`).
+
+    `with_tasks` adds a line per task, `with_costs` a sentence about the slowest tasks.
+    """
+    evaluation = make_evaluation(ours, suite, reference, with_tasks=with_tasks, with_costs=with_costs)
     if style == "csv":
         return to_frame(evaluation, with_tasks=with_tasks).to_csv(index=False)
     spell = markdown_table if style == "markdown" else text_table
-    blocks = [spell(*_group_cells(evaluation), {0})]
-    has_gaps = any(row.score is None for row in evaluation.tasks)  # then groups alone would show little
-    shown = [row for row in evaluation.tasks if with_tasks or (has_gaps and row.score is not None)]
-    if shown:
+    blocks = [spell(*_group_cells(evaluation), {0})] if _shown_rows(evaluation) else []
+    if shown := _shown_tasks(evaluation, with_tasks=with_tasks):
         blocks.append(spell(*_task_cells(evaluation, shown), {0}))
     if evaluation.carriers:
         change = evaluation.average.change
         assert change is not None
-        header = [f"tasks that carry {signed(change.value)}", *_titles(evaluation), "of the average"]
+        header = [f"largest parts of\nthe change {signed(change.value)}", *_titles(evaluation), "of the average"]
         cells = [
             [
                 row.label,
@@ -255,7 +292,10 @@ def _known_chance(sides: Sequence[ScoreSet]) -> tuple[dict[str, float], frozense
 
 def _task_row(task: Task, ours: ScoreSet, reference: ScoreSet | None, chance: Mapping[str, float]) -> TaskRow:
     name = task.name
-    found = Estimate(ours.scores[name], ours.errors.get(name)) if name in ours.scores else None
+    found = None
+    if name in ours.scores:
+        error = ours.errors.get(name)
+        found = Estimate(ours.scores[name], error, ours.intervals.get(name) if error == 0 else None)
     theirs = reference.scores.get(name) if reference else None
     change, compared = None, NEITHER
     if found is not None and theirs is not None and reference is not None:
@@ -325,6 +365,8 @@ def _mean(members: Sequence[Estimate | None]) -> Estimate | None:
     known = [each for each in members if each is not None]
     if not known or len(known) < len(members):
         return None
+    if len(known) == 1:
+        return known[0]
     errors = [each.error for each in known if each.error is not None]
     error = error_of_mean(errors) if len(errors) == len(known) else None
     return Estimate(math.fsum(each.value for each in known) / len(known), error)
@@ -346,22 +388,23 @@ def _carriers(headline: Sequence[TaskRow], change: Estimate) -> tuple[TaskRow, .
 # --- Sentences -----------------------------------------------------------------------------------------------------
 
 
-def _sentences(
-    ours: ScoreSet,
-    reference: ScoreSet | None,
-    suite: Suite,
-    tasks: Sequence[TaskRow],
-    change: Estimate | None,
-    bounds: frozenset[str],
-) -> list[str]:
+def _sentences(evaluation: Evaluation, bounds: frozenset[str], *, with_tasks: bool) -> list[str]:
     """Return what is to be said under the table, the most important first."""
+    ours, reference, suite, tasks = evaluation.ours, evaluation.reference, evaluation.suite, evaluation.tasks
+    change = evaluation.average.change
     sentences = _about_missing(ours, reference, suite)
     if reference is not None:
         sentences += _about_change(ours, reference, suite, tasks, change)
         if (over_seeds := _over_seeds(ours, reference, suite)) is not None:
             sentences.append(over_seeds)
-    sentences.append(_about_errors(ours, reference, tasks))
-    sentences.append(_about_averages(suite, tasks, bounds))
+    if ours.scores:
+        sentences.append(_about_errors(ours, reference, tasks))
+    if about_averages := _about_averages(evaluation, bounds, with_tasks=with_tasks):
+        sentences.append(about_averages)
+    if unscored := [name for name in ours.unscored if name in registry.TASKS and name not in suite.tasks]:
+        titles = ", ".join(registry.TASKS[name].title for name in unscored)
+        places = ", ".join(dict.fromkeys(ours.metrics_at[name] for name in unscored if name in ours.metrics_at))
+        sentences.append(f"Without a score: {titles}{f' (their metrics: {places})' if places else ''}.")
     for side in (ours, reference) if reference else (ours,):
         sentences += side.notes
         mark = f"{ODD_MARK} " if side is ours else f"{side.name}: "
@@ -376,8 +419,6 @@ def _sentences(
             sentences.append(f"{mark}Not the number of classes that the task is known to have: {told}.")
         if side.unknown:
             sentences.append(f"{side.name} has results that no task here is called by: {', '.join(side.unknown)}.")
-    if (slowest := _slowest(ours)) is not None:
-        sentences.append(slowest)
     return sentences
 
 
@@ -391,9 +432,16 @@ def _about_missing(ours: ScoreSet, reference: ScoreSet | None, suite: Suite) -> 
             verb = "has" if len(missing) == 1 else "have"
             sentences.append(
                 f"{len(missing)} of {len(suite.tasks)} tasks {verb} no score of {side.name}, and averages over them "
-                f"are left out: {', '.join(missing)}."
+                f"are left out: {first_of(missing)}."
             )
     return sentences
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Spell a list of missing tasks, of a long one the first and how many more there are."""
+    if len(names) <= MANY:
+        return ", ".join(names)
+    return f"{', '.join(names[:FIRST])} and {len(names) - FIRST} more"
 
 
 def _about_change(
@@ -468,19 +516,41 @@ def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[Ta
     else:
         whose, but = f"the mean over these {len(ours.seeds)} training seeds", "it says nothing about other seeds"
     sentence = f"{what}, of {whose} over the choice of test samples alone; {but}."
+    if any(row.score is not None and _nearer_end(row.score) for row in tasks):
+        sentence += (
+            " Where all samples of a task came out alike it would be 0, which it counts as in averages; in its place "
+            "stands how far the 95 % interval goes, as (to ...) or (from ...)."
+        )
     if lacking := [row.task.title for row in tasks if row.score is not None and row.score.error is None]:
         sentence += f" Not known of {listed(lacking)}, nor of averages over {'it' if len(lacking) == 1 else 'them'}."
     return sentence
 
 
-def _about_averages(suite: Suite, tasks: Sequence[TaskRow], bounds: frozenset[str]) -> str:
-    number = f"all {len(suite.tasks)} tasks" if not suite.development else f"the reporting {len(suite.headline)} tasks"
-    sentence = (
-        f"average is the mean over {number}; chance-normalised the mean over the same of (score - chance) / "
-        "(1 - chance): 0 is guessing, 1 is perfect"
-    )
-    if suite.informative:
-        sentence += "; informative at a scale the mean over the tasks, fixed beforehand, that tell its runs apart"
+def _about_averages(evaluation: Evaluation, bounds: frozenset[str], *, with_tasks: bool) -> str:
+    """Say what the averages and the column "from chance" are, as far as they are shown; empty where none is."""
+    suite, tasks = evaluation.suite, evaluation.tasks
+    shown = {row.name for row in _shown_rows(evaluation) if row.kind == "average"}
+    has_column = bool(_shown_tasks(evaluation, with_tasks=with_tasks))
+    parts = []
+    if "average" in shown:
+        count = len(suite.headline)
+        number = f"the {counted(count, 'reporting task')}" if suite.development else f"all {count} tasks"
+        parts.append(f"average is the mean over {'the 1 task' if count == 1 and not suite.development else number}")
+        parts.append(
+            "chance-normalised the mean over the same of (score - chance) / (1 - chance)"
+            + (", which is a task's from chance: 0 % is guessing, 100 % is perfect" if has_column else "")
+            + ("" if has_column else ": 0 is guessing, 1 is perfect")
+        )
+    if any(f"informative at {scale}" in shown for scale in suite.informative):
+        verb = "" if parts else "is "
+        parts.append(
+            f"informative at a scale {verb}the mean over the tasks, fixed beforehand, that tell its runs apart"
+        )
+    if has_column and "average" not in shown:
+        parts.append("from chance is (score - chance) / (1 - chance): 0 % is guessing, 100 % is perfect")
+    if not parts:
+        return ""
+    sentence = "; ".join(parts)
     if unknown := [row.task.title for row in tasks if row.score is not None and row.chance is None]:
         sentence += f". Chance is not known, or 1, of {listed(unknown)}"
     if bounded := [row.task.title for row in tasks if row.score is not None and row.task.name in bounds]:
@@ -510,13 +580,25 @@ def _seconds(seconds: float) -> str:
 # --- Cells ---------------------------------------------------------------------------------------------------------
 
 
+def _shown_rows(evaluation: Evaluation) -> list[Row]:
+    """Return the groups of which some task has a score, and the averages of which all have."""
+    return [row for row in evaluation.rows if row.num_scored >= (1 if row.kind == "group" else len(row.tasks))]
+
+
+def _shown_tasks(evaluation: Evaluation, *, with_tasks: bool) -> list[TaskRow]:
+    """Return the tasks that get a line; without `with_tasks` those with a score, where groups would show little."""
+    has_gaps = any(row.score is None for row in evaluation.tasks)
+    return [row for row in evaluation.tasks if with_tasks or (has_gaps and row.score is not None)]
+
+
 def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     header = ["group", "tasks", *_titles(evaluation)]
     cells = []
-    for row in evaluation.rows:
+    rows = _shown_rows(evaluation)
+    for row, told in zip(rows, _score_column([row.score for row in rows]), strict=True):
         whole = len(row.tasks)
         number = str(whole) if row.num_scored == whole else f"{row.num_scored} of {whole}"
-        line = [row.name.replace("_", " ") + (ODD_MARK if row.is_odd else ""), number, _score_text(row.score)]
+        line = [row.name.replace("_", " ") + (ODD_MARK if row.is_odd else ""), number, told]
         line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
         cells.append(line)
     return header, cells
@@ -526,9 +608,9 @@ def _task_cells(evaluation: Evaluation, rows: Sequence[TaskRow]) -> tuple[list[s
     found, *change = _titles(evaluation)
     header = ["task", found, "chance", "from\nchance", *change]
     cells = []
-    for row in rows:
-        share = "-" if row.from_chance is None else f"{100 * row.from_chance:.0f} %"
-        line = [row.label, _score_text(row.score), _known(row.chance), share]
+    for row, told in zip(rows, _score_column([row.score for row in rows]), strict=True):
+        share = "-" if row.from_chance is None else f"{round(100 * row.from_chance)} %"
+        line = [row.label, told, _known(row.chance), share]
         line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
         cells.append(line)
     return header, cells
@@ -547,7 +629,22 @@ def _titles(evaluation: Evaluation) -> list[str]:
 def _score_text(found: Estimate | None) -> str:
     if found is None:
         return "-"
-    return score(found.value) + ("" if found.error is None else f" ± {score(found.error)}")
+    return score(found.value) + (_nearer_end(found) or ("" if found.error is None else f" ± {score(found.error)}"))
+
+
+def _nearer_end(found: Estimate) -> str:
+    """Spell the end of the interval of a score without spread at 0 or 1; empty for any other."""
+    if found.error != 0 or found.ends is None or found.value not in found.ends:
+        return ""
+    low, high = found.ends
+    return f" (to {score(high)})" if found.value == low else f" (from {score(low)})"
+
+
+def _score_column(found: Sequence[Estimate | None]) -> list[str]:
+    """Spell a column of scores with their numbers under each other."""
+    parts = [_score_text(each).partition(" ") for each in found]
+    room = max((len(rest) for _, _, rest in parts), default=0)
+    return [f"{value} {rest:<{room}}" if room else value for value, _, rest in parts]
 
 
 def _change_text(change: Estimate | None) -> str:
@@ -559,3 +656,15 @@ def _change_text(change: Estimate | None) -> str:
 
 def _known(value: float | None) -> str:
     return "-" if value is None else score(value)
+
+
+def score(value: float) -> str:
+    """Spell a number with three decimals and no leading zero, a negative one too; what rounds to 0 has no sign."""
+    told = unsigned(abs(value))
+    return f"-{told}" if value < 0 and told != ".000" else told
+
+
+def signed(value: float) -> str:
+    """Spell a difference with its sign, which is + for what rounds to 0."""
+    told = score(value)
+    return told if told.startswith("-") else f"+{told}"

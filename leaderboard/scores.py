@@ -14,12 +14,13 @@ from benchmark.names import nearest_name
 from benchmark.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
 from benchmark.stage import Json, Record, read_record, sha256_of
 from benchmark.tasks import Suite, ZeroShotClassification
-from benchmark.uncertainty import uncertainty
+from benchmark.uncertainty import uncertainty, wilson
 from leaderboard.checkpoints import SUITE as DATACOMP
 from leaderboard.checkpoints import guessed_score, read_checkpoints
 
 COSTS_NAME, COST_STAGE = "costs.jsonl", "evaluate_task"
 PER_CLASS_METRICS = ("acc1", "mean_per_class_recall")  # of which guessing gets 1 / classes
+OWN_SUITES = "To load your own tasks and suites: --plugins FILE."
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 
 
@@ -47,12 +48,14 @@ class ScoreSet:
     scores: dict[str, float]  # main metrics; a task that a seed has no score of is not there
     chance: dict[str, float] = field(default_factory=dict)  # where known
     errors: dict[str, float] = field(default_factory=dict)  # standard errors from the test samples, where known
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, of the test samples, where known
     predictions: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # the folders whose `eval/` holds them
     data: dict[str, str] = field(default_factory=dict)  # hashes of the evaluation sets, where known
     costs: dict[str, TaskCost] = field(default_factory=dict)  # of one seed, where known
     odd_sizes: dict[str, Samples] = field(default_factory=dict)
     odd_classes: dict[str, int] = field(default_factory=dict)  # task -> the number of classes that it should have
     unscored: tuple[str, ...] = ()  # there, without a main metric
+    metrics_at: dict[str, str] = field(default_factory=dict)  # unscored task -> where its metrics are
     unknown: tuple[str, ...] = ()  # names that no task has here
     seeds: dict[int, ScoreSet] = field(default_factory=dict)  # empty: one model
     notes: tuple[str, ...] = ()  # sentences that belong beside the scores
@@ -90,7 +93,10 @@ def best_suite(scores: ScoreSet) -> Suite:
     shared = {name: len(known & {*suite.tasks, *suite.unscored}) for name, suite in registry.SUITES.items()}
     best = min(registry.SUITES, key=lambda name: (-shared[name], len(registry.SUITES[name].tasks), name), default=None)
     if best is None or not shared[best]:
-        raise KeyError(f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(registry.SUITES)}")
+        raise KeyError(
+            f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(registry.SUITES)}. "
+            f"{OWN_SUITES}"
+        )
     return registry.SUITES[best]
 
 
@@ -99,7 +105,7 @@ def suite_named(name: str) -> Suite:
     registry.load_tasks()
     known = sorted(registry.SUITES)
     if name not in known:
-        raise KeyError(f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}.")
+        raise KeyError(f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}. {OWN_SUITES}")
     return registry.SUITES[name]
 
 
@@ -133,13 +139,16 @@ def read_over_seeds(name: str, folders: Mapping[int, Path]) -> ScoreSet:
 def _of_records(folder: Path) -> ScoreSet:
     """Read the records of `folder/eval`, and what stands beside them."""
     records: dict[str, Record] = {}
+    places: dict[str, str] = {}
     for path in sorted((folder / EVAL_FOLDER).glob("*.json")):
         record = read_record(path)
         assert record is not None
         records[record.made_from["task"]] = record
+        places[record.made_from["task"]] = f"{EVAL_FOLDER}/{path.name}"
     _refuse_mixed(folder, records)
     scores: dict[str, float] = {}
     errors: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     predictions: dict[str, tuple[Path, ...]] = {}
     odd_sizes: dict[str, Samples] = {}
     odd_classes: dict[str, int] = {}
@@ -159,10 +168,11 @@ def _of_records(folder: Path) -> ScoreSet:
             predictions[name] = (folder,)
         if metrics.get("standard_error") is not None:
             errors[name] = metrics["standard_error"]
+            if (interval := _stated_interval(metrics)) is not None:
+                intervals[name] = interval
         elif name in predictions:  # a record of before these were kept
-            errors[name] = uncertainty(
-                registry.TASKS[name], read_predictions(folder, registry.TASKS[name])
-            ).standard_error
+            known = uncertainty(registry.TASKS[name], read_predictions(folder, registry.TASKS[name]))
+            errors[name], intervals[name] = known.standard_error, (known.low, known.high)
     chance, bounds = _chances(scores, {name: record.result["metrics"] for name, record in records.items()})
     return ScoreSet(
         name=_name_of(folder),
@@ -170,12 +180,14 @@ def _of_records(folder: Path) -> ScoreSet:
         chance=chance,
         chance_bounds=bounds,
         errors=errors,
+        intervals=intervals,
         predictions=predictions,
         data={name: records[name].made_from["data"] for name in scores},
         costs=_costs(folder),
         odd_sizes=odd_sizes,
         odd_classes=odd_classes,
         unscored=tuple(name for name in records if name not in scores),
+        metrics_at={name: places[name] for name in records if name not in scores},
         unknown=tuple(name for name in records if name not in registry.TASKS),
     )
 
@@ -221,6 +233,7 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
         for name in shared
         if all(name in each.predictions for each in members)
     }
+    errors, intervals = _errors_over_seeds(name_of_all, members, shared, predictions)
     costs = {}
     for name in shared:
         known = [each.costs[name] for each in members if name in each.costs]
@@ -232,13 +245,19 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
         scores={name: math.fsum(each.scores[name] for each in members) / len(members) for name in shared},
         chance={name: each.chance[name] for each in members for name in shared if name in each.chance},
         chance_bounds=frozenset().union(*(each.chance_bounds for each in members)),
-        errors=_errors_over_seeds(name_of_all, members, shared, predictions),
+        errors=errors,
+        intervals=intervals,
         predictions=predictions,
         data={name: value for name, value in members[0].data.items() if name in shared},
         costs=costs,
         odd_sizes={name: size for each in members for name, size in each.odd_sizes.items()},
         odd_classes={name: classes for each in members for name, classes in each.odd_classes.items()},
         unscored=tuple(dict.fromkeys(name for each in members for name in each.unscored)),
+        metrics_at={
+            name: f"seed-{seed if len(seeds) == 1 else '*'}/{place}"
+            for seed, each in seeds.items()
+            for name, place in each.metrics_at.items()
+        },
         unknown=tuple(dict.fromkeys(name for each in members for name in each.unknown)),
         seeds=seeds,
         notes=tuple(notes),
@@ -247,20 +266,25 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
 
 def _errors_over_seeds(
     name_of_all: str, members: Sequence[ScoreSet], names: Sequence[str], predictions: Mapping[str, tuple[Path, ...]]
-) -> dict[str, float]:
-    """Return the standard error of the mean over models that were tested on the same samples, by task."""
-    errors = {}
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return the standard error of the mean over models tested on the same samples, and its interval, by task."""
+    errors: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for name in names:
         if len(members) > 1 and name in predictions:
             tables = [read_predictions(seed_dir, registry.TASKS[name]) for seed_dir in predictions[name]]
             try:
-                errors[name] = uncertainty(registry.TASKS[name], tables).standard_error
+                known = uncertainty(registry.TASKS[name], tables)
             except ValueError as error:
                 raise ValueError(f"{name_of_all}: its seeds cannot be joined, as the {error}") from error
+            errors[name], intervals[name] = known.standard_error, (known.low, known.high)
         elif all(name in each.errors for each in members):
             # As if the models erred on the same samples alike: no smaller than it is.
             errors[name] = math.fsum(each.errors[name] for each in members) / len(members)
-    return errors
+            if all(name in each.intervals for each in members):
+                low, high = (math.fsum(each.intervals[name][end] for each in members) / len(members) for end in (0, 1))
+                intervals[name] = low, high
+    return errors, intervals
 
 
 def _costs(folder: Path) -> dict[str, TaskCost]:
@@ -297,6 +321,11 @@ def _of_lines(path: Path) -> ScoreSet:
             raise ValueError(
                 f'{path}: line {number} is no result of a task, {{"key": ..., "dataset": ..., "metrics": {{...}}}}'
             ) from error
+        if "main_metric" not in metrics:
+            raise ValueError(
+                f"{path}: line {number}, task {key!r}, has no main_metric; add it to the line's metrics: the task's "
+                "score from 0 to 1, or null where the task has none"
+            )
         # As text, since NaN is not equal to itself.
         if key in lines and json.dumps(lines[key], sort_keys=True) != json.dumps(metrics, sort_keys=True):
             raise ValueError(f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines")
@@ -308,18 +337,25 @@ def _of_lines(path: Path) -> ScoreSet:
         raise ValueError(f"{path} has no result of a task")
     scores: dict[str, float] = {}
     for name, metrics in lines.items():
-        score = metrics.get("main_metric")
+        score = metrics["main_metric"]
         if score is not None and not (isinstance(score, float) and math.isnan(score)):
             scores[name] = _checked_score(score, f"{path}: {name!r}")
     chance, bounds = _chances(scores, lines)
+    errors, intervals = _errors_of_accuracies(scores)
+    for name in scores:
+        if lines[name].get("standard_error") is not None:
+            errors[name] = lines[name]["standard_error"]
+            intervals.pop(name, None)  # of another error
+        if (interval := _stated_interval(lines[name])) is not None:
+            intervals[name] = interval
     sizes = {name: (lines[name].get("num_samples"), expected_sizes[name]) for name in scores}
     return ScoreSet(
         name=_name_of(path.parent) if path.name == LINES_NAME else path.stem,
         scores=scores,
         chance=chance,
         chance_bounds=bounds,
-        errors=_errors_of_accuracies(scores)
-        | {name: lines[name]["standard_error"] for name in scores if lines[name].get("standard_error") is not None},
+        errors=errors,
+        intervals=intervals,
         odd_sizes={
             name: Samples(found, expected)
             for name, (found, expected) in sizes.items()
@@ -327,6 +363,7 @@ def _of_lines(path: Path) -> ScoreSet:
         },
         odd_classes=odd_classes,
         unscored=tuple(name for name in lines if name not in scores),
+        metrics_at={name: path.name for name in lines if name not in scores},
         unknown=tuple(name for name in lines if name not in registry.TASKS),
     )
 
@@ -337,12 +374,14 @@ def _of_lines(path: Path) -> ScoreSet:
 def _of_checkpoint(name: str) -> ScoreSet:
     found = read_checkpoints().find(name)
     chance, bounds = _chances(found.scores, {})
+    errors, intervals = _errors_of_accuracies(found.scores)
     return ScoreSet(
         name=found.name,
         scores=dict(found.scores),
         chance=chance,
         chance_bounds=bounds,
-        errors=_errors_of_accuracies(found.scores),
+        errors=errors,
+        intervals=intervals,
         notes=(f"{found.name}: {found.note}.",) if found.note else (),
     )
 
@@ -386,14 +425,23 @@ def _chances(
     return chance, frozenset(bounds)
 
 
-def _errors_of_accuracies(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return the binomial standard errors of the scores that are accuracies over a known number of images."""
-    errors = {}
+def _errors_of_accuracies(
+    scores: Mapping[str, float],
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return the binomial standard errors, and Wilson's 95 % intervals, of accuracies over a known number of images."""
+    errors, intervals = {}, {}
     for name, score in scores.items():
         task = registry.TASKS.get(name)
         if isinstance(task, ZeroShotClassification) and task.main_metric == "acc1" and task.size:
             errors[name] = math.sqrt(score * (1 - score) / task.size)
-    return errors
+            intervals[name] = wilson(score, task.size)
+    return errors, intervals
+
+
+def _stated_interval(metrics: Mapping[str, Json]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a main metric that stands beside it."""
+    low, high = metrics.get("interval_low"), metrics.get("interval_high")
+    return None if low is None or high is None else (float(low), float(high))
 
 
 def _size(name: str) -> int | None:

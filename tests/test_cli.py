@@ -464,6 +464,40 @@ def test_help_and_lists(capsys):
     assert re.search(r"seeds +training seeds, such as 0 or \[0,1,2\]; each has a folder of its own \(default: 0\)", out)
 
 
+def test_released_checkpoints_are_listed(capsys):
+    assert main(["list", "checkpoints"]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.split() == ["checkpoint", "scale", "pool", "strategy", "average"]
+    rows = [line.split() for line in lines[: lines.index("")]]
+    assert len(rows) == 28 and all(len(row) == 5 for row in rows)
+    assert ["ViT-B-32/datacomp_m_s128m_b4k", "medium", "medium", "image_based+clip_score", ".328"] in rows
+    assert ["ViT-B-16/datacomp_xl_s13b_b90k", "-", "xlarge", "image_based+clip_score", ".615"] in rows
+    assert max(map(len, [title, *lines])) <= 100
+
+
+def test_scores_of_ones_own_suite_are_compared_with_its_file(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from benchmark.registry import register_suite, register_task\n"
+        "from benchmark.tasks import Suite, ZeroShotClassification\n"
+        'register_task(ZeroShotClassification(name="own/task", title="Own", groups=("own",), size=40))\n'
+        'register_suite(Suite(name="own", version=1, tasks=("own/task",)))\n'
+    )
+    scores = tmp_path / "scores.jsonl"
+    scores.write_text('{"key": "own/task", "dataset": "Own", "metrics": {"acc1": 0.5, "main_metric": 0.5}}\n')
+    # Processes of their own: what a plugin registers stays.
+    command = [sys.executable, "-m", "benchmark", "leaderboard", "compare", str(scores)]
+    without, given = (
+        subprocess.run([*command, *more], capture_output=True, text=True)
+        for more in ([], ["--plugins", str(tmp_path / "own.py")])
+    )
+    assert without.returncode == EXIT_USER and "--plugins FILE" in without.stderr
+    assert given.returncode == 0 and given.stdout.startswith("scores: suite own, version 1\n"), given.stderr
+    listed = subprocess.run(
+        [*command[:3], "list", "tasks", "--plugins", str(tmp_path / "own.py")], capture_output=True, text=True
+    )
+    assert "suite own (version 1): 1 task\n" in listed.stdout
+
+
 def test_seeds_that_saw_different_data_are_not_joined(finished_run, pico_pool, tmp_path, capsys):
     shutil.copytree(finished_run, "copy")
     path = Path("copy/seed-1/checkpoint/checkpoint.json")

@@ -206,6 +206,20 @@ def test_a_checkpoint_is_found_by_its_name_or_by_a_tag_that_is_its_own(checkpoin
         checkpoints.find("comonpool_m_clip")
 
 
+@pytest.mark.parametrize(
+    ("begun", "meant"),
+    [
+        ("ViT-B-32/commonpool_m", "ViT-B-32/commonpool_m_s128m_b4k"),
+        ("commonpool_l_t", "commonpool_l_text_s1b_b8k"),
+        ("datacomp_m", "datacomp_m_s128m_b4k"),
+    ],
+)
+def test_of_unknown_checkpoints_the_one_that_begins_so_is_suggested(checkpoints, begun, meant):
+    with pytest.raises(KeyError) as raised:
+        checkpoints.find(begun)
+    assert f"{begun!r}. Did you mean {meant!r}? `winnow list checkpoints` names all." in raised.value.args[0]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_informative_tasks_are_what_the_rule_chooses(checkpoints, suite, scale):
     assert suite.informative[scale] == informative_tasks(checkpoints, scale)

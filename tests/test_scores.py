@@ -17,14 +17,21 @@ import pytest
 from benchmark.cli import main
 from benchmark.experiment import finished_seeds
 from benchmark.registry import SUITES, TASKS
-from benchmark.results import CLASSIFICATION_SCHEMA, predictions_path, result_path, write_lines, write_result
+from benchmark.results import (
+    CLASSIFICATION_SCHEMA,
+    FACE_SCHEMA,
+    predictions_path,
+    result_path,
+    write_lines,
+    write_result,
+)
 from benchmark.scales import SCALES
 from benchmark.stage import Record, read_record, write_record
 from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
 from benchmark.train import RECORD_NAME as TRAINED_NAME
-from benchmark.uncertainty import difference
+from benchmark.uncertainty import difference, wilson
 from leaderboard.curve import plot_curve, render_curve
-from leaderboard.score_table import Estimate, make_evaluation, render_evaluation
+from leaderboard.score_table import Estimate, make_evaluation, render_evaluation, score, signed
 from leaderboard.scores import Samples, ScoreSet, TaskCost, best_suite, read_over_seeds, read_scores, suite_named
 
 ANIMALS = ZeroShotClassification(name="toy/animals", title="Animals", groups=("plain",), size=100)
@@ -232,6 +239,10 @@ def test_a_repeated_line_may_not_say_something_else(tmp_path: Path) -> None:
         ('{"key": "toy/plants"', "line 1 is no result of a task"),
         ('{"key": "toy/plants"}', "line 1 is no result of a task"),
         ("[1]", "line 1 is no result of a task"),
+        (
+            line("toy/animals", 0.5) + '\n{"key": "toy/plants", "dataset": "Plants", "metrics": {"acc1": 0.5}}',
+            r"lines\.jsonl: line 2, task 'toy/plants', has no main_metric; add it .*, or null where the task has none",
+        ),
         ("", "has no result of a task"),
         (line("toy/plants", 79.2), "has the score 79.2; a score is a number from 0 to 1"),
         (line("toy/plants", "high"), "has the score 'high'"),
@@ -299,9 +310,9 @@ def test_another_number_of_samples_than_known_is_marked(tmp_path: Path) -> None:
 def test_the_suite_is_the_one_with_most_of_the_tasks_and_then_the_smallest() -> None:
     assert best_suite(ScoreSet("a", {"toy/animals": 0.5, "toy/plants": 0.5})).name == "toy"
     assert best_suite(ScoreSet("a", {"toy/animals": 0.5})).name == "toy-one"
-    with pytest.raises(KeyError, match="no suite has the tasks of a"):
+    with pytest.raises(KeyError, match=r"no suite has the tasks of a.*--plugins FILE"):
         best_suite(ScoreSet("a", {"unheard": 0.5}))
-    with pytest.raises(KeyError, match="Did you mean 'toy'"):
+    with pytest.raises(KeyError, match=r"Did you mean 'toy'.*--plugins FILE"):
         suite_named("toyy")
 
 
@@ -330,9 +341,10 @@ average                   3    .567 ± .029       .517  +.050 [+.020, +.080]
 chance-normalised         3    .468 ± .035       .405  +.062 [+.025, +.100]
 informative at small      2    .650 ± .032       .575  +.075 [+.030, +.120]
 
-tasks that carry +.050  score ± error  reference         change [95 %]  of the average
---------------------------------------------------------------------------------------
-Animals                   .800 ± .040       .600  +.200 [+.122, +.278]           +.067
+largest parts of  score ± error  reference         change [95 %]  of the average
+the change +.050
+--------------------------------------------------------------------------------
+Animals             .800 ± .040       .600  +.200 [+.122, +.278]           +.067
 
 The average is +.050 from theirs: more than the choice of test samples explains; another training
 seed may move it as much or more. Most against it: Plants -.050 [-.093, -.007].
@@ -526,6 +538,97 @@ def test_the_command_compares_what_it_is_given(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("kind,name,tasks,scored,whole,score,")
     assert main(["leaderboard", "compare", str(tmp_path / "x"), str(tmp_path / "z")]) == 2
     assert capsys.readouterr().err.startswith(f"winnow: '{tmp_path / 'z'}' is no folder and no file.")
+
+
+def test_numbers_are_spelt_alike_below_zero_too() -> None:
+    values = [-0.0026, -0.0004, 0.0, 0.0004, 0.079, -0.5, 1.0, -1.0]
+    assert [score(value) for value in values] == ["-.003", ".000", ".000", ".000", ".079", "-.500", "1.000", "-1.000"]
+    assert [signed(value) for value in values[:5]] == ["-.003", "+.000", "+.000", "+.000", "+.079"]
+    ours = made("a", 0.1976, 0.1976, 0.1997)  # of which guessing gets .2
+    text = render_evaluation(ours, SUITE, with_tasks=True)
+    assert "chance-normalised 3 -.002 ± " in " ".join(text.split()) and "-0" not in text
+    assert "Streets .200 ± .030 .200 0 %" in " ".join(text.split())
+
+
+def test_no_hit_and_nothing_but_hits_are_no_certainty(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "mine", {ANIMALS: 0, PLANTS: 40, STREETS: 20}, count=40)
+    write_lines(folder)
+    high = wilson(0, 40)[1]
+    for place in (folder, folder / "eval_results.jsonl"):
+        found = read_scores(str(place))
+        assert found.intervals["toy/animals"] == pytest.approx((0, high))
+        lines = render_evaluation(found, SUITE, with_tasks=True).splitlines()
+        rows = {row.split()[0]: row for row in lines if row.startswith(("Animals", "Plants", "Streets"))}
+        assert " .000 (to .088) " in rows["Animals*"] and "±" not in rows["Animals*"]
+        assert "1.000 (from .912) " in rows["Plants"]
+        points = {
+            row.index(number) + len(number)
+            for row, number in zip(rows.values(), (" .000 ", "1.000 ", ".500 "), strict=True)
+        }
+        assert len(points) == 1  # their numbers stand under each other
+        assert "worst group 1 .500 ± .0" in " ".join(" ".join(lines).split())
+    evaluated(tmp_path / "seed-0", {ANIMALS: 0})
+    evaluated(tmp_path / "seed-1", {ANIMALS: 0})
+    over_seeds = render_evaluation(read_scores(str(tmp_path)), SUITES["toy-one"])
+    assert f".000 (to .0{1000 * wilson(0, 100)[1]:.0f})" in over_seeds
+
+
+def test_tasks_without_a_score_are_named_with_the_place_of_their_metrics(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "seed-0", ALL)
+    assert "Without a score" not in render_evaluation(read_scores(str(folder)), SUITE)
+    columns = {name: [0, 1] for name in FACE_SCHEMA.names} | {"key": ["a", "b"]}
+    made_from = {"task": FACES.name, "task_version": 1, "data": FACES.name, "checkpoint": "m0"}
+    write_result(folder, FACES, made_from, pa.table(columns, schema=FACE_SCHEMA))
+    write_lines(folder)
+    for place, there in (
+        (folder, "eval/toy-faces.json"),
+        (folder / "eval_results.jsonl", "eval_results.jsonl"),
+        (tmp_path, "seed-0/eval/toy-faces.json"),
+    ):
+        text = render_evaluation(read_scores(str(place)), SUITE)
+        assert f"\nWithout a score: Faces (their metrics: {there}).\n" in text
+
+
+def test_of_an_evaluation_of_few_tasks_only_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [replace(ANIMALS, name=f"toy/{n}", title=f"Toy {n}", groups=("many",)) for n in range(11)]
+    for task in many:
+        monkeypatch.setitem(TASKS, task.name, task)
+    suite = Suite(name="wide", version=1, tasks=(*SUITE.tasks, *(task.name for task in many)))
+    ours = ScoreSet("a", {"toy/streets": 0.4}, {"toy/streets": 0.2})
+    text = render_evaluation(ours, suite)
+    assert "0 of" not in text and "\nworst group      1   .400\n" in text
+    told = " ".join(text.split())
+    assert "13 of 14 tasks have no score of a, " in told
+    assert "are left out: toy/animals, toy/plants, toy/0, toy/1, toy/2, toy/3 and 7 more." in told
+    assert "average is" not in told and "chance-normalised" not in told
+    assert "from chance is (score - chance) / (1 - chance): 0 % is guessing, 100 % is perfect." in told
+    curve = render_curve([(1_000, ours)], suite)
+    assert "plain" not in curve and "many" not in curve and "13 of 14 tasks: toy/animals, " in curve
+    whole = render_evaluation(made("a", 0.5, 0.6, 0.7), SUITE, with_tasks=True)
+    assert "which is a task's from chance: 0 % is guessing" in " ".join(whole.split())
+    one = render_evaluation(made("a", 0.5, 0.6, 0.7), SUITES["toy-one"])
+    assert "average is the mean over the 1 task;" in one
+
+
+def test_what_took_longest_is_said_after_an_evaluation_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = evaluated(tmp_path / "x", ALL)
+    cost = {"stage": "evaluate_task", "task": "toy/animals", "images": 100, "seconds": 9.0}
+    lines_file(folder / "costs.jsonl", json.dumps(cost))
+    assert "Slowest: Animals 9.0 s" in render_evaluation(read_scores(str(folder)), SUITE)
+    assert main(["leaderboard", "compare", str(folder)]) == 0
+    assert "Slowest" not in capsys.readouterr().out
+
+
+def test_what_has_nothing_in_common_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left, right = (str(evaluated(tmp_path / name, {task: 50})) for name, task in (("x", ANIMALS), ("y", PLANTS)))
+    for arguments in ([left, right, "--suite", "toy"], [left, "ViT-B-32/datacomp_m_s128m_b4k"]):
+        assert main(["leaderboard", "compare", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert "have no task of suite toy" in told and "in common to compare" in told and told.count("\n") == 1
+    assert main(["leaderboard", "compare", left, "--suite", "datacomp"]) == 2
+    assert "x has no result of any task of suite datacomp; name another with --suite" in capsys.readouterr().err
 
 
 # --- Learning curves -------------------------------------------------------------------------------------------------
