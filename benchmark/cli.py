@@ -41,7 +41,7 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
   winnow pool import                make a pool of somebody else's tars and parquet files
   winnow subset info FILE           what is in a subset file
   winnow subset and|or|minus|restrict|overlap A B ...   combine or compare subset files
-  winnow list filters|tasks|scales  what there is
+  winnow list filters|tasks|scales|checkpoints   what there is
   winnow leaderboard table          the board
   winnow leaderboard compare A [B]  scores of a folder, a results file or a released checkpoint, beside another's
 

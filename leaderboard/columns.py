@@ -54,13 +54,15 @@ def page(title: str, blocks: Sequence[Sequence[str]], sentences: Sequence[str], 
 
 
 def score(value: float) -> str:
-    """Spell a number with three decimals and no leading zero."""
-    return f"{value:.3f}".removeprefix("0")
+    """Spell a number with three decimals and no leading zero; what rounds to 0 has no sign."""
+    told = f"{abs(value):.3f}".removeprefix("0")
+    return f"-{told}" if value < 0 and told != ".000" else told
 
 
 def signed(value: float) -> str:
-    """Spell a difference with its sign."""
-    return f"{'-' if value < 0 else '+'}{score(abs(value))}"
+    """Spell a difference with its sign, which is + for what rounds to 0."""
+    told = score(value)
+    return told if told.startswith("-") else f"+{told}"
 
 
 def shortened(name: str, room: int) -> str:

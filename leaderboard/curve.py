@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmark.stage import write_bytes
 from benchmark.tasks import Suite
-from leaderboard.columns import counted, listed, markdown_table, page, text_table
-from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation, score, signed
+from leaderboard.columns import counted, listed, markdown_table, page, score, signed, text_table
+from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation
 from leaderboard.scores import ScoreSet
 
 BAND = 2  # standard errors

@@ -17,8 +17,7 @@ from benchmark import registry
 from benchmark.results import normalised, read_predictions
 from benchmark.tasks import Suite, Task
 from benchmark.uncertainty import difference, difference_of, error_of_mean
-from leaderboard.columns import counted, listed, markdown_table, page, shortened, text_table
-from leaderboard.columns import score as unsigned
+from leaderboard.columns import counted, listed, markdown_table, page, score, shortened, signed, text_table
 from leaderboard.scores import ScoreSet, best_suite, read_scores, suite_named
 from leaderboard.statistics import fit_seed_model
 
@@ -656,15 +655,3 @@ def _change_text(change: Estimate | None) -> str:
 
 def _known(value: float | None) -> str:
     return "-" if value is None else score(value)
-
-
-def score(value: float) -> str:
-    """Spell a number with three decimals and no leading zero, a negative one too; what rounds to 0 has no sign."""
-    told = unsigned(abs(value))
-    return f"-{told}" if value < 0 and told != ".000" else told
-
-
-def signed(value: float) -> str:
-    """Spell a difference with its sign, which is + for what rounds to 0."""
-    told = score(value)
-    return told if told.startswith("-") else f"+{told}"
