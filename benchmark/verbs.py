@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 
 DEFAULT_SCALE = "nano"
-CURVE_NAME = "curve.png"
+CURVE_NAME = "curve"
 MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experiment
 
 
@@ -299,8 +299,8 @@ def _evaluate_model(config: Config) -> None:
 
 
 def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
-    """Print the learning curve over the kept checkpoints that are evaluated, and draw it as `curve.png`."""
-    from leaderboard.curve import plot_curve, render_curve
+    """Print the learning curve over the kept checkpoints that are evaluated, and draw it: `curve.png`, `curve.csv`."""
+    from leaderboard.curve import curve_frame, plot_curve, render_curve
     from leaderboard.scores import read_over_seeds
 
     points = []
@@ -314,8 +314,9 @@ def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
     suite = SUITES[scale.suite]
     say("")
     say(render_curve(points, suite).rstrip("\n"))
-    plot_curve(points, suite, exp_dir / CURVE_NAME)
-    say(f"learning curve: {exp_dir / CURVE_NAME}")
+    plot_curve(points, suite, exp_dir / f"{CURVE_NAME}.png")
+    write_bytes(exp_dir / f"{CURVE_NAME}.csv", curve_frame(points, suite).to_csv(index=False).encode())
+    say(f"learning curve: {exp_dir / CURVE_NAME}.png, with every task's numbers in {CURVE_NAME}.csv beside it")
 
 
 def _suite_of(tasks: Sequence[Task], otherwise: str) -> str:

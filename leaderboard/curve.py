@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from benchmark.stage import write_bytes
 from benchmark.tasks import Suite
 from leaderboard.columns import counted, listed, markdown_table, page, score, signed, text_table
-from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation
+from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation, to_frame
 from leaderboard.scores import ScoreSet
 
 BAND = 2  # standard errors
@@ -46,6 +48,19 @@ def render_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, style: st
         return page(title, [table], sentences, style)
     told = [textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in sentences]
     return page(title, [table, told], (), style).rstrip("\n") + "\n"
+
+
+def curve_frame(points: Sequence[tuple[int, ScoreSet]], suite: Suite) -> pd.DataFrame:
+    """Return the lines of `winnow leaderboard compare --tasks --format csv` for every checkpoint, samples seen first.
+
+    Raises ValueError as `render_curve` does.
+    """
+    frames = []
+    for seen, evaluation in _evaluations(points, suite):
+        frame = to_frame(evaluation, with_tasks=True)
+        frame.insert(0, "samples_seen", seen)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
 def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path) -> None:

@@ -30,7 +30,7 @@ from benchmark.stage import Record, read_record, write_record
 from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
 from benchmark.train import RECORD_NAME as TRAINED_NAME
 from benchmark.uncertainty import difference, wilson
-from leaderboard.curve import plot_curve, render_curve
+from leaderboard.curve import curve_frame, plot_curve, render_curve
 from leaderboard.score_table import Estimate, make_evaluation, render_evaluation, score, signed
 from leaderboard.scores import Samples, ScoreSet, TaskCost, best_suite, read_over_seeds, read_scores, suite_named
 
@@ -658,6 +658,13 @@ def test_a_learning_curve_says_where_seeds_are_lacking() -> None:
         (2_000, replace(made("a", 0.5, 0.6, 0.7), seeds=two)),
     ]
     assert "After 1,000 samples the seeds are 0 alone." in render_curve(points, SUITE)
+
+
+def test_a_curves_frame_has_every_group_average_and_task_of_each_checkpoint() -> None:
+    frame = curve_frame([(2_000, made("a", 0.5, 0.6, 0.7)), (1_000, made("a", 0.3, 0.3, 0.3))], SUITE)
+    of_task = frame[frame["name"] == "toy/streets"]
+    assert of_task["samples_seen"].tolist() == [1_000, 2_000] and of_task["score"].tolist() == [0.3, 0.7]
+    assert frame[frame["name"] == "average"]["score"].tolist() == pytest.approx([0.3, 0.6])
 
 
 def test_two_points_of_the_same_samples_are_refused() -> None:
