@@ -216,7 +216,7 @@ def _map_on_ray(
         ) from error
     finally:
         for reference in running:
-            ray.cancel(reference)  # its worker lives on; those that do not heed it end with this process
+            ray.cancel(reference, force=True)  # with its worker: one that is just beginning does not heed the other way
 
 
 def _connected_ray() -> Any:
