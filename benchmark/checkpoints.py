@@ -9,12 +9,13 @@ from typing import Any
 import open_clip
 from torch import nn
 
+from benchmark.assets import hash_file
 from benchmark.encoders import IMAGE_OPTIONS, find_weights, hash_weights, image_options
 from benchmark.eval_sets import Preprocess
 from benchmark.models import Tokenizer, build_model, build_tokenizer, model_config
 from benchmark.scales import SCALES, own_model
 from benchmark.stage import rank_of_process, warn
-from benchmark.storage import as_location, file_hash, local_copy, state_of
+from benchmark.storage import as_location, local_copy
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def open_model(model: str, checkpoint: str | None) -> OpenedModel:
     config = model_config(name)
     weights = find_weights(name, checkpoint, "checkpoint")
     assert weights is not None
-    identity = hash_weights(name, weights, lambda path: file_hash(path, state_of(path)))
+    identity = hash_weights(name, weights, hash_file)
     path = weights if weights.is_file() else Path(_fetched(name, str(weights)))
     opened = build_model(name)
     _load_checkpoint(opened, path, name)

@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from benchmark.assets import hash_file
 from benchmark.registry import SUITES
 from benchmark.results import GROUP_RADIX
 from benchmark.scales import SCALES
 from benchmark.stage import digest, locked, read_json, sha256_of, warn, write_json
-from benchmark.storage import cache_dir, file_hash, state_of
+from benchmark.storage import cache_dir
 from benchmark.tars import IMAGE_FORMATS, Member, iter_members
 from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
 
@@ -161,7 +162,7 @@ def hash_eval_set(folder: Path) -> str:
 
 
 def _hash_of(path: Path) -> str:
-    return file_hash(path, state_of(path)) if path.suffix == ".tar" else sha256_of(path)
+    return hash_file(path) if path.suffix == ".tar" else sha256_of(path)
 
 
 def read_contents(task: Task, folder: Path, data_hash: str) -> Contents:

@@ -102,6 +102,11 @@ def find_rows(eval_dir: Path, hub_rows: str) -> Rows | None:
     return None
 
 
+def rows_folder(hub_rows: str) -> str:
+    """Return where a data set of the hub (`owner/name`) is fetched to, below the folder of the evaluation sets."""
+    return f"{CACHE_NAME}/{hub_rows.replace('/', '___')}"
+
+
 def local_set(task: Task, eval_dir: Path) -> Path:
     """Return the folder of a task's evaluation set: `<eval_dir>/<task.folder_name>`, or its rows, unpacked.
 

@@ -15,6 +15,7 @@ from benchmark.scales import Scale, get_scale
 from benchmark.storage import as_location, is_remote
 
 MISSING = "???"
+DEFAULT_SCALE = "nano"
 MAX_SEED = 2**63 - 1
 WANDB_MODES = ("disabled", "offline", "online")
 
@@ -32,7 +33,9 @@ def _option(default: Any, text: str) -> Any:
 class PoolOptions:
     """What every verb knows: the scale and where the pool is."""
 
-    scale: str = _option("nano", "the recipe; `winnow list scales` lists them; or a file of your own: my_scale.yaml")
+    scale: str = _option(
+        DEFAULT_SCALE, "the recipe; `winnow list scales` lists them; or a file of your own: my_scale.yaml"
+    )
     pool_dir: Any = _option(
         None, "the pool's folder or URL [pools/<scale>]; an embedded one is built when it is not there"
     )
@@ -295,7 +298,7 @@ def as_model_device(value: Any) -> str:
     import torch
 
     found = value if value is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return as_device(found, get_scale("nano"))
+    return as_device(found, get_scale(DEFAULT_SCALE))
 
 
 def scale_and_pool_dir(config: dict[str, Any]) -> tuple[Scale, Path, int]:

@@ -27,8 +27,10 @@ from benchmark.experiment import (
     train_stage,
     write_experiment_entry,
 )
+from benchmark.hub_rows import rows_folder
 from benchmark.index import has_tars
 from benchmark.options import (
+    DEFAULT_SCALE,
     MISSING,
     as_accumulation,
     as_count,
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
-DEFAULT_SCALE = "nano"
 CURVE_NAME = "curve"
 MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experiment
 
@@ -546,7 +547,7 @@ def _eval_dir(config: Config, pool_dir: Path, tasks: Sequence[Task]) -> Path:
     wanted = []
     for task in tasks:
         has_folder = not task.hub_rows or has_file(eval_dir / task.folder_name / "test" / "nshards.txt")
-        wanted.append(task.folder_name if has_folder else f"hf_cache/{task.hub_rows.replace('/', '___')}")
+        wanted.append(task.folder_name if has_folder else rows_folder(task.hub_rows))
     return local_copy(eval_dir, only=wanted)
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from benchmark import __version__
 from benchmark.fetch import PARTIAL_SUFFIX, TIMEOUT, fetch_file
+from benchmark.hub_rows import CACHE_NAME, rows_folder
 from benchmark.stage import Json, read_json, rename, sha256_of, write_bytes, write_json
 from benchmark.storage import file_hash, state_of
 from benchmark.tasks import Task
@@ -40,7 +41,6 @@ REPO_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TEST_SPLIT = re.compile(r"(?<![a-z])test(?![a-z])")
 
-CACHE_NAME = "hf_cache"
 CONVERTED = "refs/convert/parquet"  # the branch with the hub's own conversion of a data set
 MAX_TEXT_BYTES = 1 << 20
 MAX_PLAIN_BYTES = 16 << 20  # of a file in git itself; the hub takes none above 10 MB
@@ -149,7 +149,7 @@ def sources_of(tasks: Iterable[Task], out: Path, owner: str) -> list[Source]:
         if not REPO_NAME.fullmatch(repo) or ".." in repo:
             raise ValueError(f"task {task.name!r}: {repo!r} is no name of a data set, such as nlphuji/winogavil")
         has_rows = bool(task.hub_rows)
-        place = out / CACHE_NAME / repo.replace("/", "___") if has_rows else out / task.folder_name
+        place = out / rows_folder(repo) if has_rows else out / task.folder_name
         by_place[repo, place, has_rows].append(task.name)
     return [Source(tuple(names), repo, place, rows) for (repo, place, rows), names in by_place.items()]
 
