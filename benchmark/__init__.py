@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from benchmark.errors import UserError
 from benchmark.registry import register_filter, register_selector, register_signal, register_suite, register_task
 
-__all__ = ["register_filter", "register_selector", "register_signal", "register_suite", "register_task"]
+__all__ = ["UserError", "register_filter", "register_selector", "register_signal", "register_suite", "register_task"]

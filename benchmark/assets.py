@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.registry import Strategy
 from benchmark.stage import Json, say
 from benchmark.storage import as_location, cache_dir, file_hash, has_file, local_copy, state_of
@@ -119,7 +120,7 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
         found[option] = spelt if strategy.options[option].is_list else spelt[0]
     if missing:
         folders = " nor ".join(str(folder) for folder in _folders(pool_dir))
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{strategy.kind} {strategy.name!r} needs {' and '.join(missing)}: neither in {folders}; "
             f"put {'it' if len(missing) == 1 else 'them'} there, or give the option"
         )
@@ -154,8 +155,8 @@ def find_file(text: str, pool_dir: Path, where: str) -> Path:
             try:
                 return fetch_asset(text)
             except ConnectionError as error:
-                raise FileNotFoundError(f"{where}: {error}") from error
-    raise FileNotFoundError(f"{where}: there is no file {path}")
+                raise NotFoundError(f"{where}: {error}") from error
+    raise NotFoundError(f"{where}: there is no file {path}")
 
 
 def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]:
@@ -257,7 +258,7 @@ def _checked(path: Path) -> Path:
     """Return a path; raises ValueError where its name is a known asset's and its bytes are others."""
     known = KNOWN_ASSETS.get(path.name)
     if known is not None and (found := hash_file(path)) != known.sha256:
-        raise ValueError(
+        raise UserError(
             f"{path} has the sha256 {found}, but {path.name} of {known.folder_url} has {known.sha256}: "
             "delete it to have it fetched anew, or give it another name if it is another file"
         )

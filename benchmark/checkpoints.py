@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmark.assets import hash_file
 from benchmark.encoders import IMAGE_OPTIONS, find_weights, hash_weights, image_options
+from benchmark.errors import UserError
 from benchmark.eval_sets import Preprocess
 from benchmark.models import Tokenizer, build_model, build_tokenizer, model_config
 from benchmark.scales import SCALES, own_model
@@ -65,7 +66,7 @@ def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
             told = f"its tensors are not those of {name}: {text[:300]}"
         else:  # torch's own advice is to load code as well
             told = "it is no state dict of weights alone (.pt as open_clip's trainer writes it, or .safetensors)"
-        raise ValueError(f"checkpoint {path}: {told}") from error
+        raise UserError(f"checkpoint {path}: {told}") from error
 
 
 def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preprocess:
@@ -73,7 +74,7 @@ def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preproces
     size = config["vision_cfg"].get("image_size", 224)
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1:
-        raise ValueError(f"model {name!r} takes images of {size} pixels; only square ones can be evaluated")
+        raise UserError(f"model {name!r} takes images of {size} pixels; only square ones can be evaluated")
     image_size = int(sides.pop())
     tags = open_clip.list_pretrained_tags_by_model(name)
     is_named = checkpoint in tags and not Path(checkpoint).is_file()

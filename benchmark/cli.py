@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import __version__
+from benchmark.errors import UnknownNameError, UserError
 from benchmark.names import nearest_name
 from benchmark.stage import OtherRankFailed, Stopped, rank_of_process, say
 from benchmark.sweep import Sweep, check_launching, hand_on, job_name, outcome_path, stops_raised, write_outcome
@@ -70,7 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if rank_of_process()[1] > 1 and verb not in ("train", "evaluate"):
-        raise ValueError(
+        raise UserError(
             f"winnow {verb} does not work on ranks; run it once, without torchrun (only train and evaluate do)"
         )
     if verb == "--version":
@@ -88,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb in hydra_verbs:
         return HydraCommand.parse(verb, rest).execute()
     known = [*hydra_verbs, *ordinary]
-    raise KeyError(f"unknown verb {verb!r}.{nearest_name(verb, known)} Verbs: {', '.join(known)}.")
+    raise UnknownNameError(f"unknown verb {verb!r}.{nearest_name(verb, known)} Verbs: {', '.join(known)}.")
 
 
 def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
@@ -167,17 +168,17 @@ class HydraCommand:
                 command.flags.append(argument)
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
-                raise ValueError(
+                raise UserError(
                     f"winnow {verb} has no flag {argument!r}; options are key=value (winnow {verb} --help), flags: "
                     f"{', '.join(known)}"
                 )
             elif argument.startswith("+") and not argument.lstrip("+").startswith("hydra."):
-                raise ValueError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
+                raise UserError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
                 command.overrides.append(f"{key}={Path(value).expanduser()}" if value.startswith("~") else argument)
             else:
-                raise ValueError(f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help")
+                raise UserError(f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help")
         return command
 
     def execute(self) -> int:
@@ -192,7 +193,7 @@ class HydraCommand:
             try:
                 parsed += OverridesParser.create().parse_overrides([text])
             except HydraException as error:
-                raise ValueError(
+                raise UserError(
                     f"cannot read the option {text}; quote a value with special characters: 'name=\"value\"'"
                 ) from error
         self.plugins = [str(Path(path).expanduser().resolve()) for path in _flat_values(parsed, "plugins")]
@@ -216,36 +217,36 @@ class HydraCommand:
             check_override_name(self.verb, override.key_or_group)
         given = {override.key_or_group for override in parsed}
         if self.is_sweep and rank_of_process()[1] > 1:
-            raise ValueError("a sweep does not work on ranks; start torchrun once for every job")
+            raise UserError("a sweep does not work on ranks; start torchrun once for every job")
         self.launcher = next((str(name) for name in _flat_values(parsed, "hydra/launcher")), self.launcher)
         check_launching(given, self.launcher, self.is_sweep)
         if self.is_sweep and self.flags:
-            raise ValueError(f"{self.flags[0]} shows the configuration of one job; leave -m out")
+            raise UserError(f"{self.flags[0]} shows the configuration of one job; leave -m out")
         for name in _flat_values(parsed, "scale"):
             get_scale(name)
         self.swept = swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         if swept and not self.is_sweep:
-            raise ValueError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
+            raise UserError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
         if "exp_dir" in given - swept and swept - {"seeds", "exp_dir"} and self.verb in ("run", "filter"):
-            raise ValueError(
+            raise UserError(
                 f"a sweep over {', '.join(sorted(swept - {'seeds'}))} with one exp_dir would mix different experiments "
                 "in it; leave exp_dir out, and each job gets a folder of its own"
             )
         if not takes_filters(self.verb):
             return
         if "subset" in given and "filters" in given:
-            raise ValueError("subset= takes a file as it is; give filters= or subset=, not both")
+            raise UserError("subset= takes a file as it is; give filters= or subset=, not both")
         names = [str(name) for name in _flat_values(parsed, "filters")]
         for name in names:
             get_chooser(name)
         for override in parsed:
             value = override.value() if override.key_or_group == "filters" else None
             if isinstance(value, list) and len(set(map(str, value))) != len(value):
-                raise ValueError(f"filters={[str(name) for name in value]} names a filter twice")
+                raise UserError(f"filters={[str(name) for name in value]} names a filter twice")
         selected = names or _default_filters(self.verb)
         for key in given:
             if key.startswith("filters.") and key.split(".")[1] not in selected:
-                raise ValueError(
+                raise UserError(
                     f"{key} is given, but the filters are {selected}; add {key.split('.')[1]!r} to filters="
                 )
 
@@ -302,7 +303,7 @@ class HydraCommand:
         try:
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=self.verb)(job)()
         except HydraException as error:
-            raise ValueError(_hydra_sentence(error)) from error
+            raise UserError(_hydra_sentence(error)) from error
         finally:
             sys.argv = arguments
             if environment is None:
@@ -456,7 +457,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose complaints are one sentence like ours."""
 
     def error(self, message: str) -> Any:
-        raise ValueError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _pool(arguments: list[str]) -> int:
@@ -528,7 +529,7 @@ def _pool(arguments: list[str]) -> int:
         action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     if getattr(options, "workers", None) is not None and options.workers < 0:
-        raise ValueError(f"--workers {options.workers} is not a whole number from 0 on")
+        raise UserError(f"--workers {options.workers} is not a whole number from 0 on")
     act: dict[str, Callable[[argparse.Namespace], int]] = {
         "build": _pool_build,
         "index": _pool_index,
@@ -610,7 +611,7 @@ def _pool_import(options: argparse.Namespace) -> int:
     for text in options.column:
         new, equals, old = text.partition("=")
         if not (new and equals and old) or new in columns:
-            raise ValueError(f"--column {text} is not NEW=OLD, such as text=caption, with each NEW once")
+            raise UserError(f"--column {text} is not NEW=OLD, such as text=caption, with each NEW once")
         columns[new] = old
     load_strategies()
     out_dir = as_out_dir(options.out)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.models import Tokenizer
 from benchmark.order import AUGMENT_STREAM, SampleOrder, count_repeats, keyed_uint64, keyed_uniform
 from benchmark.ranks import ALONE, Ranks
@@ -252,7 +253,7 @@ class StepBatches(Dataset[Batch]):
             pixels = decode_pixels(data)
             if pixels is not None:
                 return pixels, text.decode(errors="replace"), attempt
-        raise ValueError("no sample of the subset can be decoded")
+        raise UserError("no sample of the subset can be decoded")
 
 
 def _batch(images: np.ndarray, tokens: np.ndarray, undecodable: int, repeats: int) -> Batch:

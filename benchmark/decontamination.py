@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from benchmark.assets import hash_file
 from benchmark.encoders import hash_weights, load_encoder
+from benchmark.errors import NotFoundError, UserError
 from benchmark.hub_rows import local_set
 from benchmark.images import SLICE_IMAGES
 from benchmark.registry import load_tasks
@@ -128,7 +129,7 @@ def find_evaluation_sets(given: str | None, pool_dir: Path, where: str) -> Path:
     """
     folder = local_copy(as_location(given)) if given is not None else local_copy(pool_dir / "eval")
     if not evaluation_tars(folder):
-        raise FileNotFoundError(f"{where}: there are no evaluation sets (wds_<task>_test/test/*.tar) in {folder}")
+        raise NotFoundError(f"{where}: there are no evaluation sets (wds_<task>_test/test/*.tar) in {folder}")
     return folder
 
 
@@ -160,7 +161,7 @@ def _evaluation_slices(eval_dir: Path) -> Iterator[list[Image.Image]]:
                 file.seek(member.offset)
                 image = decode_image(file.read(member.size))
                 if image is None:
-                    raise ValueError(f"{path}: the evaluation image {member.name!r} cannot be decoded")
+                    raise UserError(f"{path}: the evaluation image {member.name!r} cannot be decoded")
                 images.append(image)
                 if len(images) == SLICE_IMAGES:
                     yield images

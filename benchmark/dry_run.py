@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.errors import UserError
 from benchmark.experiment import open_experiment, own_shards
 from benchmark.index import PoolIndex, index_tables, unindexed_tars
 from benchmark.order import SampleOrder, present_samples
@@ -216,7 +217,7 @@ def resharding_lines(pool: Pool, subset_path: Path) -> list[str]:
     index = pool.index_within(subset)
     samples = present_samples(index.uids, subset)
     if not len(samples):
-        raise ValueError(f"no uid of {subset_path} has a sample in {pool.dir}")
+        raise UserError(f"no uid of {subset_path} has a sample in {pool.dir}")
     reading = cutting_reads(index, samples)
     return [
         f"reshard: {len(samples):,} samples",

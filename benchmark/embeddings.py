@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.errors import UserError
 from benchmark.tensors import open_array
 
 BLOCK_ROWS = 4096
@@ -59,9 +60,9 @@ def embedding_blocks(path: str | Path, dimension: int, *, option: str) -> Iterat
     try:
         embeddings = open_array(Path(path))
     except ValueError as error:
-        raise ValueError(f"{option}: {error}") from error
+        raise UserError(f"{option}: {error}") from error
     if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or not len(embeddings) or embeddings.shape[1] != dimension:
-        raise ValueError(
+        raise UserError(
             f"{option}: {path} has shape {embeddings.shape} of {embeddings.dtype}, not (rows, {dimension}) of floats"
         )
     for number, block in enumerate(row_blocks(embeddings)):
@@ -69,7 +70,7 @@ def embedding_blocks(path: str | Path, dimension: int, *, option: str) -> Iterat
         is_embedding = has_embedding(rows)
         if not is_embedding.all():
             row = number * BLOCK_ROWS + int(is_embedding.argmin())
-            raise ValueError(f"{option}: row {row} of {path} is NaN or zero; leave such images out")
+            raise UserError(f"{option}: row {row} of {path} is NaN or zero; leave such images out")
         yield rows
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.errors import UserError
+
 PUNCTUATION = ",.;:?!`"
 
 
@@ -40,5 +42,5 @@ def read_entries(path: str) -> list[str]:
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n")]
     names = [line for line in lines if line]
     if not names:
-        raise ValueError(f"{path}: this file of entries holds no name")
+        raise UserError(f"{path}: this file of entries holds no name")
     return names

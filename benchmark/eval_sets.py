@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from benchmark.assets import hash_file
+from benchmark.errors import NotFoundError, UserError
 from benchmark.registry import SUITES
 from benchmark.results import GROUP_RADIX
 from benchmark.scales import SCALES
@@ -55,9 +56,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation not in RESAMPLING:
-            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
+            raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
         if self.resize_mode not in ("shortest", "squash", "longest"):
-            raise ValueError(f"resize_mode {self.resize_mode!r} is not one of shortest, squash, longest")
+            raise UserError(f"resize_mode {self.resize_mode!r} is not one of shortest, squash, longest")
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: P
         missing += paths
         lacking += [task] if paths else []
     if (eval_dir / "test" / "nshards.txt").exists():
-        raise ValueError(f"{eval_dir} is an evaluation set itself; eval_dir= is the folder that it lies in")
+        raise UserError(f"{eval_dir} is an evaluation set itself; eval_dir= is the folder that it lies in")
     if missing:
         shown = [str(path.relative_to(eval_dir)) if path.is_relative_to(eval_dir) else str(path) for path in missing]
         more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
         where = eval_dir if eval_dir.is_dir() else f"{eval_dir}, which is no folder"
         there = [task.name for task in tasks if task not in lacking]
         what_is_there = f" There is all of tasks=[{','.join(there)}]." if there else ""
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {where}: "
             f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}{what_is_there}"
         )
@@ -145,7 +146,7 @@ def check_sizes(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) ->
     if told:
         text = f"{len(told)} of {len(sets)} evaluation sets are not whole: {'; '.join(told.values())}"
         if strict:
-            raise ValueError(f"{text}. Fetch them again; strict=false evaluates what is there, which is not comparable")
+            raise UserError(f"{text}. Fetch them again; strict=false evaluates what is there, which is not comparable")
         warn(f"{text}; their scores are not comparable")
     return set(told)
 
@@ -208,21 +209,21 @@ def read_samples(folder: Path) -> list[Sample]:
                 kind = "image" if member.extension in IMAGE_FORMATS else member.extension
                 if kind in of_sample:
                     other = of_sample[kind][1].name
-                    raise ValueError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
+                    raise UserError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
                 limit = MAX_IMAGE_BYTES if kind == "image" else MAX_LABEL_BYTES
                 if member.size > limit:
-                    raise ValueError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
+                    raise UserError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
                 of_sample[kind] = path, member
                 if kind in ("cls", "npy", "txt"):
                     file.seek(member.offset)
                     labels.setdefault(key, {})[kind] = file.read(member.size)
     if not members:
-        raise ValueError(f"{folder / 'test'}: the tars hold no samples")
+        raise UserError(f"{folder / 'test'}: the tars hold no samples")
     samples = []
     for key in sorted(members):
         if "image" not in members[key]:
             path, member = next(iter(members[key].values()))
-            raise ValueError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
+            raise UserError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
         path, member = members[key]["image"]
         samples.append(Sample(key, member.name, path, member.offset, member.size, labels.get(key, {})))
     return samples
@@ -233,7 +234,7 @@ def _whole_members(path: Path) -> Iterator[Member]:
     try:
         yield from iter_members(path)
     except ValueError as error:
-        raise ValueError(f"{error}; fetch the set again") from error
+        raise UserError(f"{error}; fetch the set again") from error
 
 
 def read_image(sample: Sample) -> bytes:
@@ -255,18 +256,18 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(read_image(sample)), formats=sorted(set(IMAGE_FORMATS.values()))) as opened:
             if opened.width * opened.height > most:
-                raise ValueError(f"{where} is too large to be an evaluation image: {opened.width} x {opened.height}")
+                raise UserError(f"{where} is too large to be an evaluation image: {opened.width} x {opened.height}")
             image = opened.convert("RGB")
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{where} is too large to be an evaluation image: {error}") from error
+        raise UserError(f"{where} is too large to be an evaluation image: {error}") from error
     except UnidentifiedImageError as error:  # whose text names an object in memory
-        raise ValueError(
+        raise UserError(
             f"{where} cannot be decoded: it is no {', '.join(IMAGE_FORMATS)}; fetch the set again"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         if str(error).startswith(where):
             raise
-        raise ValueError(f"{where} cannot be decoded: {error}; fetch the set again") from error
+        raise UserError(f"{where} cannot be decoded: {error}; fetch the set again") from error
     resampling = RESAMPLING[preprocess.interpolation]
     if preprocess.resize_mode == "squash":
         return np.array(image.resize((side, side), resampling) if image.size != (side, side) else image)
@@ -277,7 +278,7 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
         else:
             width, height = (int(side * length / min(image.size)) for length in image.size)
         if width * height > most:
-            raise ValueError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
+            raise UserError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
         image = image.resize((max(width, 1), max(height, 1)), resampling)
     if preprocess.resize_mode == "longest":  # what lacks on the shorter side is black
         canvas = Image.new("RGB", (side, side))
@@ -291,7 +292,7 @@ def _tar_paths(folder: Path) -> list[Path]:
     path = folder / "test" / "nshards.txt"
     text = path.read_text().strip()
     if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise ValueError(f"{path} holds {text[:40]!r} instead of the number of tars")
+        raise UserError(f"{path} holds {text[:40]!r} instead of the number of tars")
     return [folder / "test" / f"{number}.tar" for number in range(int(text))]
 
 
@@ -300,23 +301,23 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # an editor's mark before the first line is no part of it
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+        raise UserError(f"{path} is not UTF-8: {error}") from error
     lines = [line.strip() for line in text.rstrip("\n").split("\n")]
     if "" in lines:
-        raise ValueError(f"{path}: line {lines.index('') + 1} is empty")
+        raise UserError(f"{path}: line {lines.index('') + 1} is empty")
     return lines
 
 
 def part_of(sample: Sample, extension: str) -> bytes:
     if extension not in sample.labels:
-        raise ValueError(f"{sample.tar_path}: sample {sample.key!r} has no .{extension}")
+        raise UserError(f"{sample.tar_path}: sample {sample.key!r} has no .{extension}")
     return sample.labels[extension]
 
 
 def label_of(sample: Sample, num_classes: int) -> int:
     text = part_of(sample, "cls").decode(errors="replace").strip()
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < num_classes):
-        raise ValueError(
+        raise UserError(
             f"{sample.tar_path}: {sample.key}.cls holds {text[:40]!r}; classnames.txt has classes 0..{num_classes - 1}"
         )
     return int(text)
@@ -328,9 +329,9 @@ def numbers_of(sample: Sample, places: Sequence[int]) -> list[int]:
     try:
         values = np.lib.format.read_array(io.BytesIO(part_of(sample, "npy")), allow_pickle=False).reshape(-1)
     except (ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+        raise UserError(f"{where} cannot be read: {error}") from error
     if not np.issubdtype(values.dtype, np.integer) or len(values) <= max(places):
-        raise ValueError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
+        raise UserError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
     return [int(values[place]) for place in places]
 
 
@@ -340,7 +341,7 @@ def group_of(sample: Sample, task: GroupedClassification) -> int:
     for field, value in zip(fields, values, strict=True):
         limit = len(field.names) or (MAX_GROUPS if len(fields) == 1 else GROUP_RADIX)
         if not 0 <= value < limit:
-            raise ValueError(
+            raise UserError(
                 f"{sample.tar_path}: {sample.key}.npy: there is no {field.name} {value}; "
                 f"values: {list(field.names) or f'0 to {limit - 1}'}"
             )
@@ -351,11 +352,11 @@ def captions_of(sample: Sample) -> list[str]:
     try:
         text = part_of(sample, "txt").decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{sample.tar_path}: {sample.key}.txt is not UTF-8: {error}") from error
+        raise UserError(f"{sample.tar_path}: {sample.key}.txt is not UTF-8: {error}") from error
     # CLIP_benchmark joins captions by newlines and escapes those inside.
     captions = [caption.replace(r"\n", "\n") for caption in text.split("\n") if caption.strip()]
     if not captions:
-        raise ValueError(f"{sample.tar_path}: {sample.key}.txt has no caption")
+        raise UserError(f"{sample.tar_path}: {sample.key}.txt has no caption")
     return captions
 
 
@@ -377,19 +378,19 @@ def read_instances(path: Path, keys: set[str]) -> list[Instance]:
             row = json.loads(line)
             cue, candidates, associations = row["cue"], row["candidates"], row["associations"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
+            raise UserError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
         are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
         if not are_lists or not cue or not associations:
-            raise ValueError(f"{where}: a cue is a word, candidates and associations are lists of keys")
+            raise UserError(f"{where}: a cue is a word, candidates and associations are lists of keys")
         if strange := [key for key in [*candidates, *associations] if not isinstance(key, str)]:
-            raise ValueError(f"{where}: {strange[0]!r} is no key of an image, which is a text")
+            raise UserError(f"{where}: {strange[0]!r} is no key of an image, which is a text")
         if unknown := [key for key in candidates if key not in keys]:
-            raise ValueError(f"{where}: there is no image {unknown[0]!r}")
+            raise UserError(f"{where}: there is no image {unknown[0]!r}")
         if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):
-            raise ValueError(f"{where}: candidates must be distinct and hold all associations")
+            raise UserError(f"{where}: candidates must be distinct and hold all associations")
         instances.append(Instance(cue, candidates, sorted(candidates.index(key) for key in set(associations))))
     if not instances:
-        raise ValueError(f"{path} is empty")
+        raise UserError(f"{path} is empty")
     return instances
 
 

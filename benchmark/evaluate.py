@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmark import metrics
+from benchmark.errors import UserError
 from benchmark.eval_sets import (
     Contents,
     Preprocess,
@@ -197,9 +198,9 @@ def _plan(
             jobs.append(_Job(task, folders[task.name], contents, source))
             continue
         if sha256_of(path) != record.result["predictions"]:
-            raise ValueError(f"{path} was changed after it was made; delete it to have it made again")
+            raise UserError(f"{path} was changed after it was made; delete it to have it made again")
         if strict and "expected_samples" in record.result:
-            raise ValueError(
+            raise UserError(
                 f"{result_path(out_dir, task)} was made with strict=false from data of another size than the task's; "
                 "delete it and evaluate whole data, or say strict=false again"
             )
@@ -218,7 +219,7 @@ def _refuse_other_models(out_dir: Path, source: dict[str, Json]) -> None:
     for path in sorted((out_dir / EVAL_FOLDER).glob("*.json")):
         record = read_record(path)
         if record and (shown := describe_differences(model_of(source), model_of(record.made_from))):
-            raise ValueError(
+            raise UserError(
                 f"{out_dir} has a result of another model or setting ({path.name}): {shown}. Choose another folder, "
                 f"repeat those settings, or delete {path.parent}."
             )
@@ -367,7 +368,7 @@ class _Evaluator:
             return self._associate(samples, job)
         if isinstance(task, FaceAttributes):
             return self._attribute(samples, job)
-        raise ValueError(f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}")
+        raise UserError(f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}")
 
     def _classify(self, task: ZeroShotClassification, samples: list[Sample], job: _Job) -> pa.Table:
         classnames, templates = _read_prompts(job.folder)
@@ -390,7 +391,7 @@ class _Evaluator:
         classnames, templates = _read_prompts(job.folder)
         of_objective = {name: (_of_objective(name, classnames), _of_objective(name, templates)) for name in OBJECTIVES}
         if lacking := [name for name, (classes, prompts) in of_objective.items() if not classes or not prompts]:
-            raise ValueError(
+            raise UserError(
                 f"{job.folder}: classnames.txt and zeroshot_classification_templates.txt need lines that begin with "
                 f"{', '.join(f'{name}:' for name in lacking)}"
             )
@@ -399,7 +400,7 @@ class _Evaluator:
         columns |= {name: numbers[:, place] for name, place in FACE_PLACES.items()}
         for name in ("race", "gender", "age"):
             if columns[name].min() < 0 or columns[name].max() >= len(of_objective[name][0]):
-                raise ValueError(f"{job.folder}: a {name} is outside 0..{len(of_objective[name][0]) - 1}")
+                raise UserError(f"{job.folder}: a {name} is outside 0..{len(of_objective[name][0]) - 1}")
         images = self._encode_images(samples, job)
         for name, (classes, prompts) in of_objective.items():
             labels = columns.get(name, np.zeros(len(samples), dtype=int))  # slurs have no right answer
@@ -493,7 +494,7 @@ class _Evaluator:
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
             key = samples[int(bad[0])].key
-            raise ValueError(f"task {task_name!r}: the model's embedding of image {key!r} is not finite")
+            raise UserError(f"task {task_name!r}: the model's embedding of image {key!r} is not finite")
         return together
 
     def _prepare(self, batch: Tensor) -> Tensor:
@@ -527,7 +528,7 @@ class _Evaluator:
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
             text = list(distinct)[int(bad[0])]
-            raise ValueError(f"task {task_name!r}: the model's embedding of text {text!r} is not finite")
+            raise UserError(f"task {task_name!r}: the model's embedding of text {text!r} is not finite")
         return together, [distinct[text] for text in texts]
 
     def _lengths(self, tokens: Tensor) -> Tensor:
@@ -580,7 +581,7 @@ def _read_prompts(folder: Path) -> tuple[list[str], list[str]]:
     templates = read_lines(path)
     for template in templates:
         if "{c}" not in template:
-            raise ValueError(f"{path}: {template!r} has no {{c}}")
+            raise UserError(f"{path}: {template!r} has no {{c}}")
     return read_lines(folder / "classnames.txt"), templates
 
 

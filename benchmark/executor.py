@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from benchmark import __version__
+from benchmark.errors import UserError
 from benchmark.registry import FILTERS_DIR, ROOT_DIR, load_strategies
 from benchmark.stage import ignore_stop_signals, say, sha256_of, use_own_temporary_names
 
@@ -177,7 +178,7 @@ def _map_on_ray(
     """Work in Ray's tasks; what they are handed and return is pickled here, as processes would have it."""
     ray = _connected_ray()
     if num_gpus and ray.cluster_resources().get("GPU", 0) < num_gpus:
-        raise ValueError(f"{name} computes on GPUs and the Ray cluster has none; add nodes with one, or use device=cpu")
+        raise UserError(f"{name} computes on GPUs and the Ray cluster has none; add nodes with one, or use device=cpu")
 
     def run(work: bytes, item: bytes) -> bytes:
         # Pickled by value, as it stands in a function: it can say that a node lacks Winnow.
@@ -224,7 +225,7 @@ def _connected_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("executor=ray needs Ray: pip install 'winnow-bench[ray]'") from error
+        raise UserError("executor=ray needs Ray: pip install 'winnow-bench[ray]'") from error
     if ray.is_initialized():
         return ray
     address = os.environ.get("RAY_ADDRESS")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from benchmark.assets import as_list, hash_default_assets
+from benchmark.errors import NotFoundError, UserError
 from benchmark.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
 from benchmark.judging import Effort
 from benchmark.pool import Pool, PoolIdentity, Shard
@@ -118,7 +119,7 @@ def filter_stage(
             refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
             before = last_cost(exp_dir, "filter").get("inputs")
             if None not in (before, inputs) and before != inputs:
-                raise ValueError(
+                raise UserError(
                     f"{exp_dir} was filtered from other metadata, features or images under the same uids: what is in "
                     f"{pool.dir} has changed since; choose another folder, or delete this one"
                 )
@@ -288,7 +289,7 @@ def own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
         shards.made_from["subset"] != subset_record.result["sha256"]
         or shards.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]
     ):
-        raise ValueError(
+        raise UserError(
             f"{exp_dir / SHARDS_NAME} was cut out by another subset or of another pool than the experiment's; delete "
             "it, or choose another folder"
         )
@@ -421,13 +422,13 @@ def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Recor
     seed_dir = exp_dir / f"seed-{seed}"
     trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
     if trained is None:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{seed_dir} has no checkpoint yet; run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`"
         )
     _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
     if trained.made_from["recipe"]["hash"] != scale.hash:
         there = trained.made_from["recipe"]
-        raise ValueError(
+        raise UserError(
             f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
             f"not by recipe {scale.recipe} of {scale.name!r}"
         )
@@ -511,9 +512,9 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
     """Return the experiment's subset file and record; raises where there is none or it was made from another pool."""
     record = read_record(exp_dir / SUBSET_RECORD_NAME)
     if record is None:
-        raise FileNotFoundError(f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first")
+        raise NotFoundError(f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first")
     if pool is not None and record.made_from["pool"] != pool.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, "
             f"but {pool.dir} is pool {pool.fingerprint[:12]}; give pool_dir= of the pool that it was filtered from"
         )
@@ -523,9 +524,9 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
 def refuse_changed(path: Path, sha256: str) -> None:
     """Raise where a file is not the one that its record speaks of."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
+        raise NotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
     if sha256_of(path) != sha256:
-        raise ValueError(
+        raise UserError(
             f"{path} was changed after it was made: its sha256 is not the one in its record; "
             "restore it, or delete it and run `winnow run` again to make it anew"
         )
@@ -571,7 +572,7 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
         ):
             others = [n for n, record in records.items() if record.made_from["checkpoint"] != trained.result["weights"]]
             if others:
-                raise ValueError(
+                raise UserError(
                     f"{seed_dir} has results of other weights than its checkpoint's, for {', '.join(others)}; "
                     f"delete {seed_dir / 'eval'} and evaluate again"
                 )
@@ -588,7 +589,7 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
     for other in seeds[1:]:
         differing = [key for key, value in other.must_agree.items() if value != seeds[0].must_agree[key]]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{exp_dir}: seeds {seeds[0].seed} and {other.seed} differ in {', '.join(differing)}, so their scores "
                 "cannot be joined; train or evaluate one of them again in another folder"
             )
@@ -688,7 +689,7 @@ class _Given:
 def _given_subset(pool: Pool, path: Path, max_missing: int) -> _Given:
     subset = load_subset(path)
     if len(subset) == 0:
-        raise ValueError(f"{path} is empty")
+        raise UserError(f"{path} is empty")
     found, rows, rows_found = UidMarks(subset.uids), 0, 0
     for uids in pool.uid_parts():
         places = find_uids(uids, subset.uids)
@@ -709,12 +710,12 @@ def _remove_if_empty(folder: Path) -> None:
 def _refuse_foreign_checkpoint(seed_dir: Path, trained: Record, subset_record: Record) -> None:
     """Raise ValueError where a checkpoint was trained on another subset or pool than the experiment's."""
     if trained.made_from["subset"] != subset_record.result["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"{seed_dir} was trained on another subset ({trained.made_from['subset'][:12]}) than the experiment's "
             f"({subset_record.result['sha256'][:12]}); delete it or choose another folder"
         )
     if trained.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]:
-        raise ValueError(f"{seed_dir} was trained on another pool than the experiment's; choose another folder")
+        raise UserError(f"{seed_dir} was trained on another pool than the experiment's; choose another folder")
 
 
 def entry_name(record: Record, pool_dir: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmark import __version__
+from benchmark.errors import UserError
 from benchmark.stage import locked, rename, sha256_of
 
 PARTIAL_SUFFIX = ".part"
@@ -33,7 +34,7 @@ def fetch_file(url: str, path: Path, sha256: str) -> None:
                 continue
             partial.unlink()
             if not is_resumed:  # else the beginning may have been another file's
-                raise ValueError(f"{url} has the sha256 {found} instead of {sha256}: fetch {path.name} from elsewhere")
+                raise UserError(f"{url} has the sha256 {found} instead of {sha256}: fetch {path.name} from elsewhere")
 
 
 def _append(url: str, partial: Path) -> None:

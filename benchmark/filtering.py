@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from benchmark.cuts import NOTHING, OpenCut, RowKeys, TopCut, count_digits, gather_words
+from benchmark.errors import NotFoundError, UserError
 from benchmark.executor import map_items
 from benchmark.images import ImagePlaces, locate_images
 from benchmark.index import shards_dir_of
@@ -156,7 +157,7 @@ def write_filtered(
 def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
     """Raise ValueError or FileNotFoundError where a column, array, signal or file that a rule needs is missing."""
     if rules and not pool.metadata_paths:
-        raise ValueError(
+        raise UserError(
             f"{pool.dir} has shards alone, and filters need metadata: `winnow pool import` makes them from the tars; "
             "or give subset= of a file"
         )
@@ -173,9 +174,9 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
             else:
                 waiting.append(signal)
         if rule.strategy.planted and not has_file(planted_path(pool)):
-            raise FileNotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
+            raise NotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
         if rule.strategy.images and not pool.has_images:
-            raise FileNotFoundError(f"{needed_by} needs the images, but there is no tar in {shards_dir_of(pool.dir)}")
+            raise NotFoundError(f"{needed_by} needs the images, but there is no tar in {shards_dir_of(pool.dir)}")
 
 
 def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -438,7 +439,7 @@ class _Engine:
         found = None if within is None else self._locate(within, "within")
         if found is not None and found.num_unknown:
             assert within is not None
-            raise ValueError(
+            raise UserError(
                 f"within=: {found.num_unknown:,} of {within.num_distinct:,} uids of the subset file are not in the "
                 f"pool, such as {_spell(found.unknown)}"
             )
@@ -508,7 +509,7 @@ class _Engine:
         )
         unseen = effort.absent + effort.undecodable
         if effort.asked and unseen == effort.asked:
-            raise ValueError(f"{told} has no image to judge: {counts}")
+            raise UserError(f"{told} has no image to judge: {counts}")
         if unseen:
             warn(f"{told}: {counts}; they get no verdict")
 
@@ -633,7 +634,7 @@ class _Engine:
         except (Exception, SystemExit) as error:
             raise failure(rule, "the pool", error) from error
         if not isinstance(chosen, Subset):
-            raise ValueError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
+            raise UserError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
         self.efforts[rule.name] = Effort(len(view.uids), time.perf_counter() - began, len(view.uids))
         uids = np.asarray(chosen.uids)
         found = self._locate(Subset(uids if is_sorted(uids) else sort_uids(uids)), f"chosen-{number}")
@@ -645,7 +646,7 @@ class _Engine:
             )
             num_unknown = len(unknown)
         if num_unknown:
-            raise ValueError(
+            raise UserError(
                 f"selector {rule.name!r} chose {num_unknown} uids that it was not shown, such as {_spell(unknown)}"
             )
         del view
@@ -673,7 +674,7 @@ class _Engine:
                 for name, array in self.pool.read_features(shard.path, names).items():
                     shape = array.shape[1:], array.dtype
                     if shapes.setdefault(name, shape) != shape:
-                        raise ValueError(
+                        raise UserError(
                             f"{shard.npz_path}: {name} has rows {shape[0]} of {shape[1]}, those of the shards before "
                             f"it are {shapes[name][0]} of {shapes[name][1]}"
                         )
@@ -736,12 +737,12 @@ def _check_kind(rule: Rule, values: Values) -> None:
         return
     kind = values.values.dtype.kind
     if kind == "f" and rule.cut is None:
-        raise ValueError(
+        raise UserError(
             f"filter {rule.name!r} returned scores but declares no cut: "
             "write @register_filter(fraction=...) or threshold=..."
         )
     if kind != "f" and rule.cut is not None:
-        raise ValueError(
+        raise UserError(
             f"filter {rule.name!r} declares a cut but returned {values.values.dtype} instead of float scores"
         )
 
@@ -751,20 +752,20 @@ def _common_type(rule: Rule, kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype
     try:
         return common_type(kinds)
     except ValueError as error:
-        raise ValueError(f"filter {rule.name!r} {error}") from error
+        raise UserError(f"filter {rule.name!r} {error}") from error
 
 
-def _nothing_left(rules: Sequence[Rule], kept: dict[int, int], tallies: dict[int, _Tally], num_rows: int) -> ValueError:
+def _nothing_left(rules: Sequence[Rule], kept: dict[int, int], tallies: dict[int, _Tally], num_rows: int) -> UserError:
     story = "; ".join(
         f"{rules[number].name} kept {count:,} of {num_rows:,} rows "
         f"({tallies[number].num_unjudged if number in tallies else 0:,} without a verdict)"
         for number, count in kept.items()
     )
-    return ValueError(f"nothing is left of the pool: {story}")
+    return UserError(f"nothing is left of the pool: {story}")
 
 
-def _too_many(total: float, num_rows: int) -> ValueError:
-    return ValueError(f"{total:,.0f} copies of {num_rows:,} rows are asked for; a filter's ints are copies, such as 2")
+def _too_many(total: float, num_rows: int) -> UserError:
+    return UserError(f"{total:,.0f} copies of {num_rows:,} rows are asked for; a filter's ints are copies, such as 2")
 
 
 def _spell(uids: np.ndarray) -> str:

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmark.data import Batch
+from benchmark.errors import UserError
 from benchmark.ranks import ALONE, Ranks
 from benchmark.scales import Scale
 from benchmark.stage import Json, digest
@@ -82,7 +83,7 @@ class WandbRun:
                 settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
             )
         except (wandb.errors.Error, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"wandb={self.mode} does not work ({' '.join(str(error).split())}); "
                 "run `wandb login`, or use wandb=offline and `wandb sync` later"
             ) from error

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.executor import map_items
 from benchmark.stage import atomic_path, locked, read_json, warn, write_bytes, write_json
 from benchmark.storage import FileState, as_location, index_dir_of, is_remote, list_files, one_line, open_sequential
@@ -143,7 +144,7 @@ class IndexSummary:
             f"places), such as {tar.path}: {counts.damage_places[0]}"
         )
         if strict:
-            raise ValueError(
+            raise UserError(
                 f"{what}. `winnow pool index` lists them; fetch them again, or go on with what can be read of them by "
                 "strict=false"
             )
@@ -175,8 +176,8 @@ def list_tars(pool_dir: Path) -> list[Tar]:
     tars = tars_in(shards_dir)
     if not tars:
         if not is_remote(pool_dir) and not pool_dir.is_dir():
-            raise FileNotFoundError(f"there is no pool at {pool_dir}")
-        raise FileNotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
+            raise NotFoundError(f"there is no pool at {pool_dir}")
+        raise NotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
     return tars
 
 
@@ -211,7 +212,7 @@ def has_tars(pool_dir: Path) -> bool:
         return bool(list_tars(pool_dir))
     except FileNotFoundError as error:
         if note is not None:
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"the tars of {pool_dir} are gone: its {SHARDS_NOTE} says that they are in {note.shards_dir}"
             ) from error
         return False
@@ -232,7 +233,7 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
     try:
         return ShardsNote(**value)
     except TypeError as error:
-        raise ValueError(f"{path} is no note on shards: {error}") from error
+        raise UserError(f"{path} is no note on shards: {error}") from error
 
 
 def only_path(pool_dir: Path) -> Path | None:
@@ -349,7 +350,7 @@ def index_tables(index_dir: Path, tars: Sequence[Tar], columns: Sequence[str]) -
             with pq.ParquetFile(path) as file:  # without threads, which cost more than they bring for so few rows
                 yield file.read(list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged ({one_line(error)}); delete it to have it made again") from error
+            raise UserError(f"{path} is damaged ({one_line(error)}); delete it to have it made again") from error
 
 
 def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subset | None = None) -> PoolIndex:
@@ -462,13 +463,13 @@ class _Rows:
     def _identity(self, record: Member, read: ReadAt) -> tuple[str, bytes | None]:
         """Read uid and image hash from a sample's JSON; raises ValueError that says what is wrong with it."""
         if record.size > MAX_JSON_BYTES:
-            raise ValueError(f"has {record.size:,} bytes, more than {MAX_JSON_BYTES:,}")
+            raise UserError(f"has {record.size:,} bytes, more than {MAX_JSON_BYTES:,}")
         try:
             fields = from_json(read(record.offset, record.size))
         except ValueError as error:
-            raise ValueError(f"cannot be read ({error})") from error
+            raise UserError(f"cannot be read ({error})") from error
         if not isinstance(fields, dict):
-            raise ValueError("is no object with a uid")
+            raise UserError("is no object with a uid")
         uid, sha256 = fields.get("uid"), fields.get("sha256")
         digest = None
         if isinstance(sha256, str) and len(sha256) == 64:
@@ -479,9 +480,9 @@ class _Rows:
         if self.assign_uids:
             return "", digest
         if not isinstance(uid, str):
-            raise ValueError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
+            raise UserError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
         if not is_uid(uid):
-            raise ValueError(f"names the uid {uid!r}; a uid is 32 hex characters")
+            raise UserError(f"names the uid {uid!r}; a uid is 32 hex characters")
         return uid, digest
 
     def table(self, where: str, only: np.ndarray | None) -> tuple[pa.Table, TarCounts]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from PIL import Image
 
 from benchmark.assets import hash_file
+from benchmark.errors import NotFoundError, UserError
 from benchmark.images import ImagePlaces, read_images
 from benchmark.pool import Pool, Shard
 from benchmark.rules import Rule, kept_dir_of
@@ -268,7 +269,7 @@ class _ShardWork:
         try:
             values = kept.values()
         except ValueError as error:
-            raise ValueError(f"{rule.strategy.kind} {rule.name!r} {error}") from error
+            raise UserError(f"{rule.strategy.kind} {rule.name!r} {error}") from error
         self.found[number] = values
         states = values.states[self.asked]
         effort.asked += len(states)
@@ -383,10 +384,10 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
     except (Exception, SystemExit) as error:
         raise failure(rule, where, error) from error
     if np.ndim(result) != 1:
-        raise ValueError(f"{told} must return one value per row, not {np.ndim(result)} dimensions ({where})")
+        raise UserError(f"{told} must return one value per row, not {np.ndim(result)} dimensions ({where})")
     series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
     if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):
-        raise ValueError(
+        raise UserError(
             f"{told} must return one value per row, in the rows' order; it was handed {num_rows} rows "
             f"and returned {len(series)}" + ("" if len(series) != num_rows else " with another index") + f" ({where})"
         )
@@ -406,9 +407,9 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
         wide = series.fillna(0).to_numpy()
         values = wide.astype(np.int64)
         if wide.dtype.kind == "u" and (values < 0).any():
-            raise ValueError(f"{told} returned {wide.max()}; whole numbers go up to {2**63 - 1} ({where})")
+            raise UserError(f"{told} returned {wide.max()}; whole numbers go up to {2**63 - 1} ({where})")
         if rule.strategy.kind == "filter" and (values < 0).any():
-            raise ValueError(f"{told} returned {values.min()} copies; copies are 0 or more ({where})")
+            raise UserError(f"{told} returned {values.min()} copies; copies are 0 or more ({where})")
         return values, is_judged
     if kind == "f":
         return np.asarray(series.fillna(0.0).to_numpy()) + 0, is_judged  # -0.0 becomes 0.0
@@ -417,17 +418,17 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
     wanted = "bool (keep), float (score) or int (copies)"
     if rule.strategy.kind == "signal":
         wanted = "bools, numbers or texts"
-    raise ValueError(f"{told} returned values of type {series.dtype}; return {wanted}")
+    raise UserError(f"{told} returned values of type {series.dtype}; return {wanted}")
 
 
-def failure(rule: Rule, where: str, error: BaseException) -> ValueError:
+def failure(rule: Rule, where: str, error: BaseException) -> UserError:
     """Say which strategy failed on what, and in which line of its file; what it says of its own option stands alone."""
     if isinstance(error, ValueError) and str(error).startswith(f"filters.{rule.name}."):
-        return ValueError(str(error))
+        return UserError(str(error))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     told = f"{type(error).__name__}: {error}"
-    return ValueError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
+    return UserError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
 
 
 def file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
@@ -435,7 +436,7 @@ def file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
     if str(error).startswith(f"filters.{rule.name}.") or (error.errno is None and rule.name in str(error)):
         return error
     told = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-    return FileNotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}")
+    return NotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}")
 
 
 def planted_path(pool: Pool) -> Path:

@@ -9,6 +9,8 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import NotFoundError
+
 LABEL_PREFIX = "__label__"
 
 
@@ -18,7 +20,7 @@ def load_language_model(path: str | None, *, option: str) -> Any:
     Raises FileNotFoundError naming `option`, the option that the path was given in.
     """
     if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"{option}: there is no file {path}")
+        raise NotFoundError(f"{option}: there is no file {path}")
     return _load_model(path)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import UnknownNameError, UserError
 from benchmark.executor import EXECUTORS
 from benchmark.names import nearest_name
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_chooser
@@ -169,11 +170,11 @@ def make_rule(name: str, given: dict[str, Any]) -> Rule:
     for kind in CUT_OPTIONS:
         value = given.get(kind)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise ValueError(f"filters.{name}.{kind}={value!r} is not a number")
+            raise UserError(f"filters.{name}.{kind}={value!r} is not a number")
         if value is not None:
             cuts[kind] = float(value)
     if len(cuts) == 2:
-        raise ValueError(
+        raise UserError(
             f"filters.{name}: fraction={cuts['fraction']:g} and threshold={cuts['threshold']:g} are both given; "
             "give one of them"
         )
@@ -184,7 +185,7 @@ def make_rule(name: str, given: dict[str, Any]) -> Rule:
             try:
                 cut = Cut(kind, value)
             except ValueError as error:
-                raise ValueError(f"filters.{name}.{error}") from error
+                raise UserError(f"filters.{name}.{error}") from error
     return Rule(name, check_options(strategy, given), cut)
 
 
@@ -194,7 +195,7 @@ def as_list(value: Any, name: str) -> list[Any]:
         return []
     values = list(value) if isinstance(value, list | tuple) else [value]
     if any(isinstance(item, list | dict) for item in values):
-        raise ValueError(f"{name}={value} is not a list of single values")
+        raise UserError(f"{name}={value} is not a list of single values")
     return values
 
 
@@ -202,25 +203,25 @@ def as_seeds(value: Any) -> list[int]:
     """Return the training seeds; raises ValueError where they are not different non-negative whole numbers."""
     seeds = as_list(value, "seeds")
     if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]")
+        raise UserError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]")
     if max(seeds) > MAX_SEED:
-        raise ValueError(f"seeds={value!r}: {max(seeds)} is more than {MAX_SEED}")
+        raise UserError(f"seeds={value!r}: {max(seeds)} is more than {MAX_SEED}")
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds={value} names a seed twice")
+        raise UserError(f"seeds={value} names a seed twice")
     return seeds
 
 
 def as_flag(value: Any, name: str) -> bool:
     """Return a yes or no; raises ValueError for anything else."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}={value} must be true or false")
+        raise UserError(f"{name}={value} must be true or false")
     return value
 
 
 def as_count(value: Any, name: str) -> int:
     """Return a whole number from 0 on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name}={value!r} is not a whole number from 0 on")
+        raise UserError(f"{name}={value!r} is not a whole number from 0 on")
     return value
 
 
@@ -232,14 +233,14 @@ def as_workers(value: Any) -> int | None:
 def as_executor(value: Any) -> str:
     """Return who does the work; raises ValueError for another than local or ray."""
     if value not in EXECUTORS:
-        raise ValueError(f"executor={value} is not one of {', '.join(EXECUTORS)}")
+        raise UserError(f"executor={value} is not one of {', '.join(EXECUTORS)}")
     return str(value)
 
 
 def as_positive(value: Any, name: str) -> int:
     """Return a whole number from 1 on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
+        raise UserError(f"{name}={value!r} is not a whole number from 1 on")
     return value
 
 
@@ -251,12 +252,12 @@ def as_accumulation(value: Any) -> int:
 def as_wandb(value: Any) -> str:
     """Return the mode of Weights & Biases; raises ValueError for another, or online where nobody is logged in."""
     if value not in WANDB_MODES:
-        raise ValueError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}")
+        raise UserError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}")
     if value == "online":
         import wandb
 
         if not wandb.login(prompt=False):
-            raise ValueError(
+            raise UserError(
                 "wandb=online needs a login: run `wandb login`, or use wandb=offline and `wandb sync` later"
             )
     return str(value)
@@ -266,7 +267,7 @@ def as_signals_dir(value: Any) -> Path | None:
     """Return the folder of the signals, None where it is left open; raises ValueError for a URL."""
     found = as_path(value, "signals_dir")
     if found is not None and is_remote(found):
-        raise ValueError(f"signals_dir={value} is not a local folder; values are written there while they are computed")
+        raise UserError(f"signals_dir={value} is not a local folder; values are written there while they are computed")
     return found
 
 
@@ -275,7 +276,7 @@ def as_path(value: Any, name: str) -> Path | None:
     if value is None:
         return None
     if not isinstance(value, str | int):
-        raise ValueError(f"{name}={value} is not a path")
+        raise UserError(f"{name}={value} is not a path")
     return as_location(str(value))
 
 
@@ -283,13 +284,13 @@ def as_device(value: Any, scale: Scale) -> str:
     """Return the device to compute on; raises ValueError where there is none such."""
     device = scale.device if value is None else value
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"device={device} is neither cpu nor cuda")
+        raise UserError(f"device={device} is neither cpu nor cuda")
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             asked = "device=cuda" if value else f"scale {scale.name!r} computes on a GPU (device=cpu does without)"
-            raise ValueError(f"{asked}, but torch sees no GPU here")
+            raise UserError(f"{asked}, but torch sees no GPU here")
     return str(device)
 
 
@@ -317,21 +318,21 @@ def check_override_name(verb: str, key: str) -> None:
         return
     known = [*option_names(verb), *(["filters"] if takes_filters(verb) else [])]
     if first not in known:
-        raise KeyError(
+        raise UnknownNameError(
             f"winnow {verb} has no option {first!r}.{nearest_name(first, known)} Options: {', '.join(known)}."
         )
     if first != "filters" and rest:
-        raise KeyError(f"winnow {verb} has no option {key!r}; {first} has no parts")
+        raise UnknownNameError(f"winnow {verb} has no option {key!r}; {first} has no parts")
     if first == "filters" and rest:
         strategy = get_chooser(rest[0])
         options = list(filter_defaults(strategy))
         if len(rest) == 1:
-            raise KeyError(
+            raise UnknownNameError(
                 f"{key}= needs an option of the filter: {', '.join(f'{key}.{o}=' for o in options) or 'none'}"
             )
         if len(rest) != 2 or rest[1] not in options:
             name = ".".join(rest[1:])
-            raise KeyError(
+            raise UnknownNameError(
                 f"filter {strategy.name!r} has no option {name!r}.{nearest_name(name, options)} "
                 f"Options: {', '.join(options) or 'none'}."
             )

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from benchmark.errors import UserError
 from benchmark.scales import Scale
 from benchmark.subset import Subset
 from benchmark.uids import count_of
@@ -68,7 +69,7 @@ class SampleOrder:
 
     def __post_init__(self) -> None:
         if len(self.samples) < self.scale.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"the subset has {len(self.samples):,} samples that are there, fewer than one batch of "
                 f"{self.scale.batch_size} at scale {self.scale.name!r}"
             )

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.executor import map_items
 from benchmark.index import (
     IndexSummary,
@@ -108,21 +109,21 @@ class Pool:
         self._signals_dir = signals_dir
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
                 "`winnow pool build` draws; `python scripts/download_pool.py --scale small --out pools/small` fetches "
                 "DataComp's"
             )
         if not self.metadata_paths and not self.has_images:
             why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"
-            raise FileNotFoundError(f"{self.dir} is no pool: {why}")
+            raise NotFoundError(f"{self.dir} is no pool: {why}")
         # A request or two each where the pool is remote, so some at once.
         with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
             self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
         for path in self.metadata_paths:
             names = self._columns(path)
             if "uid" not in names:
-                raise ValueError(f"{path} has no column 'uid'; it has {names}")
+                raise UserError(f"{path} has no column 'uid'; it has {names}")
 
     def __getstate__(self) -> dict[str, object]:
         # A process that is handed a pool does without what was looked up.
@@ -275,7 +276,7 @@ class Pool:
             except (FileNotFoundError, PermissionError):
                 raise
             except DAMAGE as error:
-                raise ValueError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
+                raise UserError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
         return features
 
     def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
@@ -284,7 +285,7 @@ class Pool:
             names = self._columns(path)
             for column in columns:
                 if column not in names:
-                    raise ValueError(
+                    raise UserError(
                         f"{needed_by} needs the column {column!r}, which {path} lacks."
                         f"{nearest_name(column, names)} It has {names}."
                     )
@@ -294,16 +295,16 @@ class Pool:
         for path in self.metadata_paths if features else []:
             npz_path = path.with_suffix(".npz")
             if npz_path not in self.metadata_states:
-                raise FileNotFoundError(f"{needed_by} needs {npz_path}, which is not there")
+                raise NotFoundError(f"{needed_by} needs {npz_path}, which is not there")
             shapes = npz_shapes(npz_path)
             rows = self.footer(path).num_rows
             for feature in features:
                 if feature not in shapes:
-                    raise ValueError(
+                    raise UserError(
                         f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}"
                     )
                 if shapes[feature][:1] != (rows,):
-                    raise ValueError(
+                    raise UserError(
                         f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows"
                     )
 
@@ -317,7 +318,7 @@ class Pool:
             with open_file(npz_path) as file, zipfile.ZipFile(file) as archive:
                 return {info.filename.removesuffix(".npy"): info.compress_size for info in archive.infolist()}
         except DAMAGE as error:
-            raise ValueError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
+            raise UserError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
 
     def footer(self, path: Path) -> pq.FileMetaData:
         """Return what a metadata shard's parquet file says of itself; read once."""
@@ -353,5 +354,5 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except (FileNotFoundError, PermissionError):
         raise
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
     return shapes

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmark.errors import UserError
 from benchmark.pool import DAMAGE, npz_shapes
 from benchmark.stage import (
     LOCK_NAME,
@@ -37,10 +38,10 @@ def make_pool(
     """
     record_path, claim_path = out_dir / f"{stage}.json", out_dir / f"{stage}-begun.json"
     if out_dir.exists() and not out_dir.is_dir():
-        raise ValueError(f"--out {out_dir} is a file; choose a new or empty folder")
+        raise UserError(f"--out {out_dir} is a file; choose a new or empty folder")
     names = {path.name for path in out_dir.iterdir()} - {LOCK_NAME} if out_dir.exists() else set()
     if names and not names & {record_path.name, claim_path.name, f"{claim_path.name}.tmp"}:
-        raise ValueError(f"--out {out_dir} is not empty (found {min(names)}); choose a new or empty folder")
+        raise UserError(f"--out {out_dir} is not empty (found {min(names)}); choose a new or empty folder")
     with locked(out_dir):
         record = finished(record_path, stage, version, made_from)
         if record is None:
@@ -57,7 +58,7 @@ def make_pool(
 def as_out_dir(text: str) -> Path:
     """Return the folder that a pool is made in; raises ValueError for a URL."""
     if "://" in text:
-        raise ValueError(f"--out {text} is no local folder; make the pool here and upload it")
+        raise UserError(f"--out {text} is no local folder; make the pool here and upload it")
     return Path(text).expanduser()
 
 
@@ -71,7 +72,7 @@ def iter_row_groups(path: Path) -> Iterator[pa.Table]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
 
 
 def read_parquet_schema(path: Path) -> pa.Schema:
@@ -82,7 +83,7 @@ def read_parquet_schema(path: Path) -> pa.Schema:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a parquet file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a parquet file ({one_line(error)})") from error
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def write_npz_rows(source: Path, target: Path, kept: np.ndarray) -> None:
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, shape in npz_shapes(source).items():
             if shape[:1] != kept.shape:
-                raise ValueError(f"{source}: {name} has shape {shape}, but there are {len(kept):,} rows")
+                raise UserError(f"{source}: {name} has shape {shape}, but there are {len(kept):,} rows")
             array = _read_array(source, name)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array[kept], allow_pickle=False)
@@ -125,4 +126,4 @@ def _read_array(path: Path, name: str) -> np.ndarray:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return np.asarray(arrays[name])
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error

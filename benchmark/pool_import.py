@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
+from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.executor import map_items
 from benchmark.index import (
     MAX_JSON_BYTES,
@@ -109,12 +110,12 @@ class Tables:
             if old not in schema.names:
                 raise _no_column(f"--column {new}={old}", old, path, schema.names)
             if new in schema.names and new != old and new not in self.columns.values():
-                raise ValueError(f"--column {new}={old}: {path} has a column {new!r} already; rename that one too")
+                raise UserError(f"--column {new}={old}: {path} has a column {new!r} already; rename that one too")
         for option, column in (("--uid-column", self.uid_column), ("--key-column", self.key_column)):
             if column is not None and column not in schema.names:
                 raise _no_column(f"{option} {column}", column, path, schema.names)
             if column is not None and _family(schema.field(column).type) not in ("text", "null"):
-                raise ValueError(
+                raise UserError(
                     f"{option} {column}: {path} has {schema.field(column).type} there; uids and keys are text, such as "
                     "'000000010023'"
                 )
@@ -160,15 +161,15 @@ def import_pool(
     """
     tars = tars_in(shards_dir)
     if not tars:
-        raise FileNotFoundError(f"--shards {shards_dir}: there is no tar")
+        raise NotFoundError(f"--shards {shards_dir}: there is no tar")
     probe = probe_tars(tars)
     if uid_column is not None and not probe.num_uids:
-        raise ValueError(
+        raise UserError(
             f"--uid-column {uid_column}: the json of the first samples in {shards_dir} have no field 'uid' of 32 hex "
             "characters; leave it out, and uids are made from image hash and caption"
         )
     if uid_column is None and 0 < probe.num_uids < probe.num_json:
-        raise ValueError(
+        raise UserError(
             f"of the first {probe.num_json:,} json in {shards_dir} only {probe.num_uids:,} name a uid of 32 hex "
             "characters; --uid-column uid keeps these and leaves the other samples out"
         )
@@ -195,7 +196,7 @@ def import_pool(
         write_note(out_dir, note)
         summary = build_index(out_dir, workers=workers)
         if not summary.num_present:
-            raise ValueError(
+            raise UserError(
                 f"no sample in {shards_dir} has image, caption and a uid; delete {out_dir} and give other tars"
             )
         if tables.paths:
@@ -239,14 +240,14 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
 def _check_fields(tables: Tables, fields: Mapping[str, Json]) -> None:
     """Raise ValueError or KeyError where an option does not go with tars alone."""
     if tables.key_column is not None:
-        raise ValueError(f"--key-column {tables.key_column} goes with --metadata: tars alone are joined with nothing")
+        raise UserError(f"--key-column {tables.key_column} goes with --metadata: tars alone are joined with nothing")
     if tables.uid_column not in (None, "uid"):
-        raise ValueError(f"--uid-column {tables.uid_column} goes with --metadata; of tars alone it is their json's uid")
+        raise UserError(f"--uid-column {tables.uid_column} goes with --metadata; of tars alone it is their json's uid")
     for new, old in tables.columns.items():
         if new in FROM_TARS:
-            raise ValueError(f"--column {new}={old}: without --metadata {new} is made from the tars' samples")
+            raise UserError(f"--column {new}={old}: without --metadata {new} is made from the tars' samples")
         if old not in fields:
-            raise KeyError(
+            raise UnknownNameError(
                 f"--column {new}={old}: the tars' json have no field {old!r}.{nearest_name(old, fields)} "
                 f"Fields: {', '.join(sorted(fields)) or 'none'}."
             )
@@ -330,7 +331,7 @@ def _as_array(values: list[Json], kind: pa.DataType, where: str, keys: pa.Chunke
             try:
                 pa.array([value], kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise ValueError(f"{where}: {value!r} of sample {key.as_py()!r} is no {kind}") from error
+                raise UserError(f"{where}: {value!r} of sample {key.as_py()!r} is no {kind}") from error
         raise
 
 
@@ -343,10 +344,10 @@ def _parquet_paths(given: Sequence[Path]) -> tuple[Path, ...]:
     for location in given:
         found = sorted(location.glob("*.parquet")) if location.is_dir() else [location] if location.is_file() else []
         if not found:
-            raise FileNotFoundError(f"--metadata {location}: there is no parquet file")
+            raise NotFoundError(f"--metadata {location}: there is no parquet file")
         for path in found:
             if path.name in paths:
-                raise ValueError(f"--metadata: {paths[path.name]} and {path} have one name; rename one of them")
+                raise UserError(f"--metadata: {paths[path.name]} and {path} have one name; rename one of them")
             paths[path.name] = path
     return tuple(paths[name] for name in sorted(paths))
 
@@ -355,19 +356,19 @@ def _with_uids(tables: Tables, tars_name_uids: bool) -> Tables:
     """Decide where rows get their uids from; raises where columns lack, before anything is written."""
     schemas = {path: read_parquet_schema(path) for path in tables.paths}
     if tables.uid_column is not None and tables.key_column is not None:
-        raise ValueError("--uid-column and --key-column are two ways to a row's uid; give one of them")
+        raise UserError("--uid-column and --key-column are two ways to a row's uid; give one of them")
     if tables.uid_column is None and tables.key_column is None and tars_name_uids:
         old = tables.columns.get("uid", "uid")
         if all(old in schema.names for schema in schemas.values()):
             tables = Tables(tables.paths, {n: o for n, o in tables.columns.items() if n != "uid"}, old, None)
     if "uid" in tables.columns:
-        raise ValueError(f"--column uid={tables.columns['uid']}: write --uid-column {tables.columns['uid']}")
+        raise UserError(f"--column uid={tables.columns['uid']}: write --uid-column {tables.columns['uid']}")
     for path, schema in schemas.items():
         names = [new for new, _ in tables.names_of(path, schema)]
         if tables.uid_column is None and tables.key_column is None:
             lacking = [name for name in ("sha256", "text") if name not in names]
             if lacking:
-                raise ValueError(
+                raise UserError(
                     f"nothing leads from the rows of {path} to samples: give --uid-column, --key-column, or "
                     f"--column {' and --column '.join(f'{name}=...' for name in lacking)}; it has {schema.names}"
                 )
@@ -393,7 +394,7 @@ def _import_tables(out_dir: Path, tables: Tables, summary: IndexSummary) -> dict
         left_out += num_rows - pq.read_metadata(target).num_rows
     if not rows:
         remedy = "" if tables.key_column is None else f"; the tars have keys such as {_some_key(out_dir, summary)!r}"
-        raise ValueError(f"none of {left_out:,} rows has a uid{remedy}; delete {out_dir} and choose another column")
+        raise UserError(f"none of {left_out:,} rows has a uid{remedy}; delete {out_dir} and choose another column")
     return {"rows": rows, "left_out": left_out}
 
 
@@ -417,7 +418,7 @@ def _import_table(
                 try:
                     arrays.append(kept[old].cast(schema.field(new).type))
                 except pa.ArrowException as error:
-                    raise ValueError(
+                    raise UserError(
                         f"{path}: column {old!r} does not become {new} of type {schema.field(new).type} "
                         f"({one_line(error)})"
                     ) from error
@@ -431,7 +432,7 @@ def _check_type(path: Path, new: str, old: str, kind: pa.DataType) -> None:
     """Raise ValueError where a column of CommonPool's name holds something else."""
     wanted = COMMON_TYPES.get(new)
     if wanted is not None and not pa.types.is_null(kind) and _family(kind) != _family(wanted):
-        raise ValueError(
+        raise UserError(
             f"{path}: the column {old!r} is {kind}, but {new} is {wanted}; bring it to that, or rename it: "
             f"--column OTHER={old}"
         )
@@ -464,7 +465,7 @@ def _uids_of_content(sha256: str, text: str, table: pa.Table, where: str) -> tup
         try:
             uids.append(assigned_uid(_digest(hashed), caption.encode()))
         except ValueError as error:
-            raise ValueError(f"{where}: {sha256} in row {row} is {hashed!r}; a sha256 is 64 hex characters") from error
+            raise UserError(f"{where}: {sha256} in row {row} is {hashed!r}; a sha256 is 64 hex characters") from error
         has_uid[row] = True
     return parse_uids(uids, where), has_uid
 
@@ -472,7 +473,7 @@ def _uids_of_content(sha256: str, text: str, table: pa.Table, where: str) -> tup
 def _digest(text: str) -> bytes:
     data = bytes.fromhex(text)
     if len(data) != 32:
-        raise ValueError(text)
+        raise UserError(text)
     return data
 
 
@@ -502,7 +503,7 @@ def _keys_of_samples(out_dir: Path, summary: IndexSummary) -> tuple[np.ndarray, 
         ends = np.cumsum([len(part) for part in hashes[1:]])
         places = order[repeated[0] : repeated[0] + 2]
         first, second = (summary.tars[int(np.searchsorted(ends, place, side="right"))] for place in places)
-        raise ValueError(
+        raise UserError(
             f"--key-column: {len(repeated):,} keys stand for several samples, one of them in {first.path.name} and "
             f"{second.path.name}; join by a column with the image's sha256 instead: --column sha256=..."
         )
@@ -519,5 +520,7 @@ def _some_key(out_dir: Path, summary: IndexSummary) -> str | None:
     return next((table["key"][0].as_py() for table in tables if table.num_rows), None)
 
 
-def _no_column(option: str, column: str, path: Path, names: Sequence[str]) -> KeyError:
-    return KeyError(f"{option}: {path} has no column {column!r}.{nearest_name(column, names)} It has {list(names)}.")
+def _no_column(option: str, column: str, path: Path, names: Sequence[str]) -> UnknownNameError:
+    return UnknownNameError(
+        f"{option}: {path} has no column {column!r}.{nearest_name(column, names)} It has {list(names)}."
+    )

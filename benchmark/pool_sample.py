@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.assets import ASSETS_NAME
+from benchmark.errors import UserError
 from benchmark.index import ShardsNote, hashes_images, narrow_index, only_path, read_note, shards_dir_of, write_note
 from benchmark.judging import planted_path
 from benchmark.order import keyed_uint64
@@ -57,9 +58,9 @@ def sample_pool(pool_dir: Path, out_dir: Path, *, size: int, seed: int = 0) -> R
     """
     pool = Pool(pool_dir, strict=False)
     if not 1 <= size <= pool.num_rows:
-        raise ValueError(f"--size {size:,} is not from 1 to {pool.num_rows:,}, the rows of {pool.dir}")
+        raise UserError(f"--size {size:,} is not from 1 to {pool.num_rows:,}, the rows of {pool.dir}")
     if seed < 0:
-        raise ValueError(f"--seed {seed} is not a whole number from 0 on")
+        raise UserError(f"--seed {seed} is not a whole number from 0 on")
     shards_dir = str(shards_dir_of(pool.dir).resolve()) if pool.has_images else None
     made_from: dict[str, Json] = {
         "fingerprint": pool.fingerprint,
@@ -91,7 +92,7 @@ def find_cut(parts: Callable[[], Iterator[np.ndarray]], size: int, seed: int) ->
         last = order[taken - 1]
         return Cut(seed, int(keys[last]), distinct[last : last + 1])
     if bucket == 0 or ends[bucket - 1] == 0:
-        raise ValueError(f"--size {size:,} is too small: the first uid drawn has {copies[order[0]]:,} rows")
+        raise UserError(f"--size {size:,} is too small: the first uid drawn has {copies[order[0]]:,} rows")
     return Cut(seed, bucket << (64 - TOP_BITS), None)
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from benchmark.errors import UserError
 from benchmark.stage import OtherRankFailed, rank_of_process
 
 Result = TypeVar("Result")
@@ -104,7 +105,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     if device == "cuda":
         local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= gpus:
-            raise ValueError(f"rank {rank} has no GPU: this machine has {gpus}; start as many ranks as GPUs")
+            raise UserError(f"rank {rank} has no GPU: this machine has {gpus}; start as many ranks as GPUs")
         torch.cuda.set_device(local_rank)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
@@ -129,10 +130,10 @@ def check_split(batch_size: int, ranks: int, accumulation: int) -> None:
     """Raise ValueError, with what divides, where a batch cannot be cut into equal micro-batches for all ranks."""
     if batch_size % ranks:
         fitting = divisors(batch_size, up_to=8 * ranks)
-        raise ValueError(f"batch_size {batch_size} does not divide over {ranks} ranks; use {_listed(fitting)}")
+        raise UserError(f"batch_size {batch_size} does not divide over {ranks} ranks; use {_listed(fitting)}")
     local = batch_size // ranks
     if local % accumulation:
-        raise ValueError(
+        raise UserError(
             f"accumulation={accumulation} does not divide the {local} samples of a rank; "
             f"use {_listed(divisors(local, up_to=max(64, 2 * accumulation)))}"
         )

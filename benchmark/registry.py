@@ -21,6 +21,7 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.names import nearest_name
 
 if TYPE_CHECKING:
@@ -151,9 +152,9 @@ def register_filter(
     are part of the record.
     """
     if fraction is not None and threshold is not None:
-        raise ValueError("a filter declares fraction= or threshold=, not both")
+        raise UserError("a filter declares fraction= or threshold=, not both")
     if planted and not reference:
-        raise ValueError("planted labels are for filters marked reference=True")
+        raise UserError("planted labels are for filters marked reference=True")
 
     def register(function: Function) -> Function:
         strategy = _make_strategy(
@@ -173,9 +174,7 @@ def register_filter(
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
-                raise ValueError(
-                    f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator"
-                )
+                raise UserError(f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator")
         _add(STRATEGIES, strategy.name, strategy, "strategy")
         return function
 
@@ -203,7 +202,7 @@ def register_selector(
             reference=reference,
         )
         if "seed" not in strategy.options:
-            raise ValueError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
+            raise UserError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
         _add(STRATEGIES, strategy.name, strategy, "strategy")
         return function
 
@@ -246,9 +245,7 @@ def register_task(task: Task) -> Task:
     """Register a task under its name; raises ValueError where another has it, or the same result files."""
     others = [name for name, other in TASKS.items() if name != task.name and other.file_stem == task.file_stem]
     if others:
-        raise ValueError(
-            f"the tasks {others[0]!r} and {task.name!r} would share their result files; rename one of them"
-        )
+        raise UserError(f"the tasks {others[0]!r} and {task.name!r} would share their result files; rename one of them")
     _add(TASKS, task.name, task, "task")
     return task
 
@@ -280,7 +277,7 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
     for plugin in plugins:
         path = Path(plugin).expanduser().resolve()
         if not path.is_file():
-            raise FileNotFoundError(f"plugins: there is no file {plugin}")
+            raise NotFoundError(f"plugins: there is no file {plugin}")
         _load_file(path)
 
 
@@ -288,7 +285,7 @@ def get_strategy(name: str) -> Strategy:
     """Look a strategy up; raises KeyError with the nearest name."""
     if name not in STRATEGIES:
         known = sorted(each.name for each in STRATEGIES.values() if each.kind != "signal")
-        raise KeyError(f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.")
+        raise UnknownNameError(f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.")
     return STRATEGIES[name]
 
 
@@ -296,7 +293,7 @@ def get_chooser(name: str) -> Strategy:
     """Look up a filter or selector; raises KeyError with the nearest name, and for a signal, which chooses nothing."""
     strategy = get_strategy(name)
     if strategy.kind == "signal":
-        raise KeyError(
+        raise UnknownNameError(
             f"{name!r} is a signal, a value for filters to use: a filter that declares signals=[{name!r}] finds it "
             "among its columns; filters= takes filters and selectors (`winnow list filters`)"
         )
@@ -316,7 +313,7 @@ def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
     for name in names:
         if name not in TASKS and name not in groups:
             nearest = nearest_name(name, [*TASKS, *groups])
-            raise KeyError(f"unknown task or group {name!r}.{nearest} `winnow list tasks` lists them.")
+            raise UnknownNameError(f"unknown task or group {name!r}.{nearest} `winnow list tasks` lists them.")
         for member in [name] if name in TASKS else groups[name]:
             chosen[member] = TASKS[member]
     return list(chosen.values())
@@ -333,10 +330,10 @@ def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
         if option.name in strategy.assets and option.is_list and isinstance(value, str):
             value = [value]
         if option.is_required and value in (inspect.Parameter.empty, "???"):
-            raise ValueError(f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given")
+            raise UserError(f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given")
         options[option.name] = _as_type(value, option.type, f"filters.{strategy.name}.{option.name}")
         if option.name == "seed" and isinstance(options["seed"], int) and options["seed"] < 0:
-            raise ValueError(f"filters.{strategy.name}.seed={options['seed']} is below 0")
+            raise UserError(f"filters.{strategy.name}.seed={options['seed']} is below 0")
     return options
 
 
@@ -367,23 +364,23 @@ def _make_strategy(
         given = {"features": features, "images": images, "model": setup}
         wanted = ["rows", *(name for name, is_given in given.items() if is_given)]
     if len(positional) != len(wanted) or others:
-        raise ValueError(f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)")
+        raise UserError(f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)")
     options = {
         p.name: Option(p.name, hints.get(p.name, typing.Any), p.default) for p in parameters if p.kind is p.KEYWORD_ONLY
     }
     for asset in assets:
         if asset not in options or options[asset].type not in ASSET_TYPES or options[asset].default is not None:
-            raise ValueError(
+            raise UserError(
                 f"{kind} {name!r}: the asset {asset!r} needs a keyword-only argument `{asset}: str | None = None` "
                 "(or list[str] | None, for several files)"
             )
     for p in inspect.signature(setup).parameters.values() if setup else ():
         if p.name not in options and p.name != "device":
-            raise ValueError(f"{kind} {name!r}: setup takes {p.name!r}, which is neither an option of it nor `device`")
+            raise UserError(f"{kind} {name!r}: setup takes {p.name!r}, which is neither an option of it nor `device`")
     for text in (*columns, *features, *assets.values()):
         for _, placeholder, _, _ in Formatter().parse(text):
             if placeholder is not None and placeholder not in options:
-                raise ValueError(f"{kind} {name!r} declares {text!r} but has no option {placeholder!r}")
+                raise UserError(f"{kind} {name!r} declares {text!r} but has no option {placeholder!r}")
     module = sys.modules.get(function.__module__)
     return Strategy(
         name=name,
@@ -411,7 +408,7 @@ def _make_strategy(
 
 def _add(table: dict[str, Any], name: str, item: Any, noun: str) -> None:
     if name in table:
-        raise ValueError(f"two files register the {noun} {name!r}; rename one of them")
+        raise UserError(f"two files register the {noun} {name!r}; rename one of them")
     table[name] = item
 
 
@@ -437,7 +434,7 @@ def _load_file(path: Path) -> None:
     module_name = f"winnow_{path.parent.name}_{path.stem}".replace("-", "_")
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
+        raise UserError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     data = path.read_bytes()  # once: what is run is what is hashed
@@ -446,7 +443,7 @@ def _load_file(path: Path) -> None:
         exec(compile(data, str(path), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
         _LOADING = None
     _LOADED.add(path)
@@ -494,7 +491,7 @@ def _as_type(value: Any, annotation: Any, where: str) -> Any:
         return _as_type(value, next(a for a in arguments if a is not type(None)), where)
     if origin is not None or annotation in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}={value!r} is not a list")
+            raise UserError(f"{where}={value!r} is not a list")
         inner = arguments[0] if arguments else typing.Any
         return [_as_type(item, inner, where) for item in value]
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
@@ -504,7 +501,7 @@ def _as_type(value: Any, annotation: Any, where: str) -> Any:
         or not isinstance(value, annotation)
         or (annotation is int and isinstance(value, bool))
     ):
-        raise ValueError(f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}")
+        raise UserError(f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where}={value} is not a finite number; for no limit, give a very large one")
+        raise UserError(f"{where}={value} is not a finite number; for no limit, give a very large one")
     return value

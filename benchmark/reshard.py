@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmark.errors import UserError
 from benchmark.executor import map_items
 from benchmark.index import (
     INDEX_SCHEMA,
@@ -100,7 +101,7 @@ def reshard(
     """
     subset = load_subset(subset_path)
     if not len(subset):
-        raise ValueError(f"{subset_path} is empty")
+        raise UserError(f"{subset_path} is empty")
     made_from: dict[str, Json] = {
         "pool": pool.identity.as_json(),
         "subset": sha256_of(subset_path),
@@ -122,7 +123,7 @@ def reshard(
         counts, coverage = count_samples(pool, subset, subset_path, max_missing)
         plans = plan_shards(pool.summary.tars, counts, shard_size)
         if not plans:
-            raise ValueError(f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}")
+            raise UserError(f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}")
         # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
         order = digest([[t.path.name, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
         plan_made_from = {**made_from, "order of tars": order}
@@ -198,9 +199,9 @@ def refuse_unknown(known: UidMarks, pool: Pool, subset_path: Path, max_missing: 
     told = f"{subset_path}: {num_unknown:,} of {known.num_distinct:,} uids are not in {pool.dir}, such as {example}"
     if pool.metadata_paths:
         note = "; max_missing= is for pools of shards alone" if max_missing else ""
-        raise ValueError(f"{told}; is it a subset of another pool?{note}")
+        raise UserError(f"{told}; is it a subset of another pool?{note}")
     if num_unknown > max_missing:
-        raise ValueError(
+        raise UserError(
             f"{told}. It has shards alone; where images are missing from them, allow for it with "
             f"max_missing={num_unknown}"
         )
@@ -373,7 +374,7 @@ def resharded_record(exp_dir: Path) -> Record | None:
         return None
     record = read_record(shards_dir / RECORD_NAME)
     if record is None:
-        raise ValueError(
+        raise UserError(
             f"{shards_dir} is not finished (it has no {RECORD_NAME}); run `winnow reshard exp_dir={exp_dir}` again, or "
             "delete the folder to train on the pool in place"
         )
@@ -386,25 +387,25 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
     index = read_index(exp_dir, build_index(exp_dir, uids_in_keys=True))
     if index.summary.damaged:
         tar, damaged = index.summary.damaged[0]
-        raise ValueError(
+        raise UserError(
             f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, "
             "with the shard_size that it had, makes it anew"
         )
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
         stats_path = shards_dir / f"{tar.path.stem}_stats.json"
         if not stats_path.exists() or read_json(stats_path) != {"successes": counts.present}:
-            raise ValueError(
+            raise UserError(
                 f"{tar.path} does not hold the samples that {stats_path.name} counts; delete it and reshard again"
             )
     if (len(index.summary.tars), len(index)) != (record.result["shards"], record.result["samples"]):
-        raise ValueError(
+        raise UserError(
             f"{shards_dir} holds {len(index):,} samples in {len(index.summary.tars):,} tars, but its {RECORD_NAME} "
             f"says {record.result['samples']:,} in {record.result['shards']:,}; reshard again"
         )
     subset = load_subset(exp_dir / SUBSET_NAME)
     num_foreign = int((count_of(index.uids, subset.uids) == 0).sum())
     if num_foreign:
-        raise ValueError(f"{shards_dir} holds {num_foreign:,} samples that are none of {SUBSET_NAME}; reshard again")
+        raise UserError(f"{shards_dir} holds {num_foreign:,} samples that are none of {SUBSET_NAME}; reshard again")
     # Copies of one sample follow each other from copy 0 on; all of them are read where that one stands.
     tables = index_tables(index_dir_of(exp_dir), index.summary.tars, ["key"])
     is_first = np.concatenate([pc.ends_with(table["key"], "-0").to_numpy() for table in tables])
@@ -416,10 +417,10 @@ def refuse_foreign(out_dir: Path) -> None:
     if not out_dir.exists() or any((out_dir / name).exists() for name in (RECORD_NAME, PLAN_NAME)):
         return
     if not out_dir.is_dir():
-        raise ValueError(f"{out_dir} is no folder; give another out_dir=")
+        raise UserError(f"{out_dir} is no folder; give another out_dir=")
     found = sorted(path.name for path in out_dir.iterdir() if path.name != LOCK_NAME)
     if found:
-        raise ValueError(
+        raise UserError(
             f"{out_dir} is not empty and not of `winnow reshard` (it holds {found[0]}); give another out_dir="
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from benchmark.assets import find_assets, hash_assets
+from benchmark.errors import UserError
 from benchmark.registry import STRATEGIES, Strategy, check_options, get_strategy
 from benchmark.signals import KEPT_VERSION, user_signal
 from benchmark.stage import Json, digest
@@ -27,9 +28,9 @@ class Cut:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
-            raise ValueError(f"{self.kind}={self.value} is not a finite number")
+            raise UserError(f"{self.kind}={self.value} is not a finite number")
         if self.kind == "fraction" and not 0 < self.value <= 1:
-            raise ValueError(f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool")
+            raise UserError(f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool")
 
 
 @dataclass(frozen=True)

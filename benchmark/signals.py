@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.names import nearest_name
 from benchmark.stage import Json, atomic_path, locked, remove_temporary, write_json
 from benchmark.storage import file_hash, list_files
@@ -135,7 +136,7 @@ class KeptValues:
         try:
             footer = read_footer(path)
         except ValueError as error:
-            raise ValueError(f"{error}; {REMEDY}") from error
+            raise UserError(f"{error}; {REMEDY}") from error
         if (footer.metadata or {}).get(INPUTS_KEY) != self.inputs().encode():
             return None
         table = read_parquet(path, ["value", "state"], REMEDY)
@@ -179,7 +180,7 @@ def common_type(kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
     # Without a verdict, as of rows without images, there is no type.
     typed = {kind for kind, is_judged in kinds if is_judged} or {np.dtype(bool)}
     if len({kind.kind for kind in typed}) > 1:
-        raise ValueError(f"returned different types on different rows: {sorted(map(str, typed))}")
+        raise UserError(f"returned different types on different rows: {sorted(map(str, typed))}")
     return np.result_type(*typed)
 
 
@@ -219,15 +220,15 @@ def user_signal(pool: Pool, name: str, needed_by: str) -> UserSignal:
     found = [file for file, names in columns.items() if name in names]
     if not found:
         known = sorted({each for names in columns.values() for each in names} - {"uid"})
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{needed_by!r} needs the signal {name!r}: no file registers one of that name, and no parquet file in "
             f"{pool.signals_dir} has a column of that name beside `uid`.{nearest_name(name, known)}"
         )
     if len(found) > 1:
-        raise ValueError(f"both {found[0].path} and {found[1].path} have a column {name!r}; rename one of them")
+        raise UserError(f"both {found[0].path} and {found[1].path} have a column {name!r}; rename one of them")
     file = found[0]
     if "uid" not in columns[file]:
-        raise ValueError(
+        raise UserError(
             f"{file.path} has no column 'uid', so its {name!r} belongs to no sample; it has {columns[file]}"
         )
     return UserSignal(file.path, name, file_hash(file.path, file.state))
@@ -263,7 +264,7 @@ def join_user_signal(pool: Pool, signal: UserSignal) -> None:
                 repeated = np.flatnonzero(uids[1:] == uids[:-1])
                 if len(repeated):
                     high, low = uids[repeated[0]].item()
-                    raise ValueError(
+                    raise UserError(
                         f"{signal.path} names the uid {high:016x}{low:016x} twice; keep one row of each uid"
                     )
                 file.write(block.data)
@@ -300,7 +301,7 @@ def _numbers(column: pa.Array, texts: dict[str, int], signal: UserSignal) -> np.
             [texts.setdefault(text, len(texts)) for text in encoded.dictionary.to_pylist()], dtype=np.int64
         )
         if len(texts) > MAX_TEXTS:
-            raise ValueError(f"{signal.path}: {signal.column!r} has more than {MAX_TEXTS:,} different texts")
+            raise UserError(f"{signal.path}: {signal.column!r} has more than {MAX_TEXTS:,} different texts")
         return places[encoded.indices.to_numpy()] if len(places) else np.empty(0, dtype=np.int64)
     if pa.types.is_boolean(kind):
         return column.to_numpy(zero_copy_only=False)
@@ -308,7 +309,7 @@ def _numbers(column: pa.Array, texts: dict[str, int], signal: UserSignal) -> np.
         try:
             return column.cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{signal.path}: {signal.column!r} has numbers beyond 64 bits with a sign") from error
+            raise UserError(f"{signal.path}: {signal.column!r} has numbers beyond 64 bits with a sign") from error
     if pa.types.is_floating(kind):
         return column.to_numpy()
-    raise ValueError(f"{signal.path}: {signal.column!r} holds {kind}; a signal holds numbers, bools or texts")
+    raise UserError(f"{signal.path}: {signal.column!r} holds {kind}; a signal holds numbers, bools or texts")

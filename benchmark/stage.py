@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from benchmark import __version__
+from benchmark.errors import UserError
 
 Json = Any  # what json.dumps accepts
 
@@ -139,7 +140,7 @@ def read_json(path: Path) -> Json:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not valid JSON ({error}); restore it, or delete it (a pool: its folder) to have it made again"
         ) from error
 
@@ -176,7 +177,7 @@ def read_record(path: Path) -> Record | None:
     try:
         return Record(value["stage"], value["version"], value["made_from"], value["result"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no record of a stage: {error}") from error
+        raise UserError(f"{path} is no record of a stage: {error}") from error
 
 
 def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -> Record | None:
@@ -192,7 +193,7 @@ def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -
     shown = describe_differences(wanted, there)
     if not shown:
         return record
-    raise ValueError(
+    raise UserError(
         f"{path.parent} was made with other settings ({path.name}): {shown}. "
         "Choose another folder, repeat those settings, or delete it."
     )

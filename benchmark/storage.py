@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, cast
 
 from filelock import FileLock
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.stage import (
     LOCK_NAME,
     TEMPORARY_SUFFIX,
@@ -73,9 +74,9 @@ def as_location(text: str) -> Path:
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or f"another package ({one_line(error)})"
         extra = f"'winnow-bench[{EXTRAS[protocol]}]'" if protocol in EXTRAS else package
-        raise ValueError(f"{protocol}:// needs {package}: pip install {extra}") from error
+        raise UserError(f"{protocol}:// needs {package}: pip install {extra}") from error
     except ValueError as error:
-        raise ValueError(f"{text}: no storage is known by {protocol}://; s3://bucket/folder is one") from error
+        raise UserError(f"{text}: no storage is known by {protocol}://; s3://bucket/folder is one") from error
     # Without a cache of listings: what was there a minute ago is no answer to what is there.
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
@@ -154,7 +155,7 @@ def _told(error: Exception, location: str) -> OSError | None:
         return None
     if isinstance(error, FileNotFoundError):
         bucket = f" ({reason})" if "bucket does not exist" in reason else ""
-        return FileNotFoundError(f"there is nothing at {location}{bucket}")
+        return NotFoundError(f"there is nothing at {location}{bucket}")
     if isinstance(error, PermissionError):
         return PermissionError(f"{where}access is denied ({reason}); check the credentials and the bucket's policy")
     return OSError(f"{where}{reason}")
@@ -186,7 +187,7 @@ def stat_of(path: Path) -> FileState:
     with storage_errors(path):
         info = filesystem.info(name)
         if info["type"] != "file":
-            raise FileNotFoundError(f"there is no file {path}")
+            raise NotFoundError(f"there is no file {path}")
     return FileState(path, int(info["size"]), _state(info))
 
 
@@ -216,9 +217,9 @@ def file_hash(path: Path, state: str) -> str:
     return found
 
 
-def changed(path: Path) -> ValueError:
+def changed(path: Path) -> UserError:
     """Return the error for a file that is no longer what it was when the pool was opened."""
-    return ValueError(f"{path} was changed while it was used; run it again")
+    return UserError(f"{path} was changed while it was used; run it again")
 
 
 def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
@@ -228,7 +229,7 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
     """
     if not is_remote(folder):
         if not folder.is_dir():
-            raise FileNotFoundError(f"there is nothing at {folder}")
+            raise NotFoundError(f"there is nothing at {folder}")
         paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
         found = []
         for path in paths:
@@ -237,14 +238,14 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
                     found.append(stat_of(path))
             except FileNotFoundError as error:
                 if path.is_symlink():
-                    raise ValueError(f"{path} is a link that leads nowhere; mend or remove it") from error
+                    raise UserError(f"{path} is a link that leads nowhere; mend or remove it") from error
                 # else it went while the folder was listed
         return found
     filesystem, name = _opened(folder)
     if recursive:
         files = _files_under(folder)
         if not files:
-            raise FileNotFoundError(f"there is nothing at {folder}")
+            raise NotFoundError(f"there is nothing at {folder}")
         return files
     with storage_errors(folder):
         return _files_of(folder, name, filesystem.ls(name, detail=True))
@@ -294,7 +295,7 @@ def local_copy(location: Path, *, beside: Sequence[str] = (), only: Sequence[str
         files |= found
         missing += [] if found else [_inner(folder, location)]
     if only and missing:
-        raise FileNotFoundError(f"{location} lacks {', '.join(missing)}")
+        raise NotFoundError(f"{location} lacks {', '.join(missing)}")
     if missing:  # no folder, so a file
         files[name] = stat_of(location)
         there = (location.with_name(each) for each in beside)
@@ -570,13 +571,13 @@ def fetch_range(file: FileState, start: int, stop: int) -> bytes:
 
 def _refuse_changed(file: FileState, state: str | None) -> None:
     if state is not None and file.state != state:
-        raise ValueError(
+        raise UserError(
             f"{file.path} has changed since it was indexed; run the same command again to have it indexed anew"
         )
 
 
-def _too_short(path: Path, offset: int, length: int, size: int) -> ValueError:
-    return ValueError(
+def _too_short(path: Path, offset: int, length: int, size: int) -> UserError:
+    return UserError(
         f"{path} is too short: {length:,} bytes at byte {offset:,} are asked for, it ends at {size:,}; "
         "was it changed or cut off after it was indexed?"
     )
@@ -766,7 +767,7 @@ class _Mirror:
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of a name in a folder; raises ValueError where it leads out of it."""
     if ".." in name.split("/"):
-        raise ValueError(f"the remote name {name!r} leads out of its folder; rename it there")
+        raise UserError(f"the remote name {name!r} leads out of its folder; rename it there")
     return folder / name
 
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.stage import atomic_path, read_record, warn
 from benchmark.storage import one_line
 from benchmark.uids import BLOCK, UID_DTYPE, is_sorted, sort_uids, walk_together
@@ -28,7 +29,7 @@ class Subset:
 
     def __post_init__(self) -> None:
         if self.uids.dtype != UID_DTYPE or self.uids.ndim != 1:
-            raise ValueError(f"a subset is a one-dimensional array of {UID_DTYPE}, not {self.uids.dtype}")
+            raise UserError(f"a subset is a one-dimensional array of {UID_DTYPE}, not {self.uids.dtype}")
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -63,7 +64,7 @@ def write_subset(path: Path, blocks: Iterable[np.ndarray]) -> int:
         _write_header(file, 0)
         for block in blocks:
             if not is_sorted(np.concatenate([last, block[:1]])) or not is_sorted(block):
-                raise ValueError(f"the uids for {path} go backwards after {count:,}; a subset file is sorted")
+                raise UserError(f"the uids for {path} go backwards after {count:,}; a subset file is sorted")
             file.write(np.ascontiguousarray(block).data)
             count += len(block)
             last = np.array(block[-1:] if len(block) else last)
@@ -80,7 +81,7 @@ def load_subset(path: str | Path, *, known_sorted: bool = False) -> Subset:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no subset file {path}")
+        raise NotFoundError(f"there is no subset file {path}")
     with path.open("rb") as file:
         has_header = file.read(len(NPY_MAGIC)) == NPY_MAGIC
         count = _count_of_npy(path, file) if has_header else _count_of_raw(path)
@@ -115,20 +116,20 @@ def _count_of_npy(path: Path, file: BinaryIO) -> int:
         read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
     except (ValueError, SyntaxError, TokenError) as error:  # numpy lets all three through
-        raise ValueError(
+        raise UserError(
             f"{path} begins like a .npy file, but its header is damaged ({one_line(error)}); make or fetch it again"
         ) from error
     if dtype.hasobject:
-        raise ValueError(f"{path} holds pickled objects, which are never read; save pairs of dtype 'u8,u8'")
+        raise UserError(f"{path} holds pickled objects, which are never read; save pairs of dtype 'u8,u8'")
     if dtype != UID_DTYPE or len(shape) != 1:
         other_order = dtype.newbyteorder() == UID_DTYPE
-        raise ValueError(
+        raise UserError(
             f"{path} holds {dtype} of shape {shape}{', in the other byte order' if other_order else ''}; "
             f"a subset file holds (n,) pairs {UID_DTYPE}"
         )
     size, expected = path.stat().st_size - file.tell(), math.prod(shape) * UID_DTYPE.itemsize
     if size != expected:
-        raise ValueError(
+        raise UserError(
             f"{path} {'is cut short' if size < expected else 'has bytes after its end'}: its header says {shape[0]:,} "
             f"uids, that is {expected:,} bytes, and {size:,} bytes follow; make or fetch it again"
         )
@@ -138,9 +139,9 @@ def _count_of_npy(path: Path, file: BinaryIO) -> int:
 def _count_of_raw(path: Path) -> int:
     size = path.stat().st_size
     if size == 0:
-        raise ValueError(f"{path} is an empty file; even a subset without uids has the header of a .npy file")
+        raise UserError(f"{path} is an empty file; even a subset without uids has the header of a .npy file")
     if size % UID_DTYPE.itemsize:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a subset file: neither .npy nor raw pairs of 8-byte integers, "
             f"as its {size:,} bytes are no multiple of {UID_DTYPE.itemsize}"
         )

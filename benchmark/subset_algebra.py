@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmark.errors import UserError
 from benchmark.stage import sha256_of, warn
 from benchmark.subset import Subset, is_reference_subset, load_subset, write_subset
 from benchmark.uids import BLOCK, format_uids, walk_together
@@ -90,7 +91,7 @@ def combine_files(operation: str, paths: Sequence[Path], out_path: Path) -> list
     is a reference's choice.
     """
     if out_path.is_dir():
-        raise ValueError(f"--out {out_path} is a folder; name a file in it")
+        raise UserError(f"--out {out_path} is a folder; name a file in it")
     subsets = [load_subset(path).uids for path in paths]
     for path in filter(is_reference_subset, dict.fromkeys(paths)):
         warn(
@@ -104,7 +105,7 @@ def combine_files(operation: str, paths: Sequence[Path], out_path: Path) -> list
     if is_there:
         written.unlink()
         if sha256 != sha256_of(out_path):
-            raise ValueError(f"{out_path} is there and has other bytes; choose another --out, or delete it")
+            raise UserError(f"{out_path} is there and has other bytes; choose another --out, or delete it")
     subset = load_subset(out_path)
     if len(subset) == 0:
         warn(f"{out_path} is empty: no uid is left")

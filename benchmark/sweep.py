@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import UserError
 from benchmark.stage import Stopped, say, warn, write_json
 
 SUBMITIT_PREFIX = "submitit_"  # of the launchers that hydra-submitit-launcher brings
@@ -170,16 +171,16 @@ def check_launching(given: set[str], launcher: str, is_sweep: bool) -> None:
     """Raise ValueError for options of Hydra's that a sweep has no use for, or a launcher that is not installed."""
     for key in given:
         if key.startswith(("hydra/launcher", "hydra.launcher", "hydra.sweep", "hydra/sweep")) and not is_sweep:
-            raise ValueError(f"{key} is for sweeps: winnow ... -m")
+            raise UserError(f"{key} is for sweeps: winnow ... -m")
         if any(key == name or key.startswith(f"{name}.") for name in FIXED):
-            raise ValueError(f"{key} is fixed: a sweep runs every combination, in experiments/sweeps/<time>")
+            raise UserError(f"{key} is fixed: a sweep runs every combination, in experiments/sweeps/<time>")
         if key in ONE_PROCESS:
-            raise ValueError(f"{key}: a job of a sweep is one process; scripts/slurm trains on several GPUs and nodes")
+            raise UserError(f"{key}: a job of a sweep is one process; scripts/slurm trains on several GPUs and nodes")
     if launcher.startswith(SUBMITIT_PREFIX):
         try:
             importlib.import_module("hydra_plugins.hydra_submitit_launcher")
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"hydra/launcher={launcher} needs Hydra's submitit launcher: pip install -e '.[slurm]'"
             ) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmark.errors import UserError
 from benchmark.storage import is_remote, one_line, open_file, storage_errors
 
 
@@ -25,7 +26,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, remedy: str =
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); {remedy}") from error
 
 
 def read_footer(path: Path) -> pq.FileMetaData:
@@ -38,4 +39,4 @@ def read_footer(path: Path) -> pq.FileMetaData:
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a parquet file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a parquet file ({one_line(error)})") from error

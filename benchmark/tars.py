@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmark.errors import UserError
 from benchmark.stage import atomic_path
 
 # By extension, what Pillow may decode: its other decoders are no business of a stranger's file.
@@ -85,7 +86,7 @@ def member_header(name: str, size: int) -> bytes:
         info.size = size
         return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
     if size >= 1 << 33:
-        raise ValueError(f"member {name!r} has {size} bytes; a plain tar header holds less than 8 GiB")
+        raise UserError(f"member {name!r} has {size} bytes; a plain tar header holds less than 8 GiB")
     length = b"%011o" % size
     total = _TEMPLATE_SUM + sum(encoded) + sum(length)
     return b"".join(
@@ -115,7 +116,7 @@ def iter_members(path: Path) -> Iterator[Member]:
                 break
             yield member
     if damage.count:
-        raise ValueError(f"{path} is damaged: {damage}")
+        raise UserError(f"{path} is damaged: {damage}")
 
 
 def reading_ahead(read: ReadAt) -> ReadAt:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from benchmark.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -118,10 +120,10 @@ class Suite:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.reporting) - set(self.tasks)):
-            raise ValueError(f"suite {self.name!r} reports tasks that it does not have: {unknown}")
+            raise UserError(f"suite {self.name!r} reports tasks that it does not have: {unknown}")
         for scale, names in self.informative.items():
             if unknown := sorted(set(names) - set(self.tasks)):
-                raise ValueError(f"suite {self.name!r} has no tasks {unknown}, informative at scale {scale!r}")
+                raise UserError(f"suite {self.name!r} has no tasks {unknown}, informative at scale {scale!r}")
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from benchmark.data import (
     hold_samples,
     normalise,
 )
+from benchmark.errors import NotFoundError, UserError
 from benchmark.health import Health, WandbRun
 from benchmark.index import PoolIndex
 from benchmark.models import Tokenizer, build_model, build_own_model, build_tokenizer
@@ -134,7 +135,7 @@ class TrainState:
     def load(self, path: Path) -> None:
         """Take over a saved state."""
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not seen by every rank; the experiment's folder must be shared by all")
+            raise NotFoundError(f"{path} is not seen by every rank; the experiment's folder must be shared by all")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -279,7 +280,7 @@ def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
         if not path.exists():
             continue
         if path.is_dir():
-            raise ValueError(f"{path} is a folder where a state belongs; move it away")
+            raise UserError(f"{path} is a folder where a state belongs; move it away")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -293,7 +294,7 @@ def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
             continue
         shown = describe_differences(made_from, json.loads(metadata["made_from"]))
         if shown:
-            raise ValueError(
+            raise UserError(
                 f"{path} is the state of a run with other settings: {shown}. Choose another folder, repeat those "
                 f"settings, or delete {folder}"
             )
@@ -403,7 +404,7 @@ def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int,
     state.curves.add(stats, int(undecodable), int(repeats))
     refusal = _refuse_bad_step(stats, state, scale, folder)
     if refusal is not None:
-        raise ValueError(refusal) if ranks.is_first else OtherRankFailed
+        raise UserError(refusal) if ranks.is_first else OtherRankFailed
     state.step += 1
 
 
@@ -467,7 +468,7 @@ def _order_advice(scale: Scale, ranks: Ranks) -> Iterator[None]:
         if not ranks.is_first:
             raise OtherRankFailed from error
         operation = str(error).split(" does not have")[0]
-        raise ValueError(
+        raise UserError(
             f"model {scale.model!r} has an operation whose sums come in any order on a GPU ({operation}), so a run "
             "that was killed would not go on exactly; choose another model, or train this one with device=cpu"
         ) from error
@@ -530,7 +531,7 @@ def _refuse_unfit(model: nn.Module, scale: Scale) -> None:
     """Raise ValueError for a model of a scale of one's own whose runs would not be exact, or whose loss is another."""
     mixing = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if mixing:
-        raise ValueError(
+        raise UserError(
             f"model {scale.model!r} normalises over the samples of a batch ({mixing[0]}), so its results would depend "
             "on how a batch is cut into ranks and micro-batches; choose a model without BatchNorm"
         )
@@ -542,12 +543,12 @@ def _refuse_unfit(model: nn.Module, scale: Scale) -> None:
         or (isinstance(part, nn.MultiheadAttention) and part.dropout)
     ]
     if dropping:
-        raise ValueError(
+        raise UserError(
             f"model {scale.model!r} drops at random ({dropping[0]}), so a run that was killed would not go on exactly; "
             "choose a model without dropout"
         )
     if getattr(model, "logit_bias", None) is not None or not isinstance(model, CLIP | CustomTextCLIP):
-        raise ValueError(f"model {scale.model!r} is not trained by CLIP's loss; choose a CLIP model")
+        raise UserError(f"model {scale.model!r} is not trained by CLIP's loss; choose a CLIP model")
 
 
 def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: Path) -> str | None:

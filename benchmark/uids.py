@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from benchmark.errors import UserError
+
 UID_DTYPE = np.dtype("u8,u8")  # upper and lower 64 bits, as in DataComp's subset files
 BLOCK = 2**20  # uids that are looked at together
 DENSE = 8  # uids held for each uid asked, up to which reading all of them is faster than searching
@@ -39,11 +41,11 @@ def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where:
         return np.empty(0, dtype=UID_DTYPE)
     if not pa.types.is_string(array.type):
         if not (pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)):
-            raise ValueError(f"{where}: uids are {array.type}, expected strings of 32 hex characters")
+            raise UserError(f"{where}: uids are {array.type}, expected strings of 32 hex characters")
         array = array.cast(pa.string())
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{where}: the uid in row {row} is null ({array.null_count} in all)")
+        raise UserError(f"{where}: the uid in row {row} is null ({array.null_count} in all)")
     count = len(array)
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int32, count=count + 1, offset=array.offset * 4)
     _refuse_malformed(np.flatnonzero(np.diff(offsets) != 32), array, where)
@@ -287,7 +289,7 @@ def _sha256_digest(data: bytes) -> bytes:
 def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:
     if len(rows):
         row = int(rows[0])
-        raise ValueError(
+        raise UserError(
             f"{where}: the uid in row {row} is {array[row].as_py()!r}; "
             f"a uid is 32 hex characters ({len(rows)} malformed in all)"
         )

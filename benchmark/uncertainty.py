@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark import metrics
+from benchmark.errors import UserError
 from benchmark.results import CANDIDATE_BUCKETS, IMAGE_TO_TEXT, group_values
 from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
 
@@ -198,12 +199,12 @@ def _same_samples(task: Task, tables: Sequence[pa.Table]) -> list[pa.Table]:
     for other in ordered[1:]:
         keys, others = set(first["key"].to_pylist()), set(other["key"].to_pylist())
         if odd := sorted(keys ^ others):
-            raise ValueError(
+            raise UserError(
                 f"predictions of {task.name!r} are not of the same samples: {len(odd)} of {len(keys | others)} keys "
                 f"are only on one side, such as {odd[0]!r}"
             )
         if first.num_rows != other.num_rows or _answers(task, first) != _answers(task, other):
-            raise ValueError(
+            raise UserError(
                 f"predictions of {task.name!r} have the same keys but not the same right answers: their data differ"
             )
     return ordered
@@ -247,7 +248,7 @@ def _mean_of(task: Task, table: pa.Table) -> _Mean:
             _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
             contributions = (labels == predictions) * len(labels) / (len(counts) * counts[places])
             return _Mean(contributions, places, float(len(counts) ** 2 / np.sum(1 / counts)))
-    raise ValueError(f"task {task.name!r}: no standard error is known of its main metric {name!r}")
+    raise UserError(f"task {task.name!r}: no standard error is known of its main metric {name!r}")
 
 
 def _simple(contributions: Array) -> _Mean:

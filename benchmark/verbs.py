@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.experiment import (
     ENTRY_NAME,
     Choice,
@@ -125,9 +126,9 @@ def reshard(config: Config, command: list[str]) -> None:
     workers, dry_run = as_workers(config["workers"]), as_flag(config["dry_run"], "dry_run")
     location, given, out = (as_path(config[name], name) for name in ("exp_dir", "subset", "out_dir"))
     if (location is None) == (given is None):
-        raise ValueError("give exp_dir= of an experiment that has a subset, or subset= of a file and out_dir=")
+        raise UserError("give exp_dir= of an experiment that has a subset, or subset= of a file and out_dir=")
     if location is None and out is None:
-        raise ValueError("subset= goes with out_dir=, the folder to write to")
+        raise UserError("subset= goes with out_dir=, the folder to write to")
     pool = Pool(pool_dir, strict=_is_strict(config))
     with ExitStack() as held:
         if location is not None:
@@ -161,7 +162,7 @@ def train(config: Config, command: list[str]) -> None:
     accumulation = as_accumulation(config["accumulation"])
     location = _given_exp_dir(config)
     if is_remote(location) and os.environ.get("LOCAL_WORLD_SIZE", "1") != str(rank_of_process()[1]):
-        raise ValueError(
+        raise UserError(
             f"exp_dir={location} is worked on in a folder of one machine, and the ranks are on several; "
             "train in a folder that all of them share, and copy it there afterwards"
         )
@@ -203,12 +204,12 @@ def evaluate(config: Config, command: list[str]) -> None:
         _evaluate_model(config)
         return
     if config["exp_dir"] is None:
-        raise ValueError(
+        raise UserError(
             "give exp_dir= of an experiment with a trained seed, or model= and checkpoint= of any open_clip model, "
             "eval_dir= and out_dir="
         )
     if config["out_dir"] is not None:
-        raise ValueError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
+        raise UserError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
     location = _given_exp_dir(config)
     if not is_remote(location):
         open_experiment(location, None)  # before anything is said of its pool
@@ -264,18 +265,18 @@ def _evaluate_model(config: Config) -> None:
     for name in ("exp_dir", "wandb", "seeds"):
         usual = {"wandb": "disabled", "seeds": 0}.get(name)
         if config[name] != usual:
-            raise ValueError(f"{name}= goes with an experiment, not with model=")
+            raise UserError(f"{name}= goes with an experiment, not with model=")
     if config["model"] is None:
-        raise ValueError("checkpoint= goes with model=, the name of an open_clip model such as ViT-B-32")
+        raise UserError("checkpoint= goes with model=, the name of an open_clip model such as ViT-B-32")
     if config["curve"]:
-        raise ValueError("curve=true goes with exp_dir= of an experiment, which keeps checkpoints")
+        raise UserError("curve=true goes with exp_dir= of an experiment, which keeps checkpoints")
     suite = get_scale(str(config["scale"] or MODEL_SCALE)).suite
     tasks = tasks_named([str(name) for name in as_list(config["tasks"], "tasks")] or [suite], suite)
     device, strict = as_model_device(config["device"]), _is_strict(config)
     given_dir = as_path(config["out_dir"], "out_dir")
     reference = _reference(config)
     if config["eval_dir"] is None and config["pool_dir"] is None:
-        raise ValueError("eval_dir must be given: the folder of the evaluation sets (scripts/download_evalsets.py)")
+        raise UserError("eval_dir must be given: the folder of the evaluation sets (scripts/download_evalsets.py)")
     pool_dir = as_path(config["pool_dir"], "pool_dir") or Path()
     checkpoint = None if config["checkpoint"] is None else str(config["checkpoint"])
     with joined_ranks(device) as ranks, ExitStack() as held:
@@ -376,7 +377,7 @@ def open_pool(
     """
     if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
         if has_file(pool_dir / "building.json") and not has_file(pool_dir / "pool.json"):
-            raise ValueError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
+            raise UserError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
         return Pool(pool_dir, strict=strict, signals_dir=signals_dir)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     is_own = any((pool_dir / "metadata").glob("*.parquet")) or has_tars(pool_dir)
@@ -428,11 +429,9 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
     from benchmark.embedded.pool import build_pool
 
     if not scale.is_embedded:
-        raise ValueError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
+        raise UserError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
     if is_remote(pool_dir):
-        raise ValueError(
-            f"an embedded pool is drawn into a local folder, not into {pool_dir}; copy it there afterwards"
-        )
+        raise UserError(f"an embedded pool is drawn into a local folder, not into {pool_dir}; copy it there afterwards")
     build_pool(pool_dir, scale, pool_seed, workers)
 
 
@@ -507,14 +506,14 @@ def _choice(config: Config) -> Choice:
     within, subset = (path and local_copy(path, beside=[SUBSET_RECORD_NAME]) for path in (within, subset))
     for path in (within, subset):
         if path is not None and not path.is_file():
-            raise FileNotFoundError(f"there is no subset file {path}")
+            raise NotFoundError(f"there is no subset file {path}")
     if subset is not None:
         if within is not None:
-            raise ValueError("subset= takes a file as it is; within= goes with filters")
+            raise UserError("subset= takes a file as it is; within= goes with filters")
         return Choice(subset_path=subset, max_missing=as_count(config["max_missing"], "max_missing"))
     rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
     if not rules:
-        raise ValueError("no filter is chosen; no_filter keeps the whole pool")
+        raise UserError("no filter is chosen; no_filter keeps the whole pool")
     return Choice(rules, within, device=config["device"] or "cpu")
 
 
@@ -535,7 +534,7 @@ def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choic
 def _given_exp_dir(config: Config) -> Path:
     exp_dir = None if config["exp_dir"] == MISSING else as_path(config["exp_dir"], "exp_dir")
     if exp_dir is None:
-        raise ValueError("exp_dir must be given: the folder of an experiment with a subset, made by `winnow filter`")
+        raise UserError("exp_dir must be given: the folder of an experiment with a subset, made by `winnow filter`")
     return exp_dir
 
 

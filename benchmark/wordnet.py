@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from benchmark.assets import user_assets_dir
+from benchmark.errors import NotFoundError, UserError
 
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")  # a word's meanings come in this order
 NUM_LEMMAS = (117_798, 11_529, 21_479, 4_481)  # of version 3.0; offsets differ between versions
@@ -91,8 +92,8 @@ def find_wordnet(given: str | None, *, option: str) -> Path:
         if place.exists() and (_inside(place) / "index.noun").is_file():
             return place
     if given:
-        raise FileNotFoundError(f"{option}: {given} holds no index.noun of WordNet")
-    raise FileNotFoundError(
+        raise NotFoundError(f"{option}: {given} holds no index.noun of WordNet")
+    raise NotFoundError(
         f"WordNet's files are in none of {', '.join(map(str, candidates))}; `apt install wordnet-base` or "
         f"`nltk.download('wordnet')` brings them, or give {option}"
     )
@@ -111,7 +112,7 @@ def load_wordnet(place: Path) -> WordNet:
     offsets = {part: _read_index(_text(folder / f"index.{part}")) for part in PARTS_OF_SPEECH}
     counts = tuple(len(offsets[part]) for part in PARTS_OF_SPEECH)
     if counts != NUM_LEMMAS:
-        raise ValueError(f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}")
+        raise UserError(f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}")
     return WordNet(offsets, {part: _read_exceptions(_text(folder / f"{part}.exc")) for part in PARTS_OF_SPEECH})
 
 

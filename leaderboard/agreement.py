@@ -19,6 +19,7 @@ import pydantic
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
+from benchmark.errors import UserError
 from benchmark.registry import STRATEGIES, load_strategies
 from leaderboard.columns import markdown_table, page, score, signed, text_table
 from leaderboard.entries import BOARDS_DIR, Entry, Finite, Score, StrategyUsed, read_strictly
@@ -112,7 +113,7 @@ class Published:
     def _sources_are_named(self) -> Published:
         used = {cell.source for row in self.rows for cell in (row.small, row.medium) if cell is not None}
         if unknown := sorted(used - set(self.sources)):
-            raise ValueError(f"sources {unknown} are not explained in `sources`")
+            raise UserError(f"sources {unknown} are not explained in `sources`")
         return self
 
     @property
@@ -319,13 +320,13 @@ def _matches(rows: Sequence[Row], published: Published) -> list[Match]:
                 continue
             other = taken.setdefault(theirs.name, row.entry.name)
             if other != row.entry.name:
-                raise ValueError(f"{other} and {row.entry.name} are both the published {theirs.name!r}")
+                raise UserError(f"{other} and {row.entry.name} are both the published {theirs.name!r}")
             for scale in SCALES:
                 if theirs.at(scale) is None:
                     continue
                 if scale in found:
                     names = [found[scale].name, theirs.name]
-                    raise ValueError(f"{row.entry.name} is two published rows at scale {scale}: {names}")
+                    raise UserError(f"{row.entry.name} is two published rows at scale {scale}: {names}")
                 found[scale] = theirs
         if found:
             matches.append(Match(row, found))

@@ -12,6 +12,7 @@ import numpy as np
 import pydantic
 from pydantic.dataclasses import dataclass
 
+from benchmark.errors import UnknownNameError, UserError
 from benchmark.names import nearest_name
 from benchmark.registry import SUITES, load_tasks
 from benchmark.results import TOP
@@ -64,12 +65,12 @@ class Checkpoints:
     def _rows_fit(self) -> Checkpoints:
         by_name = {row.name: row for row in self.rows}
         if len(by_name) != len(self.rows):
-            raise ValueError("a checkpoint stands here twice")
+            raise UserError("a checkpoint stands here twice")
         for row in self.rows:
             if odd := sorted(set(row.scores) ^ set(self.rows[0].scores)):
-                raise ValueError(f"{self.rows[0].name} and {row.name} differ in their tasks: {odd}")
+                raise UserError(f"{self.rows[0].name} and {row.name} differ in their tasks: {odd}")
             if row.repeats and (row.repeats not in by_name or by_name[row.repeats].scores != row.scores):
-                raise ValueError(f"{row.name} does not repeat the scores of {row.repeats!r}")
+                raise UserError(f"{row.name} does not repeat the scores of {row.repeats!r}")
         return self
 
     @property
@@ -85,12 +86,14 @@ class Checkpoints:
         """
         found = [row for row in self.rows if name in (row.name, row.pretrained)]
         if len(found) > 1:
-            raise KeyError(f"{name!r} is the tag of {len(found)} checkpoints: {', '.join(row.name for row in found)}")
+            raise UnknownNameError(
+                f"{name!r} is the tag of {len(found)} checkpoints: {', '.join(row.name for row in found)}"
+            )
         if not found:
             known = [*self.names, *(row.pretrained for row in self.rows)]
             begun = min((each for each in known if name and each.startswith(name)), key=len, default=None)
             hint = nearest_name(name, known) if begun is None else f" Did you mean {begun!r}?"
-            raise KeyError(f"unknown checkpoint {name!r}.{hint} `winnow list checkpoints` names all.")
+            raise UnknownNameError(f"unknown checkpoint {name!r}.{hint} `winnow list checkpoints` names all.")
         return found[0]
 
     def of_scale(self, scale: str) -> list[Checkpoint]:
@@ -143,7 +146,7 @@ def informative_tasks(checkpoints: Checkpoints, scale: Scale) -> tuple[str, ...]
     by_scale = [checkpoints.of_scale(one) for one in SCALES[: SCALES.index(scale) + 1]]
     if min(map(len, by_scale)) < 2:
         counts = dict(zip(SCALES, map(len, by_scale), strict=False))
-        raise ValueError(f"which tasks are informative takes two runs of each scale up to {scale}; there are {counts}")
+        raise UserError(f"which tasks are informative takes two runs of each scale up to {scale}; there are {counts}")
     return tuple(
         name
         for name in SUITES[SUITE].tasks
@@ -164,7 +167,7 @@ def guessed_score(task: Task) -> float:
     if isinstance(task, ZeroShotClassification) and task.num_classes:
         candidates = TOP if isinstance(task, GroupedClassification) and task.top5 else 1
         return min(1.0, candidates / task.num_classes)
-    raise ValueError(f"task {task.name!r} does not declare how many there are to guess among")
+    raise UserError(f"task {task.name!r} does not declare how many there are to guess among")
 
 
 def _is_informative(task: Task, scores_by_scale: Sequence[np.ndarray]) -> bool:

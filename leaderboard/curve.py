@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.errors import UserError
 from benchmark.stage import write_bytes
 from benchmark.tasks import Suite
 from leaderboard.columns import counted, listed, markdown_table, page, score, signed, text_table
@@ -110,10 +111,10 @@ def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path)
 
 def _evaluations(points: Sequence[tuple[int, ScoreSet]], suite: Suite) -> list[tuple[int, Evaluation]]:
     if not points:
-        raise ValueError("a learning curve needs at least one checkpoint with scores")
+        raise UserError("a learning curve needs at least one checkpoint with scores")
     seen = [samples for samples, _ in points]
     if repeated := sorted({samples for samples in seen if seen.count(samples) > 1}):
-        raise ValueError(f"two checkpoints have seen the same number of samples: {repeated}")
+        raise UserError(f"two checkpoints have seen the same number of samples: {repeated}")
     return [(s, make_evaluation(scores, suite)) for s, scores in sorted(points, key=lambda point: point[0])]
 
 

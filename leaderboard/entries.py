@@ -15,6 +15,7 @@ import pydantic
 import pydantic_core
 from pydantic.dataclasses import dataclass
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.registry import SUITES, load_tasks
 from benchmark.stage import write_json
 from benchmark.tasks import Task
@@ -99,19 +100,19 @@ class Entry:
     @classmethod
     def _seeds_agree(cls, seeds: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
         if not seeds:
-            raise ValueError("an entry needs at least one seed")
+            raise UserError("an entry needs at least one seed")
         first, *others = seeds
         if not seeds[first]:
-            raise ValueError(f"seed {first} has no task")
+            raise UserError(f"seed {first} has no task")
         for other in others:
             if odd := sorted(set(seeds[first]) ^ set(seeds[other])):
-                raise ValueError(f"seeds {first} and {other} differ in their tasks: {odd}")
+                raise UserError(f"seeds {first} and {other} differ in their tasks: {odd}")
         return seeds
 
     @pydantic.model_validator(mode="after")
     def _subset_fits(self) -> Entry:
         if self.subset.distinct > min(self.subset.size, self.pool.rows):
-            raise ValueError(
+            raise UserError(
                 f"subset.distinct {self.subset.distinct} exceeds its size {self.subset.size} "
                 f"or the pool's {self.pool.rows} rows"
             )
@@ -120,7 +121,7 @@ class Entry:
     @pydantic.model_validator(mode="after")
     def _chance_fits(self) -> Entry:
         if self.chance and set(self.chance) != self.tasks:
-            raise ValueError(f"chance and scores differ in their tasks: {sorted(set(self.chance) ^ self.tasks)}")
+            raise UserError(f"chance and scores differ in their tasks: {sorted(set(self.chance) ^ self.tasks)}")
         return self
 
     @property
@@ -190,13 +191,13 @@ def read_board(board_dir: Path) -> Board:
     """Read a board's rules; raises ValueError where they do not fit the suite that is installed."""
     path = board_dir / RULES_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"there is no board at {board_dir}: {RULES_NAME} is missing. Boards: {board_names()}")
+        raise NotFoundError(f"there is no board at {board_dir}: {RULES_NAME} is missing. Boards: {board_names()}")
     rules = read_strictly(path, Rules, "board")
     tasks = load_tasks()
     suite = SUITES.get(rules.suite.name)
     if suite is None or suite.version != rules.suite.version:
         there = f"version {suite.version}" if suite else "none of that name"
-        raise ValueError(f"{path} is about suite {rules.suite.name!r} version {rules.suite.version}; here is {there}")
+        raise UserError(f"{path} is about suite {rules.suite.name!r} version {rules.suite.version}; here is {there}")
     board = Board(
         rules=rules,
         tasks=tuple(tasks[name] for name in suite.tasks),
@@ -205,7 +206,7 @@ def read_board(board_dir: Path) -> Board:
     )
     for group in rules.groups:
         if not board.tasks_in(group):
-            raise ValueError(f"{path}: suite {suite.name!r} has no task in group {group!r}")
+            raise UserError(f"{path}: suite {suite.name!r} has no task in group {group!r}")
     return board
 
 
@@ -215,9 +216,9 @@ def read_entries(board: Board) -> list[Entry]:
     for path in sorted(board.entries_dir.glob("*.json")):
         entry = read_entry(path)
         if entry.name != path.stem:
-            raise ValueError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}.json")
+            raise UserError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}.json")
         if board.rules.pools and entry.pool.fingerprint not in board.rules.pools:
-            raise ValueError(f"{path}: pool {entry.pool.fingerprint[:12]} is not admitted to this board")
+            raise UserError(f"{path}: pool {entry.pool.fingerprint[:12]} is not admitted to this board")
         _check_file(path, entry, board)
         entries.append(entry)
     return entries
@@ -234,10 +235,10 @@ def read_other_pools(board: Board) -> list[Entry]:
     for path in sorted((board.entries_dir.parent / OTHER_POOLS_NAME).glob("*.json")):
         entry = read_entry(path)
         if not re.fullmatch(re.escape(entry.name) + r"-pool\d+", path.stem):
-            raise ValueError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}-pool<seed>.json")
+            raise UserError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}-pool<seed>.json")
         twin = entries.setdefault((entry.name, entry.pool.fingerprint), path)
         if twin != path:
-            raise ValueError(f"{path} and {twin.name} hold the same strategy on the same pool")
+            raise UserError(f"{path} and {twin.name} hold the same strategy on the same pool")
         _check_file(path, entry, board)
         found.append(entry)
     return found
@@ -247,13 +248,13 @@ def check_entry(entry: Entry, board: Board) -> None:
     """Raise ValueError unless the entry has the board's scale and exactly the tasks of the suite that it names."""
     rules = board.rules
     if entry.scale != rules.scale:
-        raise ValueError(f"scale {entry.scale!r} is not the board's scale {rules.scale!r}")
+        raise UserError(f"scale {entry.scale!r} is not the board's scale {rules.scale!r}")
     if entry.suite != rules.suite:
         return  # the tasks of another suite are not known here; the table leaves the entry out
     if missing := sorted(set(board.task_names) - entry.tasks):
-        raise ValueError(f"{len(missing)} of {len(board.tasks)} tasks have no score: {missing}")
+        raise UserError(f"{len(missing)} of {len(board.tasks)} tasks have no score: {missing}")
     if unknown := sorted(entry.tasks - set(board.task_names)):
-        raise ValueError(f"tasks outside suite {rules.suite.name!r} version {rules.suite.version}: {unknown}")
+        raise UserError(f"tasks outside suite {rules.suite.name!r} version {rules.suite.version}: {unknown}")
 
 
 def _check_file(path: Path, entry: Entry, board: Board) -> None:
@@ -261,7 +262,7 @@ def _check_file(path: Path, entry: Entry, board: Board) -> None:
     try:
         check_entry(entry, board)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_entry(path: Path) -> Entry:
@@ -300,7 +301,7 @@ def read_strictly(path: Path, kind: type[T], noun: str) -> T:
     except pydantic.ValidationError as error:
         problems = [_spell(problem) for problem in error.errors(include_url=False)]
         more = f"; and {len(problems) - ERRORS_SHOWN} more" if len(problems) > ERRORS_SHOWN else ""
-        raise ValueError(f"{path} is no valid {noun}: {'; '.join(problems[:ERRORS_SHOWN])}{more}") from error
+        raise UserError(f"{path} is no valid {noun}: {'; '.join(problems[:ERRORS_SHOWN])}{more}") from error
 
 
 def _spell(problem: pydantic_core.ErrorDetails) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from benchmark import registry
+from benchmark.errors import UserError
 from benchmark.results import normalised, read_predictions
 from benchmark.tasks import Suite, Task
 from benchmark.uncertainty import difference, difference_of, error_of_mean
@@ -129,11 +130,11 @@ def _refuse_nothing_shared(ours: ScoreSet, suite: Suite, reference: ScoreSet | N
     """Raise ValueError where a table would have nothing to show or to compare."""
     if reference is None:
         if not {*ours.scores, *ours.unscored} & {*suite.tasks, *suite.unscored}:
-            raise ValueError(f"{ours.name} has no result of any task of suite {suite.name}; name another with --suite")
+            raise UserError(f"{ours.name} has no result of any task of suite {suite.name}; name another with --suite")
         return
     mine, theirs = ([name for name in suite.tasks if name in side.scores] for side in (ours, reference))
     if not set(mine) & set(theirs):
-        raise ValueError(
+        raise UserError(
             f"{ours.name} and {reference.name} have no task of suite {suite.name} in common to compare: "
             f"{len(mine)} of its {counted(len(suite.tasks), 'task')} {'has' if len(mine) == 1 else 'have'} a score "
             f"in the first, {len(theirs)} in the second; evaluate both on the same tasks"

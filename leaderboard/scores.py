@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import registry
+from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.names import nearest_name
 from benchmark.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
 from benchmark.stage import Json, Record, read_record, sha256_of
@@ -81,7 +82,7 @@ def read_scores(text: str) -> ScoreSet:
         return _of_checkpoint(text)
     except KeyError as error:
         nearest = nearest_name(path.name, beside)
-        raise KeyError(
+        raise UnknownNameError(
             f"{text!r} is no folder and no file.{nearest} As a released checkpoint: {error.args[0]}"
         ) from None
 
@@ -93,7 +94,7 @@ def best_suite(scores: ScoreSet) -> Suite:
     shared = {name: len(known & {*suite.tasks, *suite.unscored}) for name, suite in registry.SUITES.items()}
     best = min(registry.SUITES, key=lambda name: (-shared[name], len(registry.SUITES[name].tasks), name), default=None)
     if best is None or not shared[best]:
-        raise KeyError(
+        raise UnknownNameError(
             f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(registry.SUITES)}. "
             f"{OWN_SUITES}"
         )
@@ -105,7 +106,9 @@ def suite_named(name: str) -> Suite:
     registry.load_tasks()
     known = sorted(registry.SUITES)
     if name not in known:
-        raise KeyError(f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}. {OWN_SUITES}")
+        raise UnknownNameError(
+            f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}. {OWN_SUITES}"
+        )
     return registry.SUITES[name]
 
 
@@ -123,7 +126,7 @@ def _of_folder(folder: Path) -> ScoreSet:
         if matched and any((seed_dir / EVAL_FOLDER).glob("*.json")):
             seeds[int(matched[1])] = _of_records(seed_dir)
     if not seeds:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{folder} holds no results: neither {EVAL_FOLDER}/*.json, {LINES_NAME} nor seed-*/{EVAL_FOLDER}/*.json; "
             "`winnow evaluate` makes them"
         )
@@ -164,7 +167,7 @@ def _of_records(folder: Path) -> ScoreSet:
             odd_sizes[name] = Samples(found, expected)
         if name in registry.TASKS and (path := predictions_path(folder, registry.TASKS[name])).is_file():
             if sha256_of(path) != record.result["predictions"]:
-                raise ValueError(f"{path} was changed after it was made; delete it and evaluate again")
+                raise UserError(f"{path} was changed after it was made; delete it and evaluate again")
             predictions[name] = (folder,)
         if metrics.get("standard_error") is not None:
             errors[name] = metrics["standard_error"]
@@ -200,11 +203,11 @@ def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
         if name in registry.TASKS and record.made_from.get("task_version") != registry.TASKS[name].version
     ]
     if stale:
-        raise ValueError(f"{folder} has results of other versions of their tasks, evaluate again: {stale}")
+        raise UserError(f"{folder} has results of other versions of their tasks, evaluate again: {stale}")
     made = {name: model_of(record.made_from) for name, record in records.items()}
     first = next(iter(made))
     if others := [name for name in made if made[name] != made[first]]:
-        raise ValueError(
+        raise UserError(
             f"{folder} has results of several models or settings: {first!r} and {others} were not made from the same; "
             f"delete {folder / EVAL_FOLDER} and evaluate again"
         )
@@ -220,7 +223,7 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
     shared = [name for name in names if all(name in each.scores for each in members)]
     for seed, each in seeds.items():
         if odd := [name for name in shared if each.data.get(name) != members[0].data.get(name)]:
-            raise ValueError(
+            raise UserError(
                 f"{name_of_all}: its seeds cannot be joined, as seeds {next(iter(seeds))} and {seed} were evaluated on "
                 f"different data of {', '.join(odd)}; evaluate one of them again in another folder"
             )
@@ -276,7 +279,7 @@ def _errors_over_seeds(
             try:
                 known = uncertainty(registry.TASKS[name], tables)
             except ValueError as error:
-                raise ValueError(f"{name_of_all}: its seeds cannot be joined, as the {error}") from error
+                raise UserError(f"{name_of_all}: its seeds cannot be joined, as the {error}") from error
             errors[name], intervals[name] = known.standard_error, (known.low, known.high)
         elif all(name in each.errors for each in members):
             # As if the models erred on the same samples alike: no smaller than it is.
@@ -318,23 +321,23 @@ def _of_lines(path: Path) -> ScoreSet:
             line = json.loads(text)
             key, metrics = line["key"], dict(line["metrics"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f'{path}: line {number} is no result of a task, {{"key": ..., "dataset": ..., "metrics": {{...}}}}'
             ) from error
         if "main_metric" not in metrics:
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {number}, task {key!r}, has no main_metric; add it to the line's metrics: the task's "
                 "score from 0 to 1, or null where the task has none"
             )
         # As text, since NaN is not equal to itself.
         if key in lines and json.dumps(lines[key], sort_keys=True) != json.dumps(metrics, sort_keys=True):
-            raise ValueError(f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines")
+            raise UserError(f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines")
         lines[key] = metrics
         expected_sizes[key] = line.get("expected_samples", _size(key))
         if line.get("expected_classes") is not None:
             odd_classes[key] = line["expected_classes"]
     if not lines:
-        raise ValueError(f"{path} has no result of a task")
+        raise UserError(f"{path} has no result of a task")
     scores: dict[str, float] = {}
     for name, metrics in lines.items():
         score = metrics["main_metric"]
@@ -397,7 +400,7 @@ def _name_of(folder: Path) -> str:
 
 def _checked_score(score: Json, where: str) -> float:
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise ValueError(f"{where} has the score {score!r}; a score is a number from 0 to 1")
+        raise UserError(f"{where} has the score {score!r}; a score is a number from 0 to 1")
     return float(score)
 
 

@@ -16,6 +16,7 @@ from statistics import median_low
 import numpy as np
 import pandas as pd
 
+from benchmark.errors import UserError
 from leaderboard.columns import counted, listed, markdown_table, page, score, shortened, signed, text_table
 from leaderboard.entries import Board, Entry, check_entry
 from leaderboard.statistics import (
@@ -103,7 +104,7 @@ def make_table(
     highlighted run, has not exactly the suite's tasks.
     """
     if highlight is not None and highlight.suite != board.rules.suite:
-        raise ValueError(
+        raise UserError(
             f"{highlight.name} was scored by suite {highlight.suite.name} version {highlight.suite.version}, the board "
             f"by {board.rules.suite.name} version {board.rules.suite.version}: evaluate it again"
         )

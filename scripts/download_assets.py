@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.errors import UnknownNameError
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
 from benchmark.assets import KNOWN_ASSETS, asset_url, fetch_asset, user_assets_dir
@@ -35,7 +37,7 @@ def names_of(words: Sequence[str]) -> list[str]:
     for word in words:
         if word not in KNOWN_ASSETS and word not in GROUPS:
             known = [*KNOWN_ASSETS, *GROUPS]
-            raise KeyError(f"unknown asset {word!r}.{nearest_name(word, known)} Assets: {', '.join(known)}.")
+            raise UnknownNameError(f"unknown asset {word!r}.{nearest_name(word, known)} Assets: {', '.join(known)}.")
         names += GROUPS.get(word, [word])
     return list(dict.fromkeys(names))
 

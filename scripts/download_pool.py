@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.errors import NotFoundError, UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
 from benchmark.names import nearest_name
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     deny = DenyList(options.deny.read_text().splitlines()) if options.deny else DenyList()
     repo = options.repo or (repo_of(options.scale) if options.scale else None)
     if options.report and not (options.out / RECORD_NAME).exists():
-        raise FileNotFoundError(f"{options.out} has no {RECORD_NAME}: nothing was downloaded there")
+        raise NotFoundError(f"{options.out} has no {RECORD_NAME}: nothing was downloaded there")
     check_origin(Download(options.out), repo, options.revision, options.skip_metadata)  # before a folder is made
     python = None if options.report or options.metadata_only else python_of(command)
     with locked(options.out):
@@ -116,7 +118,7 @@ def python_of(img2dataset: Path) -> Path:
     for folder in (img2dataset.expanduser().absolute().parent, img2dataset.expanduser().resolve().parent):
         if img2dataset.expanduser().exists() and (folder / "python").exists():
             return folder / "python"
-    raise FileNotFoundError(
+    raise NotFoundError(
         f"there is no img2dataset at {img2dataset} in an environment of its own; make one with: "
         "python scripts/download_pool.py --make-venv"
     )
@@ -202,12 +204,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     effort.add_argument("--make-venv", action="store_true", help="install img2dataset in an environment of its own")
     options = parser.parse_args(arguments)
     if options.scale is not None and options.scale not in SCALES:
-        raise ValueError(
+        raise UserError(
             f"unknown scale {options.scale!r}.{nearest_name(options.scale, SCALES)} Scales: {', '.join(SCALES)}; "
             "--repo takes any other dataset"
         )
     if options.scale and options.repo:
-        raise ValueError("--scale and --repo both name a repository; give one")
+        raise UserError("--scale and --repo both name a repository; give one")
     for first, second in (
         ("metadata_only", "skip_metadata"),
         ("metadata_only", "retry"),
@@ -215,18 +217,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("features", "skip_metadata"),
     ):
         if getattr(options, first) and getattr(options, second):
-            raise ValueError(f"--{first.replace('_', '-')} and --{second.replace('_', '-')} do not go together")
+            raise UserError(f"--{first.replace('_', '-')} and --{second.replace('_', '-')} do not go together")
     if not 1 <= options.shard_size <= 10**KEY_DIGITS:
-        raise ValueError(f"--shard-size is {options.shard_size}; it goes from 1 to {10**KEY_DIGITS:,}")
+        raise UserError(f"--shard-size is {options.shard_size}; it goes from 1 to {10**KEY_DIGITS:,}")
     for name in ("processes", "threads", "timeout", "deadline", "pairs_per_second"):
         if not getattr(options, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be above 0")
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be above 0")
     if options.retries < 0:
-        raise ValueError(f"--retries is {options.retries}; it must be 0 or more")
+        raise UserError(f"--retries is {options.retries}; it must be 0 or more")
     if options.dry_run and not options.scale:
-        raise ValueError("--dry-run knows the figures of the scales; give --scale")
+        raise UserError("--dry-run knows the figures of the scales; give --scale")
     if options.out is None and not options.dry_run and not options.make_venv:
-        raise ValueError("no folder for the pool; give --out")
+        raise UserError("no folder for the pool; give --out")
     return options
 
 

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
 import numpy as np
@@ -72,11 +74,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("clusters", "iterations"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} is below 1")
+                raise UserError(f"--{name} {getattr(self, name)} is below 1")
         if self.sample_ratio is not None and not self.sample_ratio > 0:
-            raise ValueError(f"--sample-ratio {self.sample_ratio} is not above 0; 0.03 draws 3 rows of a hundred")
+            raise UserError(f"--sample-ratio {self.sample_ratio} is not above 0; 0.03 draws 3 rows of a hundred")
         if self.seed < 0:
-            raise ValueError(f"--seed {self.seed} is not a whole number from 0 on")
+            raise UserError(f"--seed {self.seed} is not a whole number from 0 on")
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
     if not work_dir.exists() and out.exists():
         record = _read_finished(out, made_from)
         if record is None:
-            raise ValueError(f"{out} is there, and no record says that this made it; delete it, or give another --out")
+            raise UserError(f"{out} is there, and no record says that this made it; delete it, or give another --out")
         return record
     with locked(work_dir):
         record = _read_finished(out, made_from)
@@ -151,7 +153,7 @@ def draw_rows(pool: Pool, feature: str, work_dir: Path, settings: Settings, mode
         for path in paths[drawn.shards :]:
             images = pool.read_features(path, [feature])[feature]
             if drawn.shards and (drawn.dimension, drawn.dtype) != (images.shape[1], str(images.dtype)):
-                raise ValueError(
+                raise UserError(
                     f"{path.with_suffix('.npz')}: {feature} has {images.shape[1]} columns of {images.dtype}, "
                     f"{drawn.dimension} of {drawn.dtype} in the shards before"
                 )
@@ -171,7 +173,7 @@ def draw_rows(pool: Pool, feature: str, work_dir: Path, settings: Settings, mode
             write_json(drawn_path, asdict(drawn))
             bar.update()
     if not drawn.rows:
-        raise ValueError(f"{pool.dir}: no row was drawn; none may have a caption that passes (--any-caption takes all)")
+        raise UserError(f"{pool.dir}: no row was drawn; none may have a caption that passes (--any-caption takes all)")
     return np.memmap(rows_path, np.dtype(drawn.dtype), mode="r", shape=(drawn.rows, drawn.dimension))
 
 
@@ -267,7 +269,7 @@ def _read_finished(out: Path, made_from: dict[str, Json]) -> Record | None:
     record = read_record(out.with_suffix(".json")) if out.exists() else None
     wanted = {"version": CENTROIDS_VERSION, **made_from}
     if record and (shown := describe_differences(wanted, {"version": record.version, **record.made_from})):
-        raise ValueError(f"{out} was made with other settings: {shown}; delete it, or give another --out")
+        raise UserError(f"{out} was made with other settings: {shown}; delete it, or give another --out")
     return record
 
 
@@ -277,12 +279,12 @@ def _check_work(work_dir: Path, made_from: dict[str, Json]) -> None:
     if not path.exists():
         write_json(path, made_from)
     elif read_json(path) != made_from:
-        raise ValueError(f"{work_dir} was begun with other settings ({path.name}); repeat those, or delete it")
+        raise UserError(f"{work_dir} was begun with other settings ({path.name}); repeat those, or delete it")
 
 
 def _refuse_few(rows: int, clusters: int, told: str) -> None:
     if rows < clusters:
-        raise ValueError(f"--clusters {clusters:,} are more than the rows: {told} {rows:,}; give fewer clusters")
+        raise UserError(f"--clusters {clusters:,} are more than the rows: {told} {rows:,}; give fewer clusters")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,12 +307,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import torch
 
             if not torch.cuda.is_available():
-                raise ValueError("--device cuda: torch sees no GPU here")
+                raise UserError("--device cuda: torch sees no GPU here")
         if options.out is None and is_remote(pool_dir):
-            raise ValueError(f"{pool_dir} is remote; give --out, and the result as filters.image_based.centroids")
+            raise UserError(f"{pool_dir} is remote; give --out, and the result as filters.image_based.centroids")
         out = options.out or pool_dir / ASSETS_NAME / f"image_centroids_{options.arch}.npy"
         if out.suffix != ".npy":
-            raise ValueError(f"--out {out} does not end in .npy")
+            raise UserError(f"--out {out} does not end in .npy")
         settings = Settings(
             options.arch,
             options.clusters,

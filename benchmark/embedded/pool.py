@@ -53,6 +53,7 @@ from benchmark.embedded.world import (
     write_caption,
 )
 from benchmark.embeddings import cluster_centres
+from benchmark.errors import UserError
 from benchmark.scales import Scale
 from benchmark.stage import (
     LOCK_NAME,
@@ -174,9 +175,9 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
     from benchmark.index import build_index
 
     if not scale.is_embedded:
-        raise ValueError(f"scale {scale.name!r} has no embedded pool; download its pool from where it is published")
+        raise UserError(f"scale {scale.name!r} has no embedded pool; download its pool from where it is published")
     if pool_seed < 0:
-        raise ValueError(f"pool_seed is {pool_seed}; choose 0 or more")
+        raise UserError(f"pool_seed is {pool_seed}; choose 0 or more")
     made_from: dict[str, Json] = {
         "generator_version": GENERATOR_VERSION,
         "scale": scale.name,
@@ -463,7 +464,7 @@ def _refuse_foreign_folder(pool_dir: Path) -> None:
         return
     names = {path.name for path in pool_dir.iterdir()} - {LOCK_NAME, BUILDING_NAME + TEMPORARY_SUFFIX}
     if names and not names & {POOL_NAME, BUILDING_NAME}:
-        raise ValueError(
+        raise UserError(
             f"{pool_dir} is not empty and holds no embedded pool (found {min(names)}); choose a new or empty folder"
         )
 
@@ -480,7 +481,7 @@ def _refuse_changed_files(pool_dir: Path, sizes: dict[str, Json]) -> None:
     now = _file_sizes(pool_dir)
     changed = [name for name, size in sizes.items() if now.get(name) != size]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{pool_dir} was changed after it was drawn: {changed[0]} is "
             f"{'of another size' if changed[0] in now else 'gone'} ({len(changed)} files in all); "
             "delete the folder to have it drawn again"

@@ -17,6 +17,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
+from benchmark.errors import UserError
 from benchmark.names import nearest_name
 from benchmark.scales import MODEL_FILES
 
@@ -107,7 +108,7 @@ def build_own_model(name: str, seed: int, image_size: int) -> nn.Module:
             model.eval()(torch.zeros(2, 3, image_size, image_size), tokens)
         return model.train()
     except Exception as error:  # whatever open_clip, timm or torch make of a configuration
-        raise ValueError(
+        raise UserError(
             f"model {name!r} does not work on pictures of {image_size} px and its tokenizer's tokens: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
@@ -121,7 +122,7 @@ def model_config(name: str) -> dict[str, Any]:
             open_clip.add_model_config(shutil.copy(MODEL_FILES[name], Path(folder) / f"{name}.json"))
     config = open_clip.get_model_config(name)
     if config is None:
-        raise ValueError(
+        raise UserError(
             f"unknown model {name!r}.{nearest_name(name, open_clip.list_models())} It is the name of an open_clip "
             "configuration; open_clip.list_models() lists them."
         )

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.errors import UserError
 from benchmark.experiment import ENTRY_NAME
 from benchmark.scales import Scale
 from benchmark.stage import Json, Record, digest
@@ -76,7 +77,7 @@ def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
     entry_path = exp_dir / ENTRY_NAME
     entry: Entry | None = read_entry(entry_path) if entry_path.exists() else None
     if entry is not None and entry.subset.sha256 != record.result["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"{entry_path} is about another subset than {exp_dir} has; run `winnow evaluate exp_dir={exp_dir}` again"
         )
     name = scale.name if entry is None else entry.scale

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from benchmark.errors import UserError
 from benchmark.stage import Json, describe_differences, read_json, rename, say, write_json
 from benchmark.tables import read_parquet
 from benchmark.tars import iter_members, write_tar
@@ -61,7 +62,7 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
     now = asdict(settings)
     if recorded := download.record.get("settings"):
         if shown := describe_differences(now, recorded):
-            raise ValueError(
+            raise UserError(
                 f"{download.out} was begun with other settings ({RECORD_NAME}): {shown}; "
                 "repeat those, or choose another folder"
             )
@@ -74,7 +75,7 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
         names = pq.read_schema(path).names
         for column in needed:
             if column not in names:
-                raise ValueError(f"{path} has no column {column!r}{remedies.get(column, '')}; it has {names}")
+                raise UserError(f"{path} has no column {column!r}{remedies.get(column, '')}; it has {names}")
     rows = download.rows_per_file
     shards = sum(-(-each // settings.shard_size) for each in rows)
     download.save(settings=now, rounds=[asdict(Round(0, shards, sum(rows)))])
@@ -107,7 +108,7 @@ class DenyList:
         self.hosts = {entry.lower().strip(".") for entry in entries if "://" not in entry}
         for host in self.hosts:
             if "/" in host or " " in host:
-                raise ValueError(f"deny list: {host!r} is neither a host nor a url; write example.com or http://…")
+                raise UserError(f"deny list: {host!r} is neither a host nor a url; write example.com or http://…")
 
     def covers(self, url: str | None) -> bool:
         """Tell whether this url is not to be asked."""
@@ -291,7 +292,7 @@ class Crew:
             raise ChildProcessError(f"img2dataset does not start with {self.python}: {error}") from error
         if not (1, 47) <= tuple(map(int, runner.version.split(".")[:2])) < (2,):
             runner.close()
-            raise ValueError(
+            raise UserError(
                 f"{self.python} has img2dataset {runner.version}, and 1.47 or later is needed; "
                 "install that there, or make an environment with --make-venv"
             )

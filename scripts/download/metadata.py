@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.stage import rename, say, sha256_of
 from scripts.download.record import RECORD_NAME, Download, HubFile, need_space
 
@@ -31,7 +32,7 @@ def fetch_metadata(download: Download, repo: str, revision: str, *, features: bo
         )
     commit = download.record["commit"]
     if features and commit is None:
-        raise ValueError(f"the metadata of {download.out} came by --skip-metadata; put the .npz beside it by hand")
+        raise UserError(f"the metadata of {download.out} came by --skip-metadata; put the .npz beside it by hand")
     wanted = {name: file for name, file in download.files.items() if features or name.endswith(".parquet")}
     missing = {
         name: file
@@ -72,7 +73,7 @@ def list_hub(repo: str, revision: str) -> tuple[str, dict[str, HubFile]]:
             if isinstance(entry, RepoFile) and entry.path.endswith((".parquet", ".npz"))
         ]
     if not any(file.path.endswith(".parquet") for file in files):
-        raise ValueError(f"the dataset {repo} has no metadata: there is no .parquet in revision {revision}")
+        raise UserError(f"the dataset {repo} has no metadata: there is no .parquet in revision {revision}")
     return commit, flat_names(files)
 
 
@@ -85,7 +86,7 @@ def flat_names(files: Iterable[HubFile]) -> dict[str, HubFile]:
         file.path.replace("/", "_") if Path(file.path).stem in stems else Path(file.path).name: file for file in files
     }
     if len(names) < len(files):
-        raise ValueError("two of the repository's metadata files would have one name in one folder; fetch them apart")
+        raise UserError("two of the repository's metadata files would have one name in one folder; fetch them apart")
     return names
 
 
@@ -108,7 +109,7 @@ def fetch_file(repo: str, commit: str, file: HubFile, partial_dir: Path, target:
         if size == file.size and (file.sha256 is None or sha256_of(got) == file.sha256):
             rename(got, target)
             return
-    raise ValueError(
+    raise UserError(
         f"{file.path} of {repo} arrived with other bytes than the hub says ({size:,} bytes, {file.size:,} expected, "
         f"sha256 {file.sha256}); run again, and without a proxy if there is one"
     )
@@ -126,7 +127,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"metadata comes by huggingface_hub, which cannot be imported ({error}); "
             "install it with: pip install 'winnow-bench[hf]'"
         ) from error
@@ -135,9 +136,9 @@ def hub_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except RevisionNotFoundError as error:
-        raise ValueError(f"the dataset {repo} has no such revision at the hub; see its page for those there") from error
+        raise UserError(f"the dataset {repo} has no such revision at the hub; see its page for those there") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ValueError(f"the hub has no dataset {repo!r} that you may read; check --repo, or log in") from error
+        raise UserError(f"the hub has no dataset {repo!r} that you may read; check --repo, or log in") from error
     except unreachable as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
@@ -153,15 +154,15 @@ def adopt_metadata(download: Download, repo: str, revision: str) -> None:
         for path in download.metadata_dir.glob(pattern)
     }
     if not any(name.endswith(".parquet") for name in there):
-        raise FileNotFoundError(f"{download.metadata_dir} has no *.parquet; run without --skip-metadata to fetch them")
+        raise NotFoundError(f"{download.metadata_dir} has no *.parquet; run without --skip-metadata to fetch them")
     if not download.files:
         files = {name: asdict(HubFile(name, size, None)) for name, size in sorted(there.items())}
         download.save(repo=repo, revision=revision, commit=None, files=files)
     for name, file in download.files.items():
         if name.endswith(".parquet") and there.get(name) != file.size:
-            raise ValueError(
+            raise UserError(
                 f"{download.metadata_dir / name} has {there.get(name, 0):,} bytes, {file.size:,} by {RECORD_NAME}; "
                 "run without --skip-metadata to fetch it anew"
             )
     if extra := {name for name in there if name.endswith(".parquet")} - set(download.files):
-        raise ValueError(f"{download.metadata_dir} has {min(extra)}, which is not in {RECORD_NAME}; take it away")
+        raise UserError(f"{download.metadata_dir} has {min(extra)}, which is not in {RECORD_NAME}; take it away")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark.errors import NotFoundError, UserError
 from benchmark.stage import Json, describe_differences, read_json, write_json
 from benchmark.tables import read_parquet
 
@@ -121,7 +122,7 @@ class Download:
         """Return the metadata files in the order of names; raises FileNotFoundError where one is missing."""
         paths = [self.metadata_dir / name for name in sorted(self.files) if name.endswith(".parquet")]
         if missing := [path.name for path in paths if not path.exists()]:
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"{self.metadata_dir} lacks {len(missing)} of {len(paths)} metadata files ({missing[0]}); "
                 "run without --skip-metadata and --report to fetch them"
             )
@@ -155,18 +156,18 @@ def check_origin(download: Download, repo: str | None, revision: str | None, ski
     if not record:
         there = next((path for path in (*out.glob("metadata/*.parquet"), *out.glob("shards/*.tar"))), None)
         if there and (not skip_metadata or there.suffix == ".tar"):
-            raise ValueError(
+            raise UserError(
                 f"{out} holds {there.relative_to(out)} but no {RECORD_NAME}, so it was not downloaded by this program; "
                 "choose another folder" + ("" if there.suffix == ".tar" else ", or give --skip-metadata to use it")
             )
         if repo is None:
-            raise ValueError(f"nothing says what {out} is to hold; give --scale or --repo")
+            raise UserError(f"nothing says what {out} is to hold; give --scale or --repo")
         return repo, revision or "main"
     wanted = {"repo": repo or record["repo"], "revision": revision or record["revision"]}
     if wanted["revision"] == record.get("commit"):
         wanted["revision"] = record["revision"]
     if shown := describe_differences(wanted, {name: record[name] for name in wanted}):
-        raise ValueError(f"{out} is another pool ({RECORD_NAME}): {shown}; choose another folder")
+        raise UserError(f"{out} is another pool ({RECORD_NAME}): {shown}; choose another folder")
     return record["repo"], record["revision"]
 
 

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from benchmark.data import Crop, crop_and_resize, draw_crop
+from benchmark.errors import UserError
 from benchmark.samples import decode_image
 from scripts.perf.make_jpeg_pool import draw_picture, encode
 from scripts.perf.train_speed import OPEN_CLIP_AREA, SEED, machine
@@ -65,7 +66,7 @@ def pillow() -> list[Decoder]:
     def decode(data: bytes) -> Image.Image:
         image = decode_image(data)
         if image is None:
-            raise ValueError("no picture")
+            raise UserError("no picture")
         return image
 
     def decode_draft(data: bytes) -> Image.Image:
@@ -93,7 +94,7 @@ def torchvision() -> list[Decoder]:
     def by_pillow(data: bytes) -> np.ndarray:
         image = decode_image(data)
         if image is None:
-            raise ValueError("no picture")
+            raise UserError("no picture")
         return np.array(image)
 
     decoders = [

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmark.errors import UserError
 from benchmark.executor import map_items
 from benchmark.stage import atomic_path
 from benchmark.tars import write_tar
@@ -115,11 +116,11 @@ def make_pool(
 ) -> int:
     """Write the pool and return the bytes of its pictures; raises ValueError where the folder or a size is no good."""
     if samples < 1 or shard_size < 1:
-        raise ValueError(f"{samples} samples in shards of {shard_size}; both must be 1 or more")
+        raise UserError(f"{samples} samples in shards of {shard_size}; both must be 1 or more")
     if not 8 <= sizes[0] <= sizes[1] <= FIELD:
-        raise ValueError(f"sizes are {sizes[0]} and {sizes[1]}; the smaller comes first, from 8 to {FIELD} pixels")
+        raise UserError(f"sizes are {sizes[0]} and {sizes[1]}; the smaller comes first, from 8 to {FIELD} pixels")
     if pool_dir.exists() and any(pool_dir.iterdir()):
-        raise ValueError(f"{pool_dir} is not empty; choose another folder or delete it")
+        raise UserError(f"{pool_dir} is not empty; choose another folder or delete it")
     for folder in ("shards", "metadata"):
         (pool_dir / folder).mkdir(parents=True)
     starts = range(0, samples, shard_size)
