@@ -48,6 +48,14 @@ class RowKeys:
 
 
 @dataclass(frozen=True)
+class Ties:
+    """The rows with the lowest score that is kept: where not all of them are kept, their uids decided."""
+
+    rows: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
 class OpenCut:
     """A cut that is not found yet: the first words of the last kept row's key, and the next word's leading digits."""
 
@@ -55,6 +63,7 @@ class OpenCut:
     count: int  # rows that begin like this
     words: tuple[int, ...] = ()
     digits: tuple[int, ...] = ()
+    ties: Ties | None = None  # once the score's word is known
 
     @property
     def is_small(self) -> bool:
@@ -66,7 +75,7 @@ class OpenCut:
         ends = np.cumsum(histogram)
         digit = int(np.searchsorted(ends, self.rank))
         before = int(ends[digit - 1]) if digit else 0
-        return OpenCut(self.rank - before, int(histogram[digit]), self.words, (*self.digits, digit))
+        return OpenCut(self.rank - before, int(histogram[digit]), self.words, (*self.digits, digit), self.ties)
 
     def with_word(self, gathered: np.ndarray) -> OpenCut | TopCut:
         """Return the cut with one word more, from that word of all rows that begin like this: (count,) uint64."""
@@ -75,7 +84,8 @@ class OpenCut:
         words = (*self.words, word)
         rank = self.rank - int((gathered < np.uint64(word)).sum())
         count = int((gathered == np.uint64(word)).sum())
-        return TopCut(words) if rank == count else OpenCut(rank, count, words)
+        ties = Ties(count, rank) if self.ties is None else self.ties
+        return TopCut(words, ties) if rank == count else OpenCut(rank, count, words, ties=ties)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class TopCut:
     """Keep the rows whose key does not begin with more than these words; without words, all that have a score."""
 
     words: tuple[int, ...] = ()
+    ties: Ties = Ties()
 
     def keeps(self, keys: RowKeys) -> np.ndarray:
         """Tell which rows are kept: (n,) bool."""

@@ -11,6 +11,7 @@ are put together, and the chosen uids are sorted through files.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -60,6 +61,8 @@ from benchmark.uids import (
 )
 
 MAX_COPIES = 1000  # of a row, on average
+MAX_WHOLE = 1 << 53  # up to here floats tell whole numbers apart
+TOLD_TIES = 0.01  # of the kept rows: where more are chosen by their uid alone, there is a warning
 LOCKS_NAME = ".locks"  # in the folder of signals
 MANY_SHARDS = 40  # of metadata
 MAX_SORTED = 1 << 20  # uids that are sorted in memory; more go through files
@@ -76,6 +79,8 @@ class RuleReport:
     dropped: int
     only_dropped: int  # rows that every other rule would have kept
     no_verdict: int  # rows with a missing value; dropped
+    tied: int = 0  # rows with the lowest kept score, where not all of them are kept
+    tied_kept: int = 0  # and of these, the rows with the smaller uids, which are kept
 
 
 @dataclass(frozen=True)
@@ -222,9 +227,18 @@ class _Copies:
     repeated: np.ndarray  # uids on several rows, sorted
     num_rows_of: np.ndarray  # rows of each in the pool
     num_before: dict[int, tuple[np.ndarray, np.ndarray]]  # by shard: which of them it has, and their rows before it
+    within: _Copies | None = None  # of the rows with copies of this one alone
 
     def of(self, shard: int, uids: np.ndarray) -> np.ndarray:
         """Return the copies of a metadata shard's rows, from their uids: (rows,) int64."""
+        if self.within is None:
+            return self._dealt(shard, uids)
+        copies = np.zeros(len(uids), dtype=np.int64)
+        is_shown = self.within.of(shard, uids) > 0
+        copies[is_shown] = self._dealt(shard, uids[is_shown])
+        return copies
+
+    def _dealt(self, shard: int, uids: np.ndarray) -> np.ndarray:
         copies = count_of(uids, load_subset(self.path, known_sorted=True).uids)
         if shard in self.num_before:
             which, before = self.num_before[shard]
@@ -255,9 +269,15 @@ def _rank_among_equals(numbers: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _places_of(pool: Pool, subset_path: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a subset's uids (first places) a metadata shard has, and on how many rows; runs in workers."""
-    places = find_uids(pool.read_uids(path), load_subset(subset_path, known_sorted=True).uids)
+def _places_of(pool: Pool, subset_path: Path, within: _Copies | None, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a subset's uids (first places) a metadata shard has, and on how many rows; runs in workers.
+
+    Only the rows with copies of `within` count.
+    """
+    uids = pool.read_uids(shard.path)
+    if within is not None:
+        uids = uids[within.of(shard.number, uids) > 0]
+    places = find_uids(uids, load_subset(subset_path, known_sorted=True).uids)
     found: tuple[np.ndarray, np.ndarray] = np.unique(places[places >= 0], return_counts=True)
     return found
 
@@ -273,21 +293,29 @@ class _Tally:
     num_judged: int
     num_unjudged: int
     num_kept: int  # by a mask, a threshold or copies
-    histogram: np.ndarray | None  # of the scores' first digit, for a cut by fraction
+    histogram: np.ndarray | None = None  # of the scores' first digit, for a cut by fraction
+    lowest: float = math.inf  # of these scores
+    highest: float = -math.inf
 
     def plus(self, other: _Tally) -> _Tally:
         counts = ("num_judged", "num_unjudged", "num_kept")
         histogram = None
         if self.histogram is not None and other.histogram is not None:
             histogram = self.histogram + other.histogram
-        return _Tally(self.dtype, **{n: getattr(self, n) + getattr(other, n) for n in counts}, histogram=histogram)
+        return _Tally(
+            self.dtype,
+            **{n: getattr(self, n) + getattr(other, n) for n in counts},
+            histogram=histogram,
+            lowest=min(self.lowest, other.lowest),
+            highest=max(self.highest, other.highest),
+        )
 
 
 @dataclass(frozen=True)
 class _JudgedShard:
     tallies: list[_Tally]  # of each rule that was asked
     num_passing: int  # rows that these masks and thresholds let pass
-    copied: dict[int, str | None]  # by rule, the column that its scores only copy
+    copied: dict[int, frozenset[str]]  # by rule, the columns of which its scores may be a mere copy
     efforts: dict[str, Effort]
     image_effort: Effort
 
@@ -320,23 +348,26 @@ class _Passes:
             if rule.strategy.kind == "selector":
                 continue
             _check_kind(rule, values)
-            histogram = None
-            is_scored = rule.cut is not None and rule.cut.kind == "fraction"
-            kept = np.ones(len(asked), dtype=bool) if is_scored else self._votes(number, values) > 0
-            if is_scored:
-                histogram = count_digits(self._keys(shard, values, asked), OpenCut(0, 0))
-            elif values.values.dtype.kind != "i":
-                passing &= kept
             num_judged = int((values.is_judged & asked).sum())
-            tallies.append(
-                _Tally(
-                    values.values.dtype,
-                    num_judged,
-                    int(asked.sum()) - num_judged,
-                    int((kept & asked).sum()),
-                    histogram,
+            num_unjudged = int(asked.sum()) - num_judged
+            if rule.cut is not None and rule.cut.kind == "fraction":
+                keys = self._keys(shard, values, asked)
+                tallies.append(
+                    _Tally(
+                        values.values.dtype,
+                        num_judged,
+                        num_unjudged,
+                        int(asked.sum()),
+                        count_digits(keys, OpenCut(0, 0)),
+                        float(keys.scores.min(initial=math.inf)),
+                        float(keys.scores.max(initial=-math.inf)),
+                    )
                 )
-            )
+                continue
+            kept = self._votes(number, values) > 0
+            if rule.cut is not None or values.values.dtype.kind != "i":
+                passing &= kept
+            tallies.append(_Tally(values.values.dtype, num_judged, num_unjudged, int((kept & asked).sum())))
         return _JudgedShard(tallies, int(passing.sum()), found.copied, found.efforts, found.image_effort)
 
     def narrow(self, opened: dict[int, OpenCut], shard: Shard) -> dict[int, np.ndarray]:
@@ -371,7 +402,8 @@ class _Passes:
                     keys = self._keys(shard, values, asked)
                     votes[keys.rows[self.cuts[number].keeps(keys)]] = 1
                 else:
-                    votes, is_gate = self._votes(number, values), values.values.dtype.kind != "i"
+                    votes = self._votes(number, values)
+                    is_gate = rules[number].cut is not None or values.values.dtype.kind != "i"
             kept[number] = (votes > 0) & asked
             if is_gate:
                 gates &= votes > 0
@@ -403,11 +435,12 @@ class _Passes:
         if cut is None:
             return np.where(values.is_judged, values.values, 0).astype(np.int64)
         # Compared in the score's own type, as DataComp does: a float32 score passes its own rounded threshold.
-        return (values.is_judged & (values.values >= values.values.dtype.type(cut.value))).astype(np.int64)
+        scores = _scores(values.values)
+        return (values.is_judged & (scores >= scores.dtype.type(cut.value))).astype(np.int64)
 
     def _keys(self, shard: Shard, values: Values, asked: np.ndarray) -> RowKeys:
         rows = np.flatnonzero(values.is_judged & asked)
-        return RowKeys(values.values[rows], rows, shard.number, partial(self.judge.pool.read_uids, shard.path))
+        return RowKeys(_scores(values.values[rows]), rows, shard.number, partial(self.judge.pool.read_uids, shard.path))
 
 
 class _Engine:
@@ -465,7 +498,7 @@ class _Engine:
             filters = [number for number in numbers if self.rules[number].strategy.kind == "filter"]
             num_passing, image_effort = 0, Effort()
             types: dict[int, list[tuple[np.dtype, bool]]] = {number: [] for number in filters}
-            copied: dict[int, set[str | None]] = {number: set() for number in filters}
+            copied: dict[int, frozenset[str] | None] = dict.fromkeys(filters)
             num_gpus = float(self.judge.needs_gpu(numbers))
             for part in self.spread(partial(passes.judge_shard, numbers), items, name="filter", num_gpus=num_gpus):
                 num_passing += part.num_passing
@@ -474,14 +507,15 @@ class _Engine:
                     self.efforts[name] = self.efforts.get(name, Effort()).plus(effort)
                 for number, tally in zip(filters, part.tallies, strict=True):
                     types[number].append((tally.dtype, tally.num_judged > 0))
-                    if tally.num_judged:  # else nothing is known
-                        copied[number].add(part.copied.get(number))
+                    # A shard without a verdict counts: the column may have values there.
+                    columns, before = part.copied.get(number, frozenset()), copied[number]
+                    copied[number] = columns if before is None else before & columns
                     tallies[number] = tallies[number].plus(tally) if number in tallies else tally
             for number in filters:
                 _common_type(self.rules[number], types[number])
-                column = copied[number].pop() if len(copied[number]) == 1 else None
-                if column is not None:
-                    self.judge.copied[number] = column
+                if columns := copied[number]:
+                    self.judge.copied[number] = min(columns)
+                _refuse_constant(self.rules[number], tallies[number], num_rows)
             if image_effort.rows:
                 self.efforts[DECODING] = image_effort
             if tier == IMAGE:
@@ -500,8 +534,9 @@ class _Engine:
 
     def _tell_images(self) -> None:
         """Warn of rows whose image could not be seen; raises ValueError where none could."""
-        strategies = [rule.strategy for rule in self.judge.all_rules if rule.strategy.images]
-        effort = self.efforts[strategies[0].name]
+        numbers = [number for number, rule in enumerate(self.judge.all_rules) if rule.strategy.images]
+        strategies = [self.judge.all_rules[number].strategy for number in numbers]
+        effort = self.efforts[self.judge.labels[numbers[0]]]
         told = " and ".join(f"{strategy.kind} {strategy.name!r}" for strategy in strategies)
         counts = (
             f"{effort.absent:,} of {effort.asked:,} rows have no image in the shards, {effort.undecodable:,} one that "
@@ -547,6 +582,7 @@ class _Engine:
                 )
                 if isinstance(following, TopCut):
                     cuts[number] = following
+                    _tell_ties(self.rules[number], following, num_rows)
                     del opened[number]
                 else:
                     opened[number] = following
@@ -584,14 +620,15 @@ class _Engine:
                 dropped=num_rows - int(kept[number]),
                 only_dropped=int(only_dropped[number]),
                 no_verdict=tallies[number].num_unjudged if number in tallies else 0,
+                **_ties_of(passes.cuts.get(number, TopCut())),
             )
             for number, rule in enumerate(self.rules)
         ]
         subset = load_subset(subset_path, known_sorted=True)
         return FilterOutcome(subset, distinct, max_copies, num_rows, num_chosen - distinct, reports, self.efforts)
 
-    def _locate(self, subset: Subset, name: str) -> _Found:
-        """Find on which rows of the pool a subset's uids are."""
+    def _locate(self, subset: Subset, name: str, within: _Copies | None = None) -> _Found:
+        """Find on which rows of the pool, or of those with copies of `within`, a subset's uids are."""
         path = self.scratch_dir / f"{name}.npy"
         mapped = getattr(subset.uids, "filename", None)  # of a slice of a map too, which is not the whole file
         if mapped is not None and len(load_subset(mapped, known_sorted=True)) == len(subset):
@@ -599,8 +636,8 @@ class _Engine:
         else:
             np.save(path, subset.uids)
         marks, num_rows, repeated = UidMarks(subset.uids), 0, [np.empty(0, dtype=np.int64)]
-        shards = self.pool.metadata_paths
-        for places, counts in self._walk(partial(_places_of, self.pool, path), shards, name=name):
+        find = partial(_places_of, self.pool, path, within)
+        for places, counts in self._walk(find, self.shards, name=name):
             num_rows += int(counts.sum())
             repeated.append(places[(counts > 1) | marks.are_marked(places)])
             marks.mark_places(places)
@@ -609,9 +646,7 @@ class _Engine:
         num_rows_of = np.zeros(len(uids), dtype=np.int64)
         num_before: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         if len(uids):
-            for shard, (places, counts) in enumerate(
-                self._walk(partial(_places_of, self.pool, path), shards, name=name)
-            ):
+            for shard, (places, counts) in enumerate(self._walk(find, self.shards, name=name)):
                 which = np.flatnonzero(np.isin(places_of_repeated, places))
                 if len(which):
                     num_before[shard] = which, num_rows_of[which].copy()
@@ -619,7 +654,7 @@ class _Engine:
         wanted = count_of(uids, subset.uids)
         num_rows -= int(np.maximum(num_rows_of - wanted, 0).sum())  # rows for which no copy is left
         num_unknown = marks.num_distinct - marks.num_marked
-        copies = _Copies(path, np.array(uids), num_rows_of, num_before)
+        copies = _Copies(path, np.array(uids), num_rows_of, num_before, within)
         return _Found(copies, num_rows, num_unknown, marks.unmarked(3) if num_unknown else subset.uids[:0])
 
     def _select(self, passes: _Passes, number: int, rule: Rule) -> _Copies:
@@ -637,17 +672,13 @@ class _Engine:
             raise UserError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
         self.efforts[rule.name] = Effort(len(view.uids), time.perf_counter() - began, len(view.uids))
         uids = np.asarray(chosen.uids)
-        found = self._locate(Subset(uids if is_sorted(uids) else sort_uids(uids)), f"chosen-{number}")
-        unknown, num_unknown = found.unknown, found.num_unknown
-        if passes.within is not None and not num_unknown:
-            shown = load_subset(passes.within.path, known_sorted=True).uids
-            unknown = np.concatenate(
-                [block[count_of(block, shown) == 0] for block in _blocks(np.asarray(chosen.uids))] or [shown[:0]]
-            )
-            num_unknown = len(unknown)
-        if num_unknown:
+        in_order = Subset(uids if is_sorted(uids) else sort_uids(uids))
+        found = self._locate(in_order, f"chosen-{number}", passes.within)
+        if found.num_unknown:
             raise UserError(
-                f"selector {rule.name!r} chose {num_unknown} uids that it was not shown, such as {_spell(unknown)}"
+                f"selector {rule.name!r} chose {found.num_unknown} uids that it was not shown, such as "
+                f"{_spell(found.unknown)}",
+                code="selector-strange-uid",
             )
         del view
         shutil.rmtree(folder)
@@ -702,11 +733,6 @@ def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="c", shape=shape) if 0 not in shape else np.empty(shape, dtype=dtype)
 
 
-def _blocks(uids: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(uids), MAX_SORTED):
-        yield uids[start : start + MAX_SORTED]
-
-
 @contextmanager
 def _keeping(judge: Judge) -> Iterator[None]:
     """Hold the folders in which values are kept; one in which none is kept is removed at the end."""
@@ -731,19 +757,68 @@ def _places(judge: Judge, numbers: Sequence[int], within: Subset | None) -> Sequ
     return locate_images(judge.pool, within)
 
 
+def _scores(values: np.ndarray) -> np.ndarray:
+    """Return the values of a filter that scores as floats, in their own type where they are: (n,)."""
+    return values if values.dtype.kind == "f" else values.astype(np.float64)
+
+
+def _refuse_constant(rule: Rule, tally: _Tally, num_rows: int) -> None:
+    """Raise UserError where a fraction would be chosen by uid alone, all scores being the same."""
+    if rule.cut is None or rule.cut.kind != "fraction" or tally.lowest != tally.highest:
+        return
+    if 0 < (wanted := round(rule.cut.value * num_rows)) < tally.num_judged:
+        raise UserError(
+            f"filter {rule.name!r} scores all {tally.num_judged:,} rows {tally.lowest:g}, so fraction="
+            f"{rule.cut.value:g} would keep the {wanted:,} smallest uids; look at what it reads, or keep all with "
+            f"filters.{rule.name}.fraction=1",
+            code="constant-score",
+        )
+
+
+def _tell_ties(rule: Rule, cut: TopCut, num_rows: int) -> None:
+    """Warn where a good part of what a cut keeps is chosen by uid alone."""
+    assert rule.cut is not None
+    wanted = round(rule.cut.value * num_rows)
+    if cut.ties.kept < cut.ties.rows and cut.ties.kept > TOLD_TIES * wanted:
+        warn(
+            f"filter {rule.name!r}: {cut.ties.rows:,} rows have the lowest score that is kept, and only "
+            f"{cut.ties.kept:,} of them are kept, the smallest uids: their scores did not choose these, of the "
+            f"{wanted:,} kept rows"
+        )
+
+
+def _ties_of(cut: TopCut) -> dict[str, int]:
+    """Return how many rows tied at a cut, and how many of them it keeps; none where it keeps all of them."""
+    ties = cut.ties
+    return {"tied": ties.rows, "tied_kept": ties.kept} if ties.kept < ties.rows else {}
+
+
 def _check_kind(rule: Rule, values: Values) -> None:
-    """Raise ValueError where a filter's values and its cut do not go together."""
+    """Raise UserError where a filter's values and its cut do not go together."""
     if not values.is_judged.any():
         return
     kind = values.values.dtype.kind
+    judged = values.values[values.is_judged]
+    if kind == "i" and rule.cut is None and judged.min() < 0:
+        raise UserError(
+            f"filter {rule.name!r} returned {judged.min()} copies; copies are 0 or more", code="negative-copies"
+        )
+    if kind == "i" and rule.cut is not None and np.abs(judged).max() > MAX_WHOLE:
+        raise UserError(
+            f"filter {rule.name!r} returned the score {judged[np.abs(judged).argmax()]}; whole numbers beyond 2^53 are "
+            "not told apart as scores: return smaller ones",
+            code="score-too-large",
+        )
     if kind == "f" and rule.cut is None:
         raise UserError(
             f"filter {rule.name!r} returned scores but declares no cut: "
-            "write @register_filter(fraction=...) or threshold=..."
+            "write @register_filter(fraction=...) or threshold=...",
+            code="cut-missing",
         )
-    if kind != "f" and rule.cut is not None:
+    if kind not in "fi" and rule.cut is not None:
         raise UserError(
-            f"filter {rule.name!r} declares a cut but returned {values.values.dtype} instead of float scores"
+            f"filter {rule.name!r} has a cut but returned {values.values.dtype} instead of scores, which are numbers",
+            code="scores-expected",
         )
 
 
@@ -761,7 +836,7 @@ def _nothing_left(rules: Sequence[Rule], kept: dict[int, int], tallies: dict[int
         f"({tallies[number].num_unjudged if number in tallies else 0:,} without a verdict)"
         for number, count in kept.items()
     )
-    return UserError(f"nothing is left of the pool: {story}")
+    return UserError(f"nothing is left of the pool: {story}", code="nothing-left")
 
 
 def _too_many(total: float, num_rows: int) -> UserError:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from PIL import Image
 
 from benchmark.assets import hash_file
+from benchmark.company import Answers, refuse_company
 from benchmark.errors import NotFoundError, UserError
 from benchmark.images import ImagePlaces, read_images
 from benchmark.pool import Pool, Shard
@@ -66,12 +67,27 @@ class Effort:
         return Effort(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Effort)))
 
 
+_ASKED_AGAIN: dict[str, int] = {}  # rows that this process has asked again, by a rule's identity
+NUM_AGAIN = 256  # rows
+NUM_AGAIN_COSTLY = 32  # where images or a model are involved
+
+
+def _labels(rules: Sequence[Rule]) -> list[str]:
+    """Return what each of a run's rules is called in its costs: by its name, and its options where two share it."""
+    labels = []
+    for rule in rules:
+        others = [each.options for each in rules if each.name == rule.name and each.key != rule.key]
+        told = [f"{name}={value}" for name, value in rule.options.items() if any(o[name] != value for o in others)]
+        labels.append(f"{rule.name} ({', '.join(told)})" if told else rule.name)
+    return labels
+
+
 @dataclass
 class ShardValues:
     """What all rules say of one metadata shard."""
 
     values: list[Values]  # of each rule
-    copied: dict[int, str | None]  # by rule, the column that its scores only copy
+    copied: dict[int, frozenset[str]]  # by rule, the columns of which its scores may be a mere copy
     efforts: dict[str, Effort] = field(default_factory=dict)  # by strategy, signals among them
     image_effort: Effort = field(default_factory=Effort)  # reading and decoding
 
@@ -105,6 +121,12 @@ class Judge:
             for option in rule.strategy.assets:
                 _forget_if_changed(str(rule.options[option]), str(self.identities[-1]["options"][option]))
             self.kept_dirs.append(kept_dir_of(pool, self.identities[-1]))
+        self.labels = _labels(self.all_rules)
+        self.model_keys = {
+            number: json.dumps([rule.name, device, rule.strategy.setup_options(rule.options)], sort_keys=True)
+            for number, rule in enumerate(self.all_rules)
+            if rule.strategy.setup is not None
+        }
         # Not the sum of the images' hashes: that says nothing of which image is whose.
         self.tars = pool.tar_contents if any(rule.strategy.images for rule in self.all_rules) else ""
 
@@ -144,6 +166,19 @@ class Judge:
         work.judge_by(numbers)
         return ShardValues([work.found[number] for number in numbers], work.copied, work.efforts, work.images)
 
+    def rows_to_ask_again(self, number: int, num_rows: int) -> np.ndarray | None:
+        """Choose rows of a slice of a rule's to be asked again: places in it, rising.
+
+        None once this process has asked enough of them, and where the rule must not be asked twice.
+        """
+        strategy, key = self.all_rules[number].strategy, json.dumps([self.identities[number], self.device])
+        wanted = NUM_AGAIN_COSTLY if strategy.images or strategy.setup else NUM_AGAIN
+        wanted = min(wanted - _ASKED_AGAIN.get(key, 0), num_rows)
+        if strategy.asks_server or num_rows < 2 or wanted < 2:
+            return None
+        _ASKED_AGAIN[key] = _ASKED_AGAIN.get(key, 0) + wanted
+        return np.unique(np.linspace(0, num_rows - 1, wanted).astype(np.int64))
+
     def inputs(self, shard: Shard, number: int) -> str:
         """Identify what a rule's values of a metadata shard are computed from, beside its options."""
         strategy = self.all_rules[number].strategy
@@ -178,7 +213,7 @@ class _ShardWork:
         self.efforts: dict[str, Effort] = {}
         self.images = Effort()
         self.found: dict[int, Values] = {}
-        self.copied: dict[int, str | None] = {}
+        self.copied: dict[int, frozenset[str]] = {}
         self._columns: dict[str, pd.Series] = {}
         self._features: dict[str, np.ndarray] = {}
         self._numbers: Sequence[int] = ()
@@ -264,7 +299,7 @@ class _ShardWork:
 
     def _close(self, number: int, kept: KeptValues, num_missing: int) -> None:
         rule = self.judge.all_rules[number]
-        effort = self.efforts.setdefault(rule.name, Effort())
+        effort = self.efforts.setdefault(self.judge.labels[number], Effort())
         effort.rows += num_missing
         try:
             values = kept.values()
@@ -275,28 +310,42 @@ class _ShardWork:
         effort.asked += len(states)
         effort.absent += int((states == ABSENT).sum())
         effort.undecodable += int((states == UNDECODABLE).sum())
+        has_verdict = bool(values.is_judged.any())
+        if num_missing or not has_verdict:
+            self.copied[number] = self._copied(rule, values)
         if not num_missing:
             return
-        self.copied[number] = self._copied(rule, values)
-        if self.copied[number] is not None:
+        if has_verdict and self.copied[number]:
             kept.forget_parts()
             return
         kept.finish(values, read_parquet(self.path, ["uid"])["uid"] if rule.strategy.kind == "signal" else None)
 
-    def _copied(self, rule: Rule, values: Values) -> str | None:
-        """Return the column that scores only copy, where they can be read again; None where there is none."""
+    def _copied(self, rule: Rule, values: Values) -> frozenset[str]:
+        """Return the declared columns that hold just these scores, missing ones where there is no verdict.
+
+        They can be read again instead of being kept. Of rows without any verdict, those are the columns that are
+        missing on all of them.
+        """
         strategy = rule.strategy
-        is_plain = strategy.kind == "filter" and not (strategy.features or strategy.images or strategy.signals)
-        if not is_plain or values.values.dtype.kind != "f":
-            return None
+        if strategy.kind != "filter" or strategy.features or strategy.images or strategy.signals:
+            return frozenset()
         rows = np.flatnonzero(values.states != NOT_ASKED)
-        for name in rule.strategy.needed_columns(rule.options):
-            column = self._column(name).to_numpy()
-            if column.dtype == values.values.dtype and np.array_equal(
-                column[rows] + 0, np.where(values.is_judged, values.values, np.nan)[rows], equal_nan=True
-            ):
-                return name
-        return None
+        is_scored = values.values.dtype.kind == "f" and bool(values.is_judged[rows].any())
+        scores = np.where(values.is_judged, values.values, np.nan)[rows] if is_scored else None
+        found = set()
+        for name in strategy.needed_columns(rule.options):
+            column = self._column(name).iloc[rows]
+            if not values.is_judged[rows].any():
+                is_copy = bool(column.isna().all())
+            else:
+                is_copy = (
+                    scores is not None
+                    and column.dtype == scores.dtype
+                    and np.array_equal(column.to_numpy() + 0, scores, equal_nan=True)
+                )
+            if is_copy:
+                found.add(name)
+        return frozenset(found)
 
     def _call(
         self, number: int, table: pd.DataFrame, chosen: np.ndarray, images: list[Image.Image] | None = None
@@ -312,11 +361,29 @@ class _ShardWork:
             part.reset_index(drop=True),
             *([arrays] if rule.strategy.features else []),
             *([images] if images is not None else []),
-            *([_model(rule, self.judge.device)] if rule.strategy.setup else []),
+            *([_model(self.judge, number)] if rule.strategy.setup else []),
         ]
+        again = self.judge.rows_to_ask_again(number, len(chosen))
+        # Copied before a filter, which may draw on what it is handed, sees them.
+        probes = None if again is None or images is None else {int(row): images[row].copy() for row in again}
         began = time.perf_counter()
         values, is_judged = call_strategy(rule, given, len(chosen), where)
-        self.efforts.setdefault(rule.name, Effort()).seconds += time.perf_counter() - began
+        self.efforts.setdefault(self.judge.labels[number], Effort()).seconds += time.perf_counter() - began
+        if again is not None:
+
+            def ask(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                handed: list[Any] = [table.iloc[chosen[rows]].reset_index(drop=True)]
+                if rule.strategy.features:
+                    names = rule.strategy.needed_features(rule.options)
+                    handed.append({name: self._feature(name)[chosen[rows]] for name in names})
+                if probes is not None:
+                    handed.append([probes[int(row)].copy() for row in rows])
+                if rule.strategy.setup:
+                    handed.append(_model(self.judge, number))
+                return call_strategy(rule, handed, len(rows), where)
+
+            is_exact = self.judge.device == "cpu" or not rule.strategy.takes_device
+            refuse_company(rule, Answers(values, is_judged), again, ask, is_exact=is_exact)
         return Piece(chosen, values, np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8))
 
     def table(self, number: int) -> pd.DataFrame:
@@ -408,7 +475,8 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
         values = wide.astype(np.int64)
         if wide.dtype.kind == "u" and (values < 0).any():
             raise UserError(f"{told} returned {wide.max()}; whole numbers go up to {2**63 - 1} ({where})")
-        if rule.strategy.kind == "filter" and (values < 0).any():
+        is_copies = rule.strategy.kind == "filter" and rule.cut is None and not rule.strategy.has_cut
+        if is_copies and (values < 0).any():
             raise UserError(f"{told} returned {values.min()} copies; copies are 0 or more ({where})")
         return values, is_judged
     if kind == "f":
@@ -460,26 +528,25 @@ def _forget_if_changed(path: str, found: str) -> None:
         _ASSETS[path] = found
 
 
-_MODELS: dict[str, tuple[str, Any]] = {}  # by strategy, with what it was made from
+_MODELS: dict[str, Any] = {}  # by strategy and what it is made from
 
 
-def _model(rule: Rule, device: str) -> Any:
-    """Return what the rule's `setup` makes: once per process, for one set of options at a time."""
-    setup = rule.strategy.setup
-    assert setup is not None
-    options = rule.strategy.setup_options(rule.options)
-    if rule.strategy.takes_device:
-        options = {**options, "device": device_of_worker(device)}
-    made_from = json.dumps(options, sort_keys=True)
-    if rule.name not in _MODELS or _MODELS[rule.name][0] != made_from:
-        _MODELS.pop(rule.name, None)  # before the next one takes memory
+def _model(judge: Judge, number: int) -> Any:
+    """Return what a rule's `setup` makes: once per process, for as long as rules of the same judge use it."""
+    key = judge.model_keys[number]
+    if key not in _MODELS:
+        for other in set(_MODELS) - set(judge.model_keys.values()):
+            del _MODELS[other]  # before the next one takes memory
+        rule = judge.all_rules[number]
+        assert rule.strategy.setup is not None
+        device = {"device": device_of_worker(judge.device)} if rule.strategy.takes_device else {}
         try:
-            _MODELS[rule.name] = made_from, setup(**options)
+            _MODELS[key] = rule.strategy.setup(**rule.strategy.setup_options(rule.options), **device)
         except FileNotFoundError as error:
             raise file_not_found(rule, error) from error
         except (Exception, SystemExit) as error:
             raise failure(rule, "its setup", error) from error
-    return _MODELS[rule.name][1]
+    return _MODELS[key]
 
 
 def device_of_worker(device: str) -> str:

@@ -144,7 +144,7 @@ def _forecasts(pool: Pool, judge: Judge, shard: Shard, asked: np.ndarray, within
         forecasts.append(Forecast(DECODING, rows, 0, found.image_effort.seconds / num_asked))
     for number in reversed(numbers):  # signals stand behind what uses them
         rule = judge.all_rules[number]
-        effort = found.efforts.get(rule.name, Effort())
+        effort = found.efforts.get(judge.labels[number], Effort())
         folder = judge.kept_dirs[number]
         forecasts.append(
             Forecast(
@@ -153,7 +153,7 @@ def _forecasts(pool: Pool, judge: Judge, shard: Shard, asked: np.ndarray, within
                 kept[number],
                 effort.seconds / max(1, effort.rows),
                 _bytes_per_row(folder / f"{path.stem}.parquet", num_asked),
-                found.copied.get(number),
+                min(found.copied.get(number, ()), default=None) if effort.rows else None,
             )
         )
     return forecasts

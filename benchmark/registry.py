@@ -76,6 +76,7 @@ class Strategy:
     fraction: float | None = None  # the declared cut
     threshold: float | None = None
     reference: bool = False  # uses what no participant may use
+    asks_server: bool = False  # a signal whose values come from elsewhere, and are not asked twice
     paper: str = ""  # first line of the module
     summary: str = ""  # first line of the function's docstring
     source_path: Path = field(default_factory=Path)
@@ -217,11 +218,14 @@ def register_signal(
     images: bool = False,
     signals: Sequence[str] = (),
     setup: Callable[..., Any] | None = None,
+    asks_server: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function from rows to one value per row as a signal of the function's name.
 
     As a filter's, but the values are for filters to use (`signals=["language"]`) and may be texts as well. They are
-    computed once for each pool and set of options, and kept row by row.
+    computed once for each pool and set of options, and kept row by row. Some rows of the first slice are asked again,
+    to see that a value depends on its own row alone; not of a signal that declares `asks_server`, as every answer of
+    a server may cost something, or be another.
     """
 
     def register(function: Function) -> Function:
@@ -234,6 +238,7 @@ def register_signal(
             images=images,
             signals=signals,
             setup=setup,
+            asks_server=asks_server,
         )
         _add(STRATEGIES, strategy.name, strategy, "strategy")
         return function
@@ -352,6 +357,7 @@ def _make_strategy(
     fraction: float | None = None,
     threshold: float | None = None,
     reference: bool = False,
+    asks_server: bool = False,
 ) -> Strategy:
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
@@ -398,6 +404,7 @@ def _make_strategy(
         fraction=fraction,
         threshold=threshold,
         reference=reference,
+        asks_server=asks_server,
         paper=_first_line(module.__doc__ if module else None),
         summary=_first_line(function.__doc__),
         source_path=Path(inspect.getsourcefile(function) or ""),

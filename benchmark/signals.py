@@ -176,10 +176,13 @@ def joined_pieces(pieces: Sequence[Piece], num_rows: int, *, in_order: bool = Fa
 
 
 def common_type(kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
-    """Return the type that holds all of these, each with whether any value is judged; raises ValueError for a mix."""
+    """Return the type that holds all of these, each with whether any value is judged; raises UserError for a mix.
+
+    Whole numbers and others go together: a column of whole numbers is one of floats where some are missing.
+    """
     # Without a verdict, as of rows without images, there is no type.
     typed = {kind for kind, is_judged in kinds if is_judged} or {np.dtype(bool)}
-    if len({kind.kind for kind in typed}) > 1:
+    if len({kind.kind.replace("i", "f") for kind in typed}) > 1:
         raise UserError(f"returned different types on different rows: {sorted(map(str, typed))}")
     return np.result_type(*typed)
 

@@ -188,7 +188,7 @@ def test_file_order_does_not_matter(tmp_path):
 
 
 def test_minus_zero_ties_with_zero(tmp_path):
-    assert chosen(scored(tmp_path, [0.0, -0.0], uids=[2, 1]), top(0.5))[0] == [1]
+    assert chosen(scored(tmp_path, [0.0, -0.0, -1.0], uids=[2, 1, 0]), top(0.3))[0] == [1]
 
 
 def test_missing_scores_are_no_verdict_and_fraction_counts_all_rows(tmp_path, capsys):
@@ -377,7 +377,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path):
 
 def test_null_and_malformed_uids_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"\.parquet: the uid in row 1 is null"):
-        chosen(write_pool(tmp_path / "a", {"uid": [uid(0), None], "score": [1.0, 1.0]}), top(0.5))
+        chosen(write_pool(tmp_path / "a", {"uid": [uid(0), None, uid(2)], "score": [1.0, 1.0, 0.0]}), top(0.3))
     with pytest.raises(ValueError, match=r"\.parquet: the uid in row 0 is 'abc'"):
         chosen(write_pool(tmp_path / "b", {"uid": ["abc"], "score": [1.0]}), top(1.0))
 

@@ -155,7 +155,9 @@ def plugin(tmp_path_factory, strategies):
 
 @pytest.fixture
 def notes(tmp_path, monkeypatch):
-    """Return what was called since the last time it was asked."""
+    """Return what was called since the last time it was asked; no rows are asked again in other company."""
+    monkeypatch.setattr(judging, "NUM_AGAIN", 0)
+    monkeypatch.setattr(judging, "NUM_AGAIN_COSTLY", 0)
     path = tmp_path / "notes"
     path.touch()
     monkeypatch.setenv("NOTES", str(path))
@@ -286,9 +288,9 @@ def test_two_rules_that_keep_the_same_values_wait_for_nobody(tmp_path, notes):
 def test_several_processes_at_once_ask_every_row_once(tmp_path, notes, plugin):
     pool = make_pool(tmp_path / "pool", range(40), range(40, 60))
     code = (
-        "from benchmark.filtering import run_filters\nfrom benchmark.pool import Pool\n"
+        "from benchmark import judging\nfrom benchmark.filtering import run_filters\nfrom benchmark.pool import Pool\n"
         "from benchmark.registry import load_strategies\nfrom benchmark.rules import Cut, Rule\n"
-        f"load_strategies([{str(plugin)!r}])\n"
+        f"load_strategies([{str(plugin)!r}])\njudging.NUM_AGAIN = 0\n"
         f"for name, options in (('s_twice', {{'factor': 2.0}}), ('s_copy', {{}})):\n"
         f"    assert len(run_filters(Pool({str(pool)!r}), [Rule(name, options, Cut('fraction', 0.5))]).subset) == 30\n"
     )
@@ -438,7 +440,8 @@ def test_killed_inside_a_shard_it_goes_on_where_it_was_and_keeps_the_same_bytes(
         "import os, signal\nfrom benchmark import judging, signals\nfrom benchmark.filtering import run_filters\n"
         "from benchmark.pool import Pool\nfrom benchmark.registry import load_strategies\n"
         "from benchmark.rules import Cut, Rule\n"
-        f"load_strategies([{str(plugin)!r}])\nsignals.PART_SECONDS = 0\ncall, calls = judging.call_strategy, []\n"
+        f"load_strategies([{str(plugin)!r}])\nsignals.PART_SECONDS = judging.NUM_AGAIN = 0\n"
+        "call, calls = judging.call_strategy, []\n"
         "def dying(*arguments):\n    calls.append(1)\n"
         "    if len(calls) == 3:\n        os.kill(os.getpid(), signal.SIGKILL)\n    return call(*arguments)\n"
         "judging.call_strategy = dying\n"

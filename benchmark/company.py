@@ -1,0 +1,97 @@
+"""Rules that look across rows, or do not repeat themselves: some rows are asked again in other company.
+
+A filter or signal is handed some thousand rows at once, and the engine decides which: an answer that depends on the
+others of its slice, such as `score > score.median()`, is the slice's and not the pool's. So some rows of the first
+slice are asked again, those with low answers by themselves and those with high ones by themselves. That changes the
+answers of nearly every rule that looks across rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from benchmark.errors import UserError
+from benchmark.rules import Rule
+
+MAX_SHIFT = 1e-4  # of a score, in standard deviations: a model's sums may hang on the size of its batch
+MAX_SHIFT_GPU = 1e-2  # in half precision, with other kernels for other sizes
+MAX_CHANGED = 1  # rows whose mask, copies, text or verdict may be another
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a strategy said of some rows."""
+
+    values: np.ndarray  # (rows,) bool, int64, float or object for texts
+    is_judged: np.ndarray  # (rows,) bool
+
+    def of(self, rows: np.ndarray) -> Answers:
+        return Answers(self.values[rows], self.is_judged[rows])
+
+
+def refuse_company(
+    rule: Rule,
+    answers: Answers,
+    rows: np.ndarray,
+    ask: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    *,
+    is_exact: bool = True,
+) -> None:
+    """Raise UserError where a rule says something else of some rows when it is asked of them alone.
+
+    `answers` are of a whole slice, `rows` (m,) the places in it that are asked again, `ask` asks of such places. A GPU
+    (`is_exact` false) may round more.
+    """
+    told = f"{rule.strategy.kind} {rule.name!r}"
+    judged = answers.values[answers.is_judged]
+    scores = judged[np.isfinite(judged)] if judged.dtype.kind == "f" else judged[:0]
+    max_shift = (
+        (MAX_SHIFT if is_exact else MAX_SHIFT_GPU) * float(np.std(scores.astype(np.float64))) if len(scores) else 0
+    )
+    for group in _companies(answers.of(rows), rows):
+        again = Answers(*ask(group))
+        if not _differ(answers.of(group), again, max_shift):
+            continue
+        if _differ(again, Answers(*ask(group)), max_shift):
+            raise UserError(
+                f"{told} is not deterministic: called twice with the same {len(group)} rows it returned different "
+                "values; derive what is random from the uid, or from an option such as seed",
+                code="not-deterministic",
+            )
+        remedy = "write a selector, which sees the whole pool"
+        if rule.strategy.kind == "filter":
+            remedy += ", or return a score and cut it with fraction="
+        raise UserError(
+            f"{told} looks across rows: it returns other values for {len(group)} rows by themselves than for the same "
+            f"rows among {len(answers.values):,}, and the pool is handed to it in slices; {remedy}",
+            code="looks-across-rows",
+        )
+
+
+def _companies(answers: Answers, rows: np.ndarray) -> list[np.ndarray]:
+    """Split places into those with lower and those with higher answers, without a verdict first: each not empty."""
+    values = answers.values if answers.values.dtype != object else pd.factorize(answers.values)[0]  # of texts
+    order = np.lexsort((np.arange(len(rows)), values, answers.is_judged))
+    values, is_judged = values[order], answers.is_judged[order]
+    cut = len(rows) // 2
+    changes = np.flatnonzero((values[1:] != values[:-1]) | (is_judged[1:] != is_judged[:-1])) + 1
+    if len(changes):  # equal answers stay together, where they can
+        cut = int(changes[np.abs(changes - cut).argmin()])
+    return [np.sort(rows[part]) for part in (order[:cut], order[cut:]) if len(part)]
+
+
+def _differ(one: Answers, other: Answers, max_shift: float) -> bool:
+    """Tell whether answers on the same rows differ by more than rounding can explain."""
+    changed = one.is_judged != other.is_judged
+    both = one.is_judged & other.is_judged
+    if one.values.dtype.kind == "f" and other.values.dtype.kind == "f":
+        first, second = one.values[both].astype(np.float64), other.values[both].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            near = (first == second) | (np.abs(first - second) <= max_shift + 1e-6 * np.abs(first))
+        return bool((~near).any()) or int(changed.sum()) > MAX_CHANGED
+    changed[both] = one.values[both] != other.values[both]
+    return int(changed.sum()) > MAX_CHANGED
