@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
+
+# The same examples every time, however slow the machine. What a property needs on disk is made inside it, with
+# tempfile: a fixture would be made once for all examples.
+settings.register_profile(
+    "winnow", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("winnow")
+# For what is marked `thousands`: other examples with every --hypothesis-seed.
+THOUSANDS = settings(settings.get_profile("winnow"), derandomize=False, max_examples=5000)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each of which has a core
