@@ -19,7 +19,7 @@ from benchmark.stage import Json, say
 from benchmark.storage import as_location, cache_dir, file_hash, has_file, local_copy, state_of
 
 ASSETS_NAME = "assets"
-WORDNET = "wordnet"  # the one asset that is a folder, or nltk's archive of it
+WORDNET = "wordnet"  # a folder of WordNet 3.0's files, or nltk's archive of it; the package brings its own tables
 EVALUATION_SETS = "evaluation sets"  # a folder of them, <pool_dir>/eval where no option names another
 CLIP_WEIGHTS = "weights of the CLIP model {clip_model}"
 NO_WEIGHTS = CLIP_WEIGHTS.format(clip_model=None)  # the one asset that a strategy does without
@@ -189,8 +189,10 @@ def default_place(name: str) -> str:
         return "<pool_dir>/eval"
     if name == CLIP_WEIGHTS:
         return "those that clip_model brings, where it does"
+    if name == WORDNET:
+        return "WordNet 3.0, which comes with Winnow"
     package = KNOWN_ASSETS[name].package if name in KNOWN_ASSETS else ""
-    or_package = f", else that of {package}" if package else ", else the one installed" if name == WORDNET else ""
+    or_package = f", else that of {package}" if package else ""
     return f"{name} in <pool_dir>/assets or {user_assets_dir()}{or_package}"
 
 
@@ -205,7 +207,9 @@ def _find_special(name: str, given: str | None, pool_dir: Path, where: str) -> l
     Raises FileNotFoundError or ValueError naming `where`, the option.
     """
     if name == WORDNET:
-        return [_find_wordnet(given, pool_dir, where)]
+        from benchmark.wordnet import find_wordnet
+
+        return [find_wordnet(given and str(local_copy(as_location(given))), option=where)]
     if name == EVALUATION_SETS:
         from benchmark.decontamination import find_evaluation_sets
 
@@ -216,15 +220,6 @@ def _find_special(name: str, given: str | None, pool_dir: Path, where: str) -> l
         weights = find_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), given, where)
         return [] if weights is None else [weights]
     return None
-
-
-def _find_wordnet(given: str | None, pool_dir: Path, where: str) -> Path:
-    from benchmark.wordnet import find_wordnet
-
-    if given is not None:
-        return find_wordnet(str(local_copy(as_location(given))), option=where)
-    inside = pool_dir / ASSETS_NAME / WORDNET
-    return local_copy(inside) if has_file(inside / "index.noun") else find_wordnet(None, option=where)
 
 
 def _hash(name: str, path: Path) -> str:

@@ -1,18 +1,24 @@
-"""WordNet 3.0 (Miller 1995), read from its own files: a word's first synset, as nltk finds it, and synsets' names."""
+"""WordNet 3.0 (Miller 1995): a word's first synset, as nltk finds it, and synsets' names.
+
+They are read from two tables that come with the package, or from a folder of WordNet's own files. Made by
+scripts/make_wordnet_tables.py, the tables are UTF-8 and gzipped: FIRST_SYNSETS is blocks with an empty line between,
+`sha256 <of the files that it was made from>`, then for each part of speech its lemmas with the offsets of their first
+synsets, and its irregular forms with their lemmas, an entry a line; SYNSET_NAMES is what `synset_names` returns.
+"""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import os
-import sys
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from benchmark.assets import user_assets_dir
 from benchmark.errors import NotFoundError, UserError
 
+TABLES_DIR = Path(__file__).parent / "wordnet_tables"
+FIRST_SYNSETS, SYNSET_NAMES = "first_synsets.txt.gz", "synset_names.txt.gz"
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")  # a word's meanings come in this order
 NUM_LEMMAS = (117_798, 11_529, 21_479, 4_481)  # of version 3.0; offsets differ between versions
 
@@ -83,37 +89,50 @@ def _without_ending(forms: list[str], part: str) -> list[str]:
 
 
 def find_wordnet(given: str | None, *, option: str) -> Path:
-    """Return where WordNet's files are: the place given, else in the user's assets, Debian's, or nltk's data.
+    """Return the place given, a folder of WordNet's files or nltk's wordnet.zip; without one, that of our tables.
 
-    It is a folder, or nltk's wordnet.zip. Raises FileNotFoundError naming `option` and how to get the files.
+    Raises FileNotFoundError naming `option`.
     """
-    candidates = [Path(given).expanduser()] if given else [user_assets_dir() / "wordnet", *_installed()]
-    for place in candidates:
-        if place.exists() and (_inside(place) / "index.noun").is_file():
-            return place
-    if given:
-        raise NotFoundError(f"{option}: {given} holds no index.noun of WordNet")
+    if given is None:
+        return TABLES_DIR
+    place = Path(given).expanduser()
+    has_files = (_is_archive(place) or place.is_dir()) and (_inside(place) / "index.noun").is_file()
+    if has_files or place == TABLES_DIR:
+        return place
     raise NotFoundError(
-        f"WordNet's files are in none of {', '.join(map(str, candidates))}; `apt install wordnet-base` or "
-        f"`nltk.download('wordnet')` brings them, or give {option}"
+        f"{option}: {given} holds no index.noun of WordNet; leave the option out for the one that Winnow brings",
+        code="wordnet-not-found",
     )
 
 
 def hash_wordnet(place: Path) -> str:
-    """Return the sha256 of the bytes that tell a word's first synset: of the indexes and the lists of exceptions."""
-    texts = [_text(_inside(place) / name) for part in PARTS_OF_SPEECH for name in (f"index.{part}", f"{part}.exc")]
+    """Return the sha256 of the bytes that tell a word's first synset: of the indexes and the lists of exceptions.
+
+    Of our tables, it is that of the files that they were made from.
+    """
+    if _has_tables(place):
+        with gzip.open(place / FIRST_SYNSETS, "rt", encoding="utf-8") as file:
+            return file.readline().split()[1]
+    texts = [_text(place, name) for part in PARTS_OF_SPEECH for name in (f"index.{part}", f"{part}.exc")]
     return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 @lru_cache
 def load_wordnet(place: Path) -> WordNet:
-    """Read WordNet's indexes, once per process; raises ValueError where they are not version 3.0's."""
-    folder = _inside(place)
-    offsets = {part: _read_index(_text(folder / f"index.{part}")) for part in PARTS_OF_SPEECH}
+    """Read first synsets and exceptions, once per process; raises ValueError where they are not version 3.0's."""
+    if _has_tables(place):
+        _, *blocks = _read_gzip(place / FIRST_SYNSETS).split("\n\n")
+        offsets = {part: _read_offsets(text) for part, text in zip(PARTS_OF_SPEECH, blocks[::2], strict=True)}
+        exceptions = {part: _read_exceptions(text) for part, text in zip(PARTS_OF_SPEECH, blocks[1::2], strict=True)}
+    else:
+        offsets = {part: _read_index(_text(place, f"index.{part}")) for part in PARTS_OF_SPEECH}
+        exceptions = {part: _read_exceptions(_text(place, f"{part}.exc")) for part in PARTS_OF_SPEECH}
     counts = tuple(len(offsets[part]) for part in PARTS_OF_SPEECH)
     if counts != NUM_LEMMAS:
-        raise UserError(f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}")
-    return WordNet(offsets, {part: _read_exceptions(_text(folder / f"{part}.exc")) for part in PARTS_OF_SPEECH})
+        raise UserError(
+            f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}", code="wordnet-not-3.0"
+        )
+    return WordNet(offsets, exceptions)
 
 
 def synset_names(place: Path) -> list[str]:
@@ -122,13 +141,28 @@ def synset_names(place: Path) -> list[str]:
     MetaCLIP (arXiv 2309.16671) cuts nltk's names in this way; with the numbers 0 to 99 they are the 86,654 entries that
     its table of sources counts.
     """
+    if _has_tables(place):
+        return _read_gzip(place / SYNSET_NAMES).splitlines()
     names = set()
     for part in PARTS_OF_SPEECH:
-        for line in _entries(_text(_inside(place) / f"data.{part}")):
+        for line in _entries(_text(place, f"data.{part}")):
             lemma = line.split(maxsplit=5)[4]
             name, _, _ = lemma.partition("(")[0].partition(".")  # "(a)" marks where an adjective stands
             names.add(name.lower().replace("_", " "))
     return sorted(names - {""})
+
+
+def _has_tables(place: Path) -> bool:
+    return (place / FIRST_SYNSETS).is_file()
+
+
+def _read_gzip(path: Path) -> str:
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def _read_offsets(text: str) -> dict[str, int]:
+    words = text.split()  # lemma, offset, lemma, offset, ...
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
 def _read_index(text: str) -> dict[str, int]:
@@ -136,8 +170,13 @@ def _read_index(text: str) -> dict[str, int]:
     offsets = {}
     for line in _entries(text):
         fields = line.split()
-        num_pointers = int(fields[3])
-        offsets[fields[0]] = int(fields[6 + num_pointers])
+        try:
+            num_pointers = int(fields[3])
+            offsets[fields[0]] = int(fields[6 + num_pointers])
+        except (IndexError, ValueError):
+            raise UserError(
+                f"an index of WordNet holds {line[:60]!r}, which is no entry", code="wordnet-damaged"
+            ) from None
     return offsets
 
 
@@ -150,18 +189,18 @@ def _entries(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith(" ")]  # the licence is indented
 
 
-def _text(path: Path | zipfile.Path) -> str:
-    return path.read_text(encoding="utf-8")
+def _text(place: Path, name: str) -> str:
+    try:
+        return (_inside(place) / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"{place} lacks {name} of WordNet", code="wordnet-not-found") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name} of {place} is no file of WordNet: it is not text", code="wordnet-damaged") from None
 
 
 def _inside(place: Path) -> Path | zipfile.Path:
-    return zipfile.Path(place, "wordnet/") if place.suffix == ".zip" else place
+    return zipfile.Path(place, "wordnet/") if _is_archive(place) else place
 
 
-def _installed() -> list[Path]:
-    homes = [Path.home(), Path(sys.prefix), Path(sys.prefix) / "share", Path("/usr/share"), Path("/usr/local/share")]
-    nltk_dirs = [Path(text) for text in os.environ.get("NLTK_DATA", "").split(os.pathsep) if text]
-    nltk_dirs += [home / "nltk_data" for home in homes]
-    # nltk's downloader may leave the archive as it came.
-    nltk_places = [folder / "corpora" / name for folder in nltk_dirs for name in ("wordnet", "wordnet.zip")]
-    return [Path("/usr/share/wordnet"), *nltk_places]
+def _is_archive(place: Path) -> bool:
+    return place.suffix == ".zip" and zipfile.is_zipfile(place)

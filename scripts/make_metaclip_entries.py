@@ -4,7 +4,7 @@
 
 It goes to the user's asset folder, where the filter finds it; the folder of a pool that has its own comes first. The
 other 413,346 of MetaCLIP's entries are words and titles of Wikipedia, many of them with capitals: captions that only
-those would match are dropped. WordNet comes with Debian's package wordnet-base or nltk's data.
+those would match are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmark.wordnet import find_wordnet, synset_names
 def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wordnet-dir", help="the folder of WordNet 3.0's files (default: where they are installed)")
+    parser.add_argument("--wordnet-dir", help="a folder of WordNet 3.0's files (default: the names that Winnow brings)")
     parser.add_argument("--out", type=Path, default=user_assets_dir() / "metaclip_entries.txt", help="the file")
     arguments = parser.parse_args()
     names = {*synset_names(find_wordnet(arguments.wordnet_dir, option="--wordnet-dir")), *map(str, range(100))}

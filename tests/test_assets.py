@@ -22,7 +22,11 @@ from benchmark.report.overlaps import comparables
 from benchmark.rules import Rule
 from benchmark.stage import Record, sha256_of
 from benchmark.uids import format_uids
+from benchmark.wordnet import TABLES_DIR
 from tests.conftest import uid, write_pool
+from tests.wordnet_files import write_wordnet_files
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PLUGIN = '''"""Strategies with assets, made for tests."""
 
@@ -324,23 +328,32 @@ def test_the_baselines_offline_defaults_are_recorded_by_hash(strategies, pico_po
 
 
 def test_wordnet_is_known_by_what_counts_in_its_files(tmp_path):
-    options = make_rule("text_based", {}).with_assets(Path("pool")).options
-    recorded = hash_assets(STRATEGIES["text_based"], options)
+    def hashes(**options):
+        found = make_rule("text_based", options).with_assets(Path("pool")).options
+        return hash_assets(STRATEGIES["text_based"], found)
+
+    folder = write_wordnet_files(Path("wordnet"))
+    recorded = hashes(wordnet_dir="wordnet")
     assert recorded["synsets"] == assets.KNOWN_ASSETS["imagenet21k_wordnet_ids.txt"].sha256
-    installed = Path(options["wordnet_dir"])
-    shutil.copytree(installed, "pool/assets/wordnet")
-    found = make_rule("text_based", {}).with_assets(Path("pool")).options
-    assert found["wordnet_dir"] == "pool/assets/wordnet"
-    Path("pool/assets/wordnet/more.txt").write_text("of no account")
-    assert hash_assets(STRATEGIES["text_based"], found) == recorded
+    (folder / "more.txt").write_text("of no account")
+    assert hashes(wordnet_dir="wordnet") == recorded
     with zipfile.ZipFile("wordnet.zip", "w") as archive:
-        for path in installed.iterdir():
+        for path in folder.iterdir():
             archive.write(path, f"wordnet/{path.name}")
-    zipped = make_rule("text_based", {"wordnet_dir": "wordnet.zip"}).with_assets(Path("pool")).options
-    assert hash_assets(STRATEGIES["text_based"], zipped) == recorded
-    with Path("pool/assets/wordnet/verb.exc").open("a") as file:
+    assert hashes(wordnet_dir="wordnet.zip") == recorded
+    with (folder / "verb.exc").open("a") as file:
         file.write("foo bar\n")
-    assert hash_assets(STRATEGIES["text_based"], found)["wordnet_dir"] != recorded["wordnet_dir"]
+    assert hashes(wordnet_dir="wordnet")["wordnet_dir"] != recorded["wordnet_dir"]
+
+
+def test_text_based_uses_the_wordnet_that_the_package_brings(strategies):
+    """Whatever lies in the folders of assets: one source, or the option."""
+    write_wordnet_files(Path("pool/assets/wordnet"))
+    found = make_rule("text_based", {}).with_assets(Path("pool"))
+    assert found.options["wordnet_dir"] == str(TABLES_DIR)
+    assert found.with_assets(Path("pool")) == found
+    entry = json.loads((ROOT / "leaderboard" / "nano" / "entries" / "text_based.json").read_text())
+    assert hash_assets(STRATEGIES["text_based"], found.options) == entry["strategy"][0]["options"]
 
 
 def test_text_based_takes_other_ids_and_refuses_what_are_none(strategies):

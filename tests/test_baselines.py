@@ -1,8 +1,8 @@
 """DataComp's baselines, sample for sample: against a loop that does to each row what DataComp's code does.
 
-The loop has the real libraries (fastText's binding, nltk over WordNet's files) and plain Python; the captions are
-composed, of any script and any control character. What differs on purpose is asserted as such: a fraction keeps
-exactly round(f * n), and null text and NaN give no verdict, where DataComp crashes or counts NaN as lowest.
+The loop has the real libraries (fastText's binding, nltk) and plain Python; the captions are composed, of any script
+and any control character. What differs on purpose is asserted as such: a fraction keeps exactly round(f * n), and null
+text and NaN give no verdict, where DataComp crashes or counts NaN as lowest.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from benchmark.language import count_tokens, language_of, languages_of, load_lan
 from benchmark.options import make_rule
 from benchmark.pool import Pool
 from benchmark.subset import load_subset
-from benchmark.wordnet import find_wordnet
+from scripts.make_wordnet_oracle import open_reader
 from tests.test_laion2b import without_cld3
-from tests.test_wordnet import read_by_nltk
+from tests.wordnet_files import write_wordnet_files
 
 WORDS = {
     "English": "a the of and in with for is this that Dog dogs Cat children, house red garden photo aromatic cognitive "
@@ -222,15 +222,17 @@ def imagenet_ids() -> list[int]:
     return [int(line[1:]) for line in path.read_text().split()]
 
 
-@lru_cache
-def nltk_reader():
-    return read_by_nltk(find_wordnet(None, option="wordnet_dir"))
+@pytest.fixture(scope="module")
+def names_something(tmp_path_factory):
+    """Tell whether a word's first synset is in the list, as nltk finds it."""
+    reader = open_reader(write_wordnet_files(tmp_path_factory.mktemp("nltk") / "wordnet"))
 
+    @cache
+    def ask(word: str) -> bool:
+        synsets = reader.synsets(word)
+        return len(synsets) > 0 and synsets[0].offset() in imagenet_ids()
 
-@cache
-def names_something(word: str) -> bool:
-    synsets = nltk_reader().synsets(word)
-    return len(synsets) > 0 and synsets[0].offset() in imagenet_ids()
+    return ask
 
 
 def tokens_of(text: str) -> int:
@@ -271,7 +273,7 @@ def is_english_to_cld3(text: str) -> bool:
     return identifier.FindLanguage(text=text.replace("\n", " ")).language == "en"
 
 
-def passes_text_based(row) -> bool:
+def passes_text_based(row, names_something) -> bool:
     return is_english(row["text"]) and any(names_something(word) for word in row["text"].split())
 
 
@@ -364,10 +366,9 @@ def test_laion2b_with_fasttext_is_datacomps_but_for_the_language(pool_dir, strat
         assert_same(pool_dir, [make_rule("laion2b", {})], wanted)
 
 
-def test_text_based_is_datacomps(pool_dir):
-    assert_same(
-        pool_dir, [make_rule("text_based", {})], [row for row in read_row_by_row(pool_dir) if passes_text_based(row)]
-    )
+def test_text_based_is_datacomps(pool_dir, names_something):
+    wanted = [row for row in read_row_by_row(pool_dir) if passes_text_based(row, names_something)]
+    assert_same(pool_dir, [make_rule("text_based", {})], wanted)
 
 
 def test_image_based_is_datacomps(pool_dir):

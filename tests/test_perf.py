@@ -24,6 +24,7 @@ from benchmark.samples import SampleReader
 from scripts.perf import decoders, eval_speed, filter_speed, make_jpeg_pool, train_speed
 from scripts.perf.process import Timing
 from scripts.perf.train_speed import Job, Outcome
+from tests.wordnet_files import write_wordnet_files
 
 PICO_JOB = Job("ours", "pico", "", 128, None, "cpu", stream=False, threads=1, workers=1)
 
@@ -200,7 +201,9 @@ def test_the_plain_loops_choose_what_the_filters_choose(strategies, metadata_poo
         assert len(uids) == 0 if leg == "bare product" else np.array_equal(uids, found)
 
 
-def test_the_loop_over_words_chooses_what_text_based_chooses(strategies, tmp_path):
+def test_the_loop_over_words_chooses_what_text_based_chooses(strategies, tmp_path, monkeypatch):
+    write_wordnet_files(tmp_path / "nltk" / "corpora" / "wordnet")
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path / "nltk")])
     filter_speed.make_pool(tmp_path, 120)
     with pytest.warns(UserWarning, match="multilingual"):
         uids = filter_speed.loop_text_based(tmp_path)

@@ -12,7 +12,7 @@ from benchmark.filtering import PoolView, run_filters
 from benchmark.pool import Pool
 from benchmark.rules import Rule
 from benchmark.uids import format_uids, parse_uids
-from benchmark.wordnet import find_wordnet, load_wordnet
+from benchmark.wordnet import TABLES_DIR, load_wordnet
 from tests.conftest import loaded_plugin, uid, write_pool
 
 PUNCTUATION = ",.;:?!`"
@@ -20,7 +20,7 @@ PUNCTUATION = ",.;:?!`"
 
 @pytest.fixture(scope="module")
 def real_wordnet():
-    return load_wordnet(find_wordnet(None, option="x"))
+    return load_wordnet(TABLES_DIR)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,6 @@ def test_nouns_come_first_and_suffixes_in_order(tmp_path, monkeypatch):
         word: words.first_offset(word) for word in ("bark", "barking", "axes", "went", "larger", "well", "glasses")
     }
     assert found == {"bark": 12, "barking": 21, "axes": 11, "went": 22, "larger": 32, "well": 41, "glasses": 14}
-
-
-def test_a_folder_without_wordnet_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"filters.text_based.wordnet_dir: {tmp_path} holds no index.noun"):
-        find_wordnet(str(tmp_path), option="filters.text_based.wordnet_dir")
-
-
-def test_without_wordnet_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(wordnet, "_installed", lambda: [tmp_path])
-    with pytest.raises(FileNotFoundError, match="apt install wordnet-base"):
-        find_wordnet(None, option="filters.text_based.wordnet_dir")
 
 
 def test_text_based_keeps_english_that_names_something_of_imagenet(strategies, tmp_path):

@@ -10,7 +10,6 @@ process out. Prints Markdown tables. README.md beside this file says what each r
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 import statistics
 import sys
@@ -145,7 +144,7 @@ def loop_basic(pool_dir: Path) -> np.ndarray:
 
 
 def loop_text_based(pool_dir: Path) -> np.ndarray:
-    """Look every word up by nltk, and its number in a list of ids."""
+    """Look every word up by nltk in its own data (`nltk.download("wordnet")`), and its number in a list of ids."""
     synsets, ids = _nltk_synsets(), _imagenet_ids()
 
     def names_something(text: str) -> bool:
@@ -414,15 +413,10 @@ def _is_english(text: str) -> bool:
 
 
 def _nltk_synsets() -> Callable[[str], list[Any]]:
+    import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    class Reader(WordNetCorpusReader):  # type: ignore[misc]
-        def open(self, file: str) -> Any:
-            if file == "lexnames":  # Debian's package has none, and nothing here depends on the 45 names
-                return io.StringIO("".join(f"{number:02d} name{number} 1\n" for number in range(45)))
-            return super().open(file)
-
-    return Reader(str(find_wordnet(None, option="WordNet")), None).synsets
+    return WordNetCorpusReader(nltk.data.find("corpora/wordnet"), None).synsets
 
 
 def _imagenet_ids() -> list[int]:
