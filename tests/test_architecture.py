@@ -1,6 +1,7 @@
 """Who may import whom, what the command line must not load, and a wheel that works from another folder."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,26 @@ def test_the_wheel_works_from_another_folder(tmp_path):
         "assert main(['leaderboard', 'table']) == 0\n"
         "from benchmark.embedded.reference_models import load_reference_model\n"
         "load_reference_model('l14')\n"
+        "from benchmark.wordnet import find_wordnet, load_wordnet, synset_names\n"
+        "tables = find_wordnet(None, option='x')\n"
+        "assert load_wordnet(tables).first_offset('dogs') == 2084071 and len(synset_names(tables)) == 86_554\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "clip_score" in result.stdout and "nano/shapes" in result.stdout
+    licences = {path.read_text() for path in (tmp_path / "site").glob("*.dist-info/licenses/**/LICENSE")}
+    assert licences == {(ROOT / name).read_text() for name in ("LICENSE", "benchmark/wordnet_tables/LICENSE")}
+
+
+def test_all_data_of_others_is_on_the_page_of_third_parties():
+    page = (ROOT / "benchmark" / "THIRD_PARTY.md").read_text()
+    named = re.findall(r"`((?:benchmark|tests|leaderboard)/[^`]+)`", page)
+    assert all((ROOT / name).exists() for name in named)
+    ours = {"benchmark/models/reference_b32.safetensors", "benchmark/models/reference_l14.safetensors"}
+    ours |= {"tests/data/entry_v0.json"}
+    patterns = ("benchmark/**/*.gz", "benchmark/**/*.safetensors", "leaderboard/published/*", "leaderboard/**/*.png")
+    found = [path for pattern in (*patterns, "tests/data/*") for path in ROOT.glob(pattern)]
+    assert len(found) >= 12
+    for path in found:
+        name = path.relative_to(ROOT).as_posix()
+        assert name in ours or any(name == each or name.startswith(f"{each}/") for each in named), name
