@@ -1,19 +1,24 @@
 """Subset files: reading, writing, algebra and overlaps, against counters."""
 
+import csv
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmark.cli import main
 from benchmark.stage import Record, sha256_of, write_record
 from benchmark.subset import Subset, load_subset, write_subset
-from benchmark.subset_algebra import combined, overlaps_of
+from benchmark.subset_algebra import combine_files, combined, overlap_files, overlaps_of
 from benchmark.uids import UID_DTYPE
+from tests.conftest import THOUSANDS
 
 
 def subset_of(*numbers: int) -> np.ndarray:
@@ -143,6 +148,82 @@ def test_operations_agree_with_counters_wherever_blocks_end(operation, block_siz
             result = [uid for block in blocks for uid in block.tolist()]
             expected = BY_COUNTER[operation](*map(counter_of, subsets))
             assert result == sorted(expected.elements())
+
+
+# Few different uids, so that they meet, at both ends of what 128 bits hold.
+SOME_UIDS = st.lists(st.tuples(*[st.sampled_from([0, 1, 2**63, 2**64 - 1])] * 2), max_size=25)
+
+
+@st.composite
+def several_subsets(draw):
+    """Return subsets as lists in any order, how each is written, and the places of the ones that are asked for."""
+    subsets = draw(st.lists(st.tuples(SOME_UIDS, st.sampled_from(["npy", "raw", "unsorted"])), min_size=1, max_size=4))
+    asked = draw(st.lists(st.integers(0, len(subsets) - 1), min_size=2, max_size=5))  # a file may be named twice
+    return [(uids if style == "unsorted" else sorted(uids), style) for uids, style in subsets], asked
+
+
+def write_uids(path: Path, uids: list[tuple[int, int]], style: str) -> Path:
+    array = np.array(uids, dtype=UID_DTYPE)
+    if style == "raw" and uids:  # an empty file is none
+        array.tofile(path)
+    else:
+        with path.open("wb") as file:
+            np.save(file, array)
+    return path
+
+
+def by_counting(operation: str, counters: list[Counter]) -> Counter:
+    first, others = counters[0], counters[1:]
+    result = Counter(first)
+    for other in others:
+        if operation == "and":
+            result &= other
+        elif operation == "or":
+            result |= other
+        elif operation == "minus":
+            result -= other
+        else:
+            result = Counter({uid: copies for uid, copies in result.items() if other[uid]})
+    return result
+
+
+def agree_with_counters(drawn_subsets, block_size: int) -> None:
+    subsets, asked = drawn_subsets
+    with tempfile.TemporaryDirectory() as name:
+        paths = [write_uids(Path(name, f"{n}.npy"), *each) for n, each in enumerate(subsets)]
+        counters = [Counter(subsets[place][0]) for place in asked]
+        chosen = [paths[place] for place in asked]
+        for operation in BY_COUNTER:
+            expected = sorted(by_counting(operation, counters).elements())
+            out_path = Path(name, "out", operation)
+            combine_files(operation, chosen, out_path)
+            assert np.load(out_path).tolist() == expected, operation
+            blocks = list(combined(operation, [load_subset(path).uids for path in chosen], block_size))
+            assert all(0 < len(block) <= block_size for block in blocks)
+            assert [uid for block in blocks for uid in block.tolist()] == expected, operation
+        rows = list(csv.reader(overlap_files(chosen, "csv").splitlines()))[1:]
+        for row, (a, b) in zip(rows, combinations(range(len(asked)), 2), strict=len(asked) == 2):
+            one, other = counters[a], counters[b]
+            shared, either = (one & other).total(), (one | other).total()
+            assert row[:2] == [str(chosen[a]), str(chosen[b])]
+            assert [int(cell) for cell in row[2:5]] == [shared, one.total() - shared, other.total() - shared]
+            assert row[5] == (str(shared / either) if either else "")
+        if len(asked) > 2:
+            least, most = by_counting("and", counters).total(), by_counting("or", counters).total()
+            expected_row = ["", str(least), "", "", str(least / most) if most else ""]
+            assert rows[-1] == [f"all {len(asked)} files", *expected_row]
+
+
+@given(several_subsets(), st.integers(1, 30))
+def test_algebra_of_any_files_agrees_with_counters(subsets, block_size):
+    agree_with_counters(subsets, block_size)
+
+
+@pytest.mark.thousands
+@THOUSANDS
+@given(several_subsets(), st.integers(1, 30))
+def test_algebra_of_thousands_of_files_agrees_with_counters(subsets, block_size):
+    agree_with_counters(subsets, block_size)
 
 
 @pytest.mark.parametrize(
