@@ -195,7 +195,7 @@ def _hash_shard(with_features: bool, shard: Shard) -> list[str]:
 
 
 def describe_filters(exp_dir: Path, record: Record) -> list[str]:
-    """Return one line per rule: what it dropped, alone and together with others, and the time it took.
+    """Return one line per rule: what it dropped, alone and together with others, its ties, and the time it took.
 
     Then one for each signal and for reading images, where that took any.
     """
@@ -206,9 +206,14 @@ def describe_filters(exp_dir: Path, record: Record) -> list[str]:
     return [
         f"  {report.name:<{width}}  kept {report.kept:>10,}   dropped {report.dropped:>10,}"
         f"   only it dropped {report.only_dropped:>10,}   no verdict {report.no_verdict:>8,}"
-        f"   {_describe_effort(spent.get(report.name))}".rstrip()
+        f"{_describe_ties(report)}   {_describe_effort(spent.get(report.name))}".rstrip()
         for report in reports
     ] + [f"  {name:<{width}}  {_describe_effort(spent[name])}" for name in others]
+
+
+def _describe_ties(report: RuleReport) -> str:
+    """Spell how many of the rows that tie at the cut are kept; nothing where all of them are."""
+    return f"   tied at the cut {report.tied:,}, the {report.tied_kept:,} smallest uids kept" if report.tied else ""
 
 
 def _describe_effort(effort: Effort | None) -> str:

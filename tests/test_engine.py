@@ -1,7 +1,4 @@
-"""The filter engine against a naive one (naive_engine.py), on random pools.
-
-`pytest -m thousands tests/test_engine.py` tries 5,000 pools instead of 500.
-"""
+"""The filter engine against a naive one (naive_engine.py), on random pools: 500, or 5,000 with `-m thousands`."""
 
 import tempfile
 from collections import Counter
@@ -11,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import benchmark.cuts
@@ -23,7 +20,7 @@ from benchmark.pool import Pool
 from benchmark.rules import Cut, Rule
 from benchmark.subset import Subset
 from benchmark.uids import format_uids, parse_uids
-from tests.conftest import loaded_plugin, uid
+from tests.conftest import THOUSANDS, loaded_plugin, uid
 from tests.naive_engine import ConstantScoreError, NaiveRule, naive_subset
 
 PLUGIN = '''"""Filters made for the comparison with a naive engine."""
@@ -217,6 +214,13 @@ def compare_engines(world):
 
 
 @given(worlds())
-@settings(max_examples=500, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500)
 def test_the_engine_chooses_what_a_naive_one_chooses(world):
+    compare_engines(world)
+
+
+@pytest.mark.thousands
+@given(worlds())
+@settings(THOUSANDS)
+def test_the_engine_chooses_what_a_naive_one_chooses_of_thousands_of_pools(world):
     compare_engines(world)

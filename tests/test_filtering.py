@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmark.errors import UserError
 from benchmark.filtering import run_filters, top_fraction
 from benchmark.pool import Pool
 from benchmark.registry import STRATEGIES
@@ -44,6 +45,18 @@ def t_copies(rows: pd.DataFrame) -> pd.Series:
 def t_feature(rows: pd.DataFrame, features: dict[str, np.ndarray], *, arch: str = "l14") -> np.ndarray:
     """Score by the first number of the feature."""
     return features[f"{arch}_img"][:, 0]
+
+
+@register_filter(columns=["number"], fraction=0.5)
+def t_number(rows: pd.DataFrame) -> pd.Series:
+    """Score by whole numbers."""
+    return rows["number"]
+
+
+@register_filter(columns=["text", "score"], fraction=0.25)
+def t_english(rows: pd.DataFrame) -> pd.Series:
+    """Score by the column where the caption is English."""
+    return rows["score"].where(rows["text"].str.startswith("en"))
 
 
 @register_filter(columns=["score"])
@@ -185,6 +198,70 @@ def test_file_order_does_not_matter(tmp_path):
     ]
     many = write_pool(tmp_path / "many", *parts)
     assert chosen(one, top(0.35))[0] == chosen(many, top(0.35))[0]
+
+
+def test_a_shard_without_a_verdict_is_not_taken_for_the_columns_copy(tmp_path):
+    """The second shard's rows have the higher scores in the column, and no verdict."""
+    shards = [
+        {
+            "uid": [uid(n) for n in range(first, first + 4)],
+            "text": [f"{language} word"] * 4,
+            "score": np.arange(4) / 10 + up,
+        }
+        for first, language, up in ((0, "en", 0.0), (4, "de", 0.5))
+    ]
+    kept, outcome = chosen(write_pool(tmp_path / "p", *shards), Rule("t_english", cut=Cut("fraction", 0.25)))
+    assert kept == [2, 3] and outcome.reports[0].no_verdict == 4
+
+
+def test_a_column_copied_with_a_silent_shard_is_read_again_and_not_kept(tmp_path):
+    shards = [
+        {"uid": [uid(0), uid(1)], "score": [0.1, 0.2]},
+        {"uid": [uid(2)], "score": [np.nan]},
+        {"uid": [], "score": []},
+    ]
+    pool = write_pool(tmp_path / "p", *shards)
+    for _ in range(2):
+        assert chosen(pool, top(0.34))[0] == [1]
+    assert [path.name for path in (pool / "signals").glob("*/*.parquet")] == [f"{1:032x}.parquet"]
+
+
+@pytest.mark.parametrize("score", [0.0, -0.0, np.inf, -np.inf, 3.5])
+def test_a_fraction_of_scores_that_are_all_the_same_is_refused(tmp_path, score):
+    pool = scored(tmp_path, [score] * 9 + [np.nan])
+    for fraction in (0.1, 0.8):
+        with pytest.raises(UserError) as caught:
+            chosen(pool, top(fraction))
+        assert caught.value.code == "constant-score" and f"all 9 rows {score + 0:g}" in str(caught.value)
+    assert chosen(pool, top(1.0))[0] == list(range(9))
+    assert (
+        chosen(pool, Rule("t_score", cut=Cut("threshold", -1e9)))[0] == ([] if score == -np.inf else list(range(9)))[:9]
+    )
+
+
+def test_what_ties_decide_is_counted_and_told_from_one_in_a_hundred_on(tmp_path, capsys):
+    pool = scored(tmp_path, [2.0] * 150 + [1.0] * 100 + [0.0] * 750)
+    (report,) = chosen(pool, top(0.2))[1].reports
+    assert (report.kept, report.tied, report.tied_kept) == (200, 100, 50)
+    assert "100 rows have the lowest score that is kept, and only 50" in capsys.readouterr().err
+    (report,) = chosen(pool, top(0.151))[1].reports
+    assert (report.tied, report.tied_kept) == (100, 1) and capsys.readouterr().err == ""
+    (report,) = chosen(pool, top(0.25))[1].reports
+    assert (report.tied, report.tied_kept) == (0, 0) and capsys.readouterr().err == ""
+
+
+def test_whole_numbers_are_scores_where_there_is_a_cut(tmp_path):
+    parts = [{"uid": [uid(0), uid(1)], "number": [-5, 3]}, {"uid": [uid(2), uid(3)], "number": [None, 9]}]
+    pool = write_pool(tmp_path / "p", *parts)
+    assert chosen(pool, Rule("t_number", cut=Cut("fraction", 0.5)))[0] == [1, 3]
+    assert chosen(pool, Rule("t_number", cut=Cut("threshold", 0.5)))[0] == [1, 3]
+    assert chosen(pool, Rule("t_number", cut=Cut("threshold", -5)))[0] == [0, 1, 3]
+    with pytest.raises(UserError) as caught:
+        chosen(
+            write_pool(tmp_path / "q", {"uid": [uid(0)], "number": [2**53 + 2]}),
+            Rule("t_number", cut=Cut("fraction", 1.0)),
+        )
+    assert caught.value.code == "score-too-large"
 
 
 def test_minus_zero_ties_with_zero(tmp_path):

@@ -76,6 +76,12 @@ def s_even(rows: pd.DataFrame, *, base: str = "even") -> pd.Series:
 
 
 @register_filter(signals=["s_parity"])
+def s_other(rows: pd.DataFrame, *, base: str = "even") -> pd.Series:
+    """Keep what has the word."""
+    return rows["s_parity"] == base
+
+
+@register_filter(signals=["s_parity"])
 def s_odd(rows: pd.DataFrame) -> pd.Series:
     """Keep what is odd."""
     return rows["s_parity"] == "odd"
@@ -483,3 +489,14 @@ def test_an_interrupt_of_the_whole_group_ends_workers_at_once(tmp_path, notes):
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and b"interrupted by SIGINT" in told
     assert not (tmp_path / "exp").exists()
+
+
+def test_two_models_of_one_signal_are_each_loaded_once_and_their_rows_counted_apart(tmp_path, notes, plugin):
+    pool = make_pool(tmp_path / "pool", range(3 * SLICE_ROWS + 5), range(7))
+    rules = [Rule("s_even", {"base": "even"}), Rule("s_other", {"base": "equal"})]
+    efforts = run_filters(Pool(pool), rules).efforts
+    assert [name for name, _ in notes()].count("load") == 2
+    counted = {name: effort.rows for name, effort in efforts.items()}
+    assert counted == {**dict.fromkeys(["s_even", "s_other"], 3 * SLICE_ROWS + 12)} | {
+        f"s_parity (base={base})": 3 * SLICE_ROWS + 12 for base in ("even", "equal")
+    }
