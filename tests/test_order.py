@@ -3,14 +3,17 @@
 import dataclasses
 import tracemalloc
 from collections import Counter
+from itertools import chain, islice
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
+from benchmark.data import StepBatches, batches_from, hold_samples
 from benchmark.order import (
-    DRAW_STREAM,
-    EPOCH_STREAM,
-    WINDOW_STREAM,
     SampleOrder,
     count_repeats,
     keyed_permutation,
@@ -18,9 +21,11 @@ from benchmark.order import (
     present_samples,
     spread_repeats,
 )
-from benchmark.scales import SCALES
+from benchmark.ranks import Ranks
+from benchmark.scales import SCALES, Scale
 from benchmark.subset import Subset
 from benchmark.uids import parse_uids
+from tests.conftest import THOUSANDS, jpeg
 
 
 def scale(**changes):
@@ -95,29 +100,6 @@ def test_steps_may_be_asked_for_in_any_order(recipe):
         assert order.batch(step).tolist() == forwards[step].tolist()
 
 
-def windows_end_to_end(order):
-    """The order of DESIGN without spreading: all windows, one after the other."""
-    recipe, count = order.scale, len(order.samples)
-    num_blocks = -(-count // recipe.block_size)
-    line, epoch = [], 0
-    while len(line) < recipe.steps * recipe.batch_size:
-        if recipe.with_replacement:
-            draws = epoch * recipe.window_blocks + np.arange(recipe.window_blocks)
-            windows = [[int(keyed_uint64(DRAW_STREAM, order.seed, draw)) % num_blocks for draw in draws]]
-        else:
-            blocks = keyed_permutation(num_blocks, EPOCH_STREAM, order.seed, epoch).tolist()
-            windows = [blocks[at : at + recipe.window_blocks] for at in range(0, num_blocks, recipe.window_blocks)]
-        for number, blocks in enumerate(windows):
-            places = [
-                place
-                for block in blocks
-                for place in range(block * recipe.block_size, min((block + 1) * recipe.block_size, count))
-            ]
-            line += [places[at] for at in keyed_permutation(len(places), WINDOW_STREAM, order.seed, epoch, number)]
-        epoch += 1
-    return line[: recipe.steps * recipe.batch_size]
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_a_step_is_found_without_what_comes_before(seed):
     generator = np.random.default_rng(seed)
@@ -131,7 +113,8 @@ def test_a_step_is_found_without_what_comes_before(seed):
         spread_repeats=False,
     )
     order = SampleOrder(np.arange(generator.integers(batch_size, 60)), recipe, seed=seed)
-    assert run(order).tolist() == windows_end_to_end(order)
+    line = chain.from_iterable(naive_windows(len(order.samples), recipe, seed))
+    assert run(order).tolist() == list(islice(line, recipe.steps * batch_size))
 
 
 def test_memory_does_not_grow_with_the_samples_seen():
@@ -215,3 +198,137 @@ def test_present_samples_stand_in_index_order_with_their_copies_side_by_side():
     index = uids(9, 2, 5, 7, 2)
     subset = Subset.of(uids(2, 9, 5, 5, 3, 5))
     assert present_samples(index, subset).tolist() == [0, 1, 2, 2, 2, 4]  # 2 is read at both its places
+
+
+# The whole of DESIGN's "The order of samples" once more, in Python's integers and lists alone.
+
+
+def keyed(*keys: int) -> int:
+    state = 0
+    for key in keys:
+        state = splitmix64(state ^ key)
+    return state
+
+
+def permuted(count: int, *keys: int) -> list[int]:
+    return sorted(range(count), key=lambda item: keyed(*keys, item))
+
+
+def naive_windows(count: int, recipe: Scale, seed: int):
+    """Yield the windows of a run, places in P, before repeats are spread."""
+    size, per_window = recipe.block_size, recipe.window_blocks
+    blocks = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    epoch = 0
+    while True:
+        if recipe.with_replacement:
+            draws = range(epoch * per_window, (epoch + 1) * per_window)
+            drawn = [[keyed(2, seed, draw) % len(blocks) for draw in draws]]
+        else:
+            order = permuted(len(blocks), 1, seed, epoch)
+            drawn = [order[start : start + per_window] for start in range(0, len(order), per_window)]
+        for number, window in enumerate(drawn):
+            places = [place for block in window for place in blocks[block]]
+            yield [places[at] for at in permuted(len(places), 3, seed, epoch, number)]
+        epoch += 1
+
+
+def naive_positions(samples: list[int], recipe: Scale, seed: int, undecodable: set[int]) -> list[int]:
+    """Return which sample, a place in the index, training sees at each position of the run."""
+    size = recipe.batch_size
+    wanted = -(-recipe.samples_seen // size) * size
+    line: list[int] = []
+    for window in naive_windows(len(samples), recipe, seed):
+        in_batch = line[len(line) // size * size :]
+        line += brute_force(window, samples, in_batch, size) if recipe.spread_repeats else window
+        if len(line) >= wanted:
+            break
+    seen = []
+    for position, place in enumerate(line[:wanted]):
+        attempt = 0
+        while samples[place] in undecodable:
+            attempt += 1
+            assume(attempt <= len(samples))  # where so few are left that no draw finds one, training gives up
+            place = keyed(5, seed, position, attempt) % len(samples)
+        seen.append(samples[place])
+    return seen
+
+
+class NumberedSamples:
+    """Stands in for a reader: a sample's caption is its place in the index."""
+
+    def __init__(self, samples, undecodable):
+        self.samples, self.undecodable, self.picture = samples, undecodable, jpeg(size=4)
+
+    def read(self, place):
+        row = int(self.samples[place])
+        return b"no picture" if row in self.undecodable else self.picture, b"%d" % row
+
+
+@st.composite
+def runs(draw):
+    """Return a pool's uids in its order, the copies of each in a subset, and what a run is made with."""
+    index = draw(st.lists(st.integers(0, 12), min_size=1, max_size=40))
+    copies = draw(st.dictionaries(st.integers(0, 15), st.integers(1, 4), min_size=1, max_size=16))
+    copies[index[0]] = draw(st.integers(1, 4))  # so that something is there
+    present = sum(copies.get(each, 0) for each in index)
+    ranks = draw(st.integers(1, min(present, 3)))
+    batch_size = ranks * draw(st.integers(1, max(1, min(present, 12) // ranks)))
+    recipe = scale(
+        samples_seen=draw(st.integers(1, 150)),
+        batch_size=batch_size,
+        block_size=draw(st.integers(1, 9)),
+        window_blocks=draw(st.integers(1, 6)),
+        with_replacement=draw(st.booleans()),
+        spread_repeats=draw(st.booleans()),
+        image_size=4,
+    )
+    rows = [row for row, each in enumerate(index) if each in copies]
+    undecodable = draw(st.sets(st.sampled_from(rows), max_size=len(rows) - 1)) if draw(st.booleans()) else set()
+    first_step = draw(st.integers(0, recipe.steps - 1))
+    return (
+        index,
+        copies,
+        recipe,
+        draw(st.integers(0, 3)),
+        ranks,
+        undecodable,
+        first_step,
+        draw(st.integers(1, 5)),
+        draw(st.booleans()),
+    )
+
+
+def agree_with_the_naive_order(run) -> None:
+    index, copies, recipe, seed, ranks, undecodable, first_step, part_size, is_held = run
+    subset = Subset.of(parse_uids([f"{each:032x}" for each, count in copies.items() for _ in range(count)]))
+    samples = present_samples(parse_uids([f"{each:032x}" for each in index]), subset)
+    naive_samples = [row for row, each in enumerate(index) for _ in range(copies.get(each, 0))]
+    assert samples.tolist() == naive_samples
+    expected = naive_positions(naive_samples, recipe, seed, undecodable)
+    reader = NumberedSamples(samples, undecodable)
+    seen = []
+    with mock.patch("benchmark.data.PART_SIZE", part_size):
+        for rank in range(ranks):
+            # Every rank has an order of its own, and begins where a killed run is gone on with.
+            order = SampleOrder(samples, recipe, seed)
+            held = hold_samples(reader, as_numbers, recipe) if is_held else None
+            batches = StepBatches(order, reader, as_numbers, held, Ranks(rank, ranks))
+            seen.append([batch.tokens[:, 0].tolist() for batch in batches_from(batches, first_step, 0)])
+    found = [row for parts in zip(*seen, strict=True) for part in parts for row in part]
+    assert found == expected[first_step * recipe.batch_size :]
+
+
+def as_numbers(captions: list[str]) -> torch.Tensor:
+    return torch.tensor([[int(caption)] for caption in captions])
+
+
+@given(runs())
+def test_what_training_sees_is_the_naive_order(run):
+    agree_with_the_naive_order(run)
+
+
+@pytest.mark.thousands
+@THOUSANDS
+@given(runs())
+def test_what_thousands_of_trainings_see_is_the_naive_order(run):
+    agree_with_the_naive_order(run)

@@ -1,21 +1,27 @@
 """Resharding: DataComp's layout, the same bytes, nothing lost without a word, and the same training as in place."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmark import reshard as reshard_module
 from benchmark.cli import EXIT_USER, main
+from benchmark.errors import UserError
 from benchmark.index import build_index
 from benchmark.pool import Pool
 from benchmark.reshard import count_samples, plan_shards, read_resharded, reshard, resharded_record, write_shard
@@ -23,7 +29,7 @@ from benchmark.samples import SampleReader
 from benchmark.subset import Subset, load_subset
 from benchmark.tars import member_header, write_tar
 from benchmark.uids import UID_DTYPE, count_of, parse_uids
-from tests.conftest import jpeg, members, uid, write_pool
+from tests.conftest import THOUSANDS, jpeg, members, uid, write_pool
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -441,3 +447,124 @@ def test_counts_are_those_of_a_brute_force_loop(chosen, pico_pool):
     assert int(counts.sum()) == sum(copies * there[each] for each, copies in wanted.items())
     assert coverage.absent == sum(each not in there for each in wanted)
     assert build_index(pico_pool).num_present == sum(there.values())
+
+
+# Resharding once more, by tarfile alone.
+
+CONTENT = st.binary(max_size=3) | st.integers(0, 1300).map(lambda size: bytes(n % 251 for n in range(size)))
+
+
+@st.composite
+def samples(draw, number: int):
+    """Return a sample's members in any order; its image, caption or JSON may not be there."""
+    kinds = draw(st.lists(st.sampled_from(["jpg", "png", "JPEG", "webp"]), max_size=2, unique=True))
+    kinds += draw(st.lists(st.sampled_from(["npy", "cls", "a_b"]), max_size=2, unique=True))
+    kinds += ["txt"] * draw(st.sampled_from([1, 1, 1, 0])) + ["json"] * draw(st.sampled_from([1, 1, 1, 0]))
+    if draw(st.sampled_from([True, True, False])) and not {"jpg", "png", "JPEG", "webp"} & set(kinds):
+        kinds.append("jpg")
+    folder = draw(st.sampled_from(["", "some/folder/"]))
+    found = []
+    for kind in draw(st.permutations(kinds)):
+        data = json.dumps({"uid": uid(draw(st.integers(0, 9)))}).encode() if kind == "json" else draw(CONTENT)
+        found.append((f"{folder}k{number}.{kind}", data))
+    return found
+
+
+@st.composite
+def small_pools(draw):
+    """Return a pool's tars with the damage of each, its dead links, the uids that are asked for, and a shard size."""
+    tars = []
+    for _ in range(draw(st.integers(1, 3))):
+        tar = [draw(samples(number)) for number in range(draw(st.integers(0, 5)))]
+        damage = draw(st.none() | st.floats(0, 0.999))
+        tars.append(([member for sample in tar for member in sample], damage, draw(st.booleans())))
+    asked = draw(st.dictionaries(st.integers(0, 10), st.integers(1, 3), min_size=1, max_size=10))
+    if draw(st.sampled_from([False] * 5 + [True])):
+        asked[11] = 1
+    return tars, asked, draw(st.integers(1, 5))
+
+
+def write_damaged(path: Path, found: list, damage: float | None, is_cut: bool) -> list:
+    """Write a tar that is cut off somewhere, or of which a header is spoilt; return the members that are left of it."""
+    write_tar(path, found)
+    if damage is None or not found:
+        return found
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        places = [(each.offset, each.offset_data, each.offset_data + each.size) for each in tar]
+    if is_cut:
+        size = int(damage * places[-1][2])
+        path.write_bytes(data[:size])
+        return [member for member, (_, _, end) in zip(found, places, strict=True) if end <= size]
+    number = int(damage * len(found))
+    data[places[number][0] + 3] ^= 1
+    path.write_bytes(data)
+    return found[:number] + found[number + 1 :]
+
+
+def resharded_by_tarfile(tars: list[list], asked: dict[int, int], shard_size: int) -> tuple[list[bytes], list[str]]:
+    """Return the bytes of the shards, and the uid of each of their samples."""
+    written, uids = [], []
+    for tar in tars:
+        of_sample: dict[str, dict[str, bytes]] = {}
+        for name, data in tar:
+            key, extension = name.split(".")
+            of_sample.setdefault(key, {})[extension.lower()] = data
+        for sample in of_sample.values():
+            if "json" not in sample or "txt" not in sample or not {"jpg", "png", "jpeg", "webp"} & set(sample):
+                continue
+            spelt = json.loads(sample["json"])["uid"]
+            for copy in range(asked.get(int(spelt, 16), 0)):
+                written.append([(f"{spelt}-{copy}.{extension}", sample[extension]) for extension in sorted(sample)])
+                uids.append(spelt)
+    shards = []
+    for start in range(0, len(written), shard_size):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, data in (member for sample in written[start : start + shard_size] for member in sample):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        shards.append(buffer.getvalue())
+    return shards, uids
+
+
+def agree_with_tarfile(small_pool) -> None:
+    tars, asked, shard_size = small_pool
+    # Few tars are not worth a process each.
+    with tempfile.TemporaryDirectory() as name, mock.patch("benchmark.index.MANY_TARS", 100):
+        # The metadata knows 0 to 10; 10 has no link that works. 11 is not known at all.
+        pool_dir, exp_dir = write_pool(Path(name, "pool"), {"uid": [uid(n) for n in range(11)]}), Path(name, "exp")
+        left = [write_damaged(pool_dir / "shards" / f"{n:03d}.tar", *tar) for n, tar in enumerate(tars)]
+        subset_path = subset_of(exp_dir / "subset.npy", *(n for n, copies in asked.items() for _ in range(copies)))
+        expected, uids = resharded_by_tarfile(left, asked, shard_size)
+        pool = Pool(pool_dir, strict=False)
+        if max(asked) > 10 or not expected:
+            with pytest.raises(UserError):
+                reshard(pool, subset_path, exp_dir / "shards", shard_size=shard_size, workers=0)
+            assert not list(exp_dir.rglob("*.tar"))
+            return
+        record = reshard(pool, subset_path, exp_dir / "shards", shard_size=shard_size, workers=0)
+        assert [path.read_bytes() for path in sorted((exp_dir / "shards").glob("*.tar"))] == expected
+        assert record.result["samples"] == len(uids)
+        assert record.result["absent"] == len(asked) - len(set(uids))
+        # Training reads the same from the shards as in place.
+        resharded, chosen = read_resharded(exp_dir, record), load_subset(subset_path)
+        in_place = SampleReader(pool.index, np.arange(len(pool.index)))
+        cut_out = SampleReader(resharded.index, resharded.samples)
+        copies = count_of(pool.index.uids, chosen.uids)
+        of_pool = [in_place.read(row) for row in np.repeat(np.arange(len(copies)), copies).tolist()]
+        assert [cut_out.read(number) for number in range(len(resharded.samples))] == of_pool
+
+
+@settings(max_examples=60)
+@given(small_pools())
+def test_the_shards_are_those_that_tarfile_would_make(small_pool):
+    agree_with_tarfile(small_pool)
+
+
+@pytest.mark.thousands
+@THOUSANDS
+@given(small_pools())
+def test_thousands_of_pools_give_the_shards_that_tarfile_would_make(small_pool):
+    agree_with_tarfile(small_pool)
