@@ -472,7 +472,7 @@ def samples(draw, number: int):
 
 @st.composite
 def small_pools(draw):
-    """Return a pool's tars with the damage of each, its dead links, the uids that are asked for, and a shard size."""
+    """Return tars, each with its damage; the copies of each uid that are asked for; a shard's and the buffer's size."""
     tars = []
     for _ in range(draw(st.integers(1, 3))):
         tar = [draw(samples(number)) for number in range(draw(st.integers(0, 5)))]
@@ -481,7 +481,7 @@ def small_pools(draw):
     asked = draw(st.dictionaries(st.integers(0, 10), st.integers(1, 3), min_size=1, max_size=10))
     if draw(st.sampled_from([False] * 5 + [True])):
         asked[11] = 1
-    return tars, asked, draw(st.integers(1, 5))
+    return tars, asked, draw(st.integers(1, 5)), draw(st.sampled_from([1, 700, 4000, 1 << 20]))
 
 
 def write_damaged(path: Path, found: list, damage: float | None, is_cut: bool) -> list:
@@ -530,9 +530,12 @@ def resharded_by_tarfile(tars: list[list], asked: dict[int, int], shard_size: in
 
 
 def agree_with_tarfile(small_pool) -> None:
-    tars, asked, shard_size = small_pool
-    # Few tars are not worth a process each.
-    with tempfile.TemporaryDirectory() as name, mock.patch("benchmark.index.MANY_TARS", 100):
+    tars, asked, shard_size, write_bytes = small_pool
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch("benchmark.index.MANY_TARS", 100),  # a process for each takes longer than all the rest
+        mock.patch("benchmark.reshard.WRITE_BYTES", write_bytes),
+    ):
         # The metadata knows 0 to 10; 10 has no link that works. 11 is not known at all.
         pool_dir, exp_dir = write_pool(Path(name, "pool"), {"uid": [uid(n) for n in range(11)]}), Path(name, "exp")
         left = [write_damaged(pool_dir / "shards" / f"{n:03d}.tar", *tar) for n, tar in enumerate(tars)]
