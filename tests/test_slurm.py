@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli import EXIT_SWEEP, EXIT_USER, main
+from benchmark.options import option_names
 from benchmark.registry import STRATEGIES
 from tests import fake_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 FILES = sorted((ROOT / "scripts" / "slurm").iterdir())
+VERBS = ("filter", "train", "evaluate")
 PLUGIN = '''"""Filters that end their process, or wait for a signal as training does."""
 
 import os
@@ -251,8 +253,32 @@ def test_what_the_cluster_has_of_its_own_comes_from_the_environment(cluster):
     assert [job["arguments"] for job in fake_slurm.submissions(cluster)] == [
         ["exp_dir=my exp", "filters=[basic,clip_score]", "workers=3"],
         ["exp_dir=my exp", "workers=3"],
-        ["exp_dir=my exp", "tasks=vtab"],
+        ["exp_dir=my exp", "tasks=vtab", "workers=3"],
     ]
+
+
+KNOWN = {verb: option_names(verb) for verb in VERBS}
+OPTIONS = {name: [verb for verb in VERBS if name in KNOWN[verb]] for verb in VERBS for name in KNOWN[verb]}
+NOT_SUBMITTED = {"dry_run", "model", "checkpoint", "out_dir"}
+NOT_HANDED_ON = {("device", "filter")}  # whose job has no GPU
+
+
+def test_every_option_goes_to_the_stages_that_know_it_and_to_no_other(cluster):
+    stand_in(cluster, 'test "$2" = --cfg=job')
+    options = {name: f"{name}=1" for name in [*OPTIONS, "filters"] if name not in NOT_SUBMITTED}
+    done = submit(cluster, *options.values())
+    assert done.returncode == 0, done.stderr
+    handed = dict(zip(VERBS, (job["arguments"] for job in fake_slurm.submissions(cluster)), strict=True))
+    for name, option in options.items():
+        expected = [verb for verb in OPTIONS.get(name, ["filter"]) if (name, verb) not in NOT_HANDED_ON]
+        assert [verb for verb in VERBS if option in handed[verb]] == expected, name
+
+
+@pytest.mark.parametrize("name", sorted(NOT_SUBMITTED))
+def test_what_is_no_option_of_an_experiments_stages_is_refused_before_anything_is_submitted(cluster, name):
+    done = submit(cluster, "exp_dir=mine", f"{name}=true")
+    assert done.returncode == EXIT_USER and f"submit.sh: {name}= is for winnow itself" in done.stderr
+    assert fake_slurm.submissions(cluster) == [] and not Path("mine").exists()
 
 
 def test_a_misspelt_option_or_no_folder_submits_nothing(cluster):

@@ -5,8 +5,8 @@
 #   scripts/slurm/submit.sh exp_dir=experiments/mine scale=medium pool_dir=/data/pool filters=clip_score seeds=[0,1,2]
 #
 # Run it where `winnow` works (an activated environment is handed on to the jobs), from the folder that relative paths
-# start from. Its arguments are winnow's; each goes to the verbs that it concerns, and is checked before anything is
-# submitted. Logs: <exp_dir>/logs/slurm-*.out.
+# start from. Its arguments are winnow's; each goes to the verbs that know it (device= not to the filter, whose job has no
+# GPU), and is checked before anything is submitted. Logs: <exp_dir>/logs/slurm-*.out.
 #
 # What every cluster has its own of comes from environment variables:
 #   SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_QOS, ...  sbatch's own, for all three jobs
@@ -28,13 +28,18 @@ for option in "$@"; do
       exp_dir=${option#exp_dir=}
       filter+=("$option") train+=("$option") evaluate+=("$option")
       ;;
-    scale=* | pool_dir=* | pool_seed=*) filter+=("$option") train+=("$option") evaluate+=("$option") ;;
-    filters=* | filters.* | within=* | subset=*) filter+=("$option") ;;
+    scale=* | pool_dir=* | pool_seed=* | strict=* | workers=*)
+      filter+=("$option") train+=("$option") evaluate+=("$option")
+      ;;
+    filters=* | filters.* | within=* | subset=* | max_missing=* | signals_dir=* | executor=*) filter+=("$option") ;;
     plugins=*) filter+=("$option") evaluate+=("$option") ;;
-    workers=*) filter+=("$option") train+=("$option") ;;
     seeds=* | device=* | wandb=*) train+=("$option") evaluate+=("$option") ;;
-    eval_dir=* | tasks=*) evaluate+=("$option") ;;
-    *) train+=("$option") ;;
+    eval_dir=* | tasks=* | reference=* | curve=*) evaluate+=("$option") ;;
+    dry_run=* | model=* | checkpoint=* | out_dir=*)
+      echo "submit.sh: ${option%%=*}= is for winnow itself; this submits the three stages of an experiment" >&2
+      exit 2
+      ;;
+    *) train+=("$option") ;; # accumulation=, and what no verb knows: it is refused below
   esac
 done
 if [[ -z $exp_dir ]]; then
