@@ -679,7 +679,7 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files")
     options = parser.parse_args(arguments)
     from benchmark.options import known_signals, known_strategies
-    from benchmark.registry import SUITES, load_strategies, load_tasks
+    from benchmark.registry import SUITES, load_strategies, load_tasks, suite_tasks
     from benchmark.scales import SCALES
 
     if options.what == "checkpoints":
@@ -692,16 +692,18 @@ def _list(arguments: list[str]) -> int:
         print("\nSignals, which filters use by signals=[...] and give their own options of the same names:")
         print("\n".join(_filter_lines(known_signals())))
     elif options.what == "tasks":
-        tasks = dict(load_tasks(options.plugins))
+        tasks = load_tasks(options.plugins)
+        shown: set[str] = set()  # a task may be in several suites
         for suite in SUITES.values():
             number, verb = len(suite.headline), "makes" if len(suite.headline) == 1 else "make"
             half = f", of which {number} {verb} the average" if suite.development else ""
             total = f"{len(suite.tasks)} task{'' if len(suite.tasks) == 1 else 's'}"
             more = f", and {len(suite.unscored)} without a score" if suite.unscored else ""
             print(f"suite {suite.name} (version {suite.version}): {total}{half}{more}")
-            print("\n".join(_task_lines([tasks.pop(name) for name in (*suite.tasks, *suite.unscored)])))
-        if tasks:
-            print("in no suite:\n" + "\n".join(_task_lines(list(tasks.values()))))
+            print("\n".join(_task_lines(suite_tasks(suite))))
+            shown |= {*suite.tasks, *suite.unscored}
+        if others := [task for name, task in tasks.items() if name not in shown]:
+            print("in no suite:\n" + "\n".join(_task_lines(others)))
         print("\ntasks= takes names, groups (the last column) of the scale's suite, and suites.")
     else:
         for scale in SCALES.values():

@@ -308,20 +308,45 @@ def get_chooser(name: str) -> Strategy:
 def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
     """Return the tasks with these names, in these groups of the suite, or in these suites.
 
-    Raises KeyError with the nearest name.
+    Raises KeyError with the nearest name, ValueError where a name is, say, a suite's and a group's and they have
+    different tasks.
     """
-    groups: dict[str, list[str]] = {suite.name: [*suite.tasks, *suite.unscored] for suite in SUITES.values()}
-    for member in groups.get(suite_name, ()):
-        for group in TASKS[member].groups:
-            groups.setdefault(group, []).append(member)
+    groups: dict[str, list[str]] = {}
+    for task in suite_tasks(SUITES[suite_name]) if suite_name in SUITES else ():
+        for group in task.groups:
+            groups.setdefault(group, []).append(task.name)
     chosen: dict[str, Task] = {}
     for name in names:
-        if name not in TASKS and name not in groups:
-            nearest = nearest_name(name, [*TASKS, *groups])
+        meanings: dict[str, list[str]] = {}
+        if name in TASKS:
+            meanings["task"] = [name]
+        if name in SUITES:
+            meanings["suite"] = [task.name for task in suite_tasks(SUITES[name])]
+        if name in groups:
+            meanings[f"group of suite {suite_name!r}"] = groups[name]
+        if not meanings:
+            nearest = nearest_name(name, [*TASKS, *SUITES, *groups])
             raise UnknownNameError(f"unknown task or group {name!r}.{nearest} `winnow list tasks` lists them.")
-        for member in [name] if name in TASKS else groups[name]:
-            chosen[member] = TASKS[member]
+        members = next(iter(meanings.values()))
+        if any(set(others) != set(members) for others in meanings.values()):
+            several = " and a ".join(f"{kind} of {len(found)}" for kind, found in meanings.items())
+            raise UserError(
+                f"tasks={name} could mean several things, a {several}; rename one that is yours, or name the "
+                "tasks themselves",
+                code="ambiguous-tasks",
+            )
+        chosen |= {member: TASKS[member] for member in members}
     return list(chosen.values())
+
+
+def suite_tasks(suite: Suite) -> list[Task]:
+    """Return a suite's tasks, scored or not; raises KeyError, with the nearest name, for one that nothing registers."""
+    for name in (*suite.tasks, *suite.unscored):
+        if name not in TASKS:
+            raise UnknownNameError(
+                f"suite {suite.name!r} names the task {name!r}, which no file registers.{nearest_name(name, TASKS)}"
+            )
+    return [TASKS[name] for name in (*suite.tasks, *suite.unscored)]
 
 
 def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
