@@ -138,9 +138,9 @@ def evaluation_tars(eval_dir: Path) -> dict[str, Path]:
 
     Sets that lie there as rows of the Hugging Face hub are unpacked first.
     """
-    tars = {path.relative_to(eval_dir).as_posix(): path for path in eval_dir.glob("wds_*_test/test/*.tar")}
+    tars = {path.relative_to(eval_dir).as_posix(): path for path in eval_dir.glob("wds_*/test/*.tar")}
     for task in load_tasks().values():
-        if task.hub_rows and not (eval_dir / task.folder_name).exists():
+        if task.hub_rows and not any((eval_dir / name).exists() for name in task.folder_names):
             folder = local_set(task, eval_dir)
             tars |= {f"{task.folder_name}/test/{path.name}": path for path in folder.glob("test/*.tar")}
     return dict(sorted(tars.items()))

@@ -2,12 +2,14 @@
 
 A set lies in the webdataset layout of CLIP_benchmark and DataComp:
 
-    wds_<task>_test/classnames.txt                          one class a line (classification)
+    wds_<task>_test/classnames.txt                          one class a line, an empty one too (classification)
     wds_<task>_test/zeroshot_classification_templates.txt   one prompt a line, {c} stands for the class
     wds_<task>_test/dataset_type.txt                        "retrieval" or "association"
     wds_<task>_test/instances.jsonl                         one cue a line, with keys of images (association)
     wds_<task>_test/test/nshards.txt                        how many tars there are
     wds_<task>_test/test/0.tar, 1.tar, ...                  <key>.{webp,png,jpg}, <key>.cls, <key>.npy, <key>.txt
+
+The folder may also be called `wds_<task>`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +29,10 @@ from PIL import Image, UnidentifiedImageError
 
 from benchmark.assets import hash_file
 from benchmark.errors import NotFoundError, UserError
-from benchmark.registry import SUITES
+from benchmark.registry import SUITES, TASKS
 from benchmark.results import GROUP_RADIX
 from benchmark.scales import SCALES
-from benchmark.stage import digest, locked, read_json, sha256_of, warn, write_json
+from benchmark.stage import digest, locked, read_json, sha256_of, write_json
 from benchmark.storage import cache_dir
 from benchmark.tars import IMAGE_FORMATS, Member, iter_members
 from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
@@ -38,10 +41,17 @@ MAX_IMAGE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 1 << 20  # of a .cls, .npy or .txt
 MAX_GROUPS = 100_000  # whose accuracies are written one by one
 MAX_SHOWN = 60  # files that are missing
+MAX_STRANGE = 10  # sets that no task is called by
 CONTENTS_VERSION = 1  # of what is kept of a set's contents, raised by hand
 
 LIST_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "instances.jsonl")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class SetError(UserError):
+    """An evaluation set that is there and cannot be read; it does not keep other sets from being evaluated."""
+
+    default_code = "unreadable-set"
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,8 @@ class Sample:
 def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: Path) -> None:
     """Raise FileNotFoundError that lists every folder and file that the tasks need and lack, and how to get them.
 
-    `folders` has each task's set, by task name; `eval_dir` is the folder that was looked in.
+    `folders` has each task's set, by task name; `eval_dir` is the folder that was looked in. Sets that lie there under
+    names that no task has are named.
     """
     missing: list[Path] = []
     lacking: list[Task] = []
@@ -103,10 +114,26 @@ def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: P
         where = eval_dir if eval_dir.is_dir() else f"{eval_dir}, which is no folder"
         there = [task.name for task in tasks if task not in lacking]
         what_is_there = f" There is all of tasks=[{','.join(there)}]." if there else ""
+        if strange := _strange_sets(eval_dir):
+            others = f" and {len(strange) - MAX_STRANGE} more" if len(strange) > MAX_STRANGE else ""
+            what_is_there += (
+                f" There are sets under names that no task has: {', '.join(strange[:MAX_STRANGE])}{others}; a task's "
+                "set is wds_<name>_test or wds_<name>, with - for each / of its name."
+            )
         raise NotFoundError(
             f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {where}: "
-            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}{what_is_there}"
+            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}{what_is_there}",
+            code="missing-eval-sets",
         )
+
+
+def _strange_sets(eval_dir: Path) -> list[str]:
+    """Return the folders that are evaluation sets and that no task's set is called by."""
+    known = {name for task in TASKS.values() for name in task.folder_names}
+    if not eval_dir.is_dir():
+        return []
+    folders = (path.parent.parent for path in eval_dir.glob("*/test/nshards.txt"))
+    return sorted(folder.name for folder in folders if folder.name not in known)
 
 
 def _how_to_get(tasks: Sequence[Task], eval_dir: Path) -> str:
@@ -126,10 +153,10 @@ def _tasks_of(suite_name: str) -> tuple[str, ...]:
     return SUITES[suite_name].tasks + SUITES[suite_name].unscored if suite_name in SUITES else ()
 
 
-def check_sizes(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> set[str]:
-    """Return the names of the tasks whose set has not the number of samples or classes that it is known to have.
+def odd_sizes(sets: Sequence[tuple[Task, Path, Contents]]) -> dict[str, str]:
+    """Return what is odd about the sets that have not the number of samples or classes that their tasks are known by.
 
-    Raises ValueError that lists them all; with strict=False it is a warning.
+    By task name: `'mnist' has 9,999 images instead of 10,000`.
     """
     told = {}
     for task, folder, contents in sets:
@@ -143,12 +170,61 @@ def check_sizes(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) ->
                 differences.append(f"{found} classes instead of {task.num_classes}")
         if differences:
             told[task.name] = f"{task.name!r} has {' and '.join(differences)}"
-    if told:
-        text = f"{len(told)} of {len(sets)} evaluation sets are not whole: {'; '.join(told.values())}"
-        if strict:
-            raise UserError(f"{text}. Fetch them again; strict=false evaluates what is there, which is not comparable")
-        warn(f"{text}; their scores are not comparable")
-    return set(told)
+    return told
+
+
+class BadSetsError(UserError):
+    """Some evaluation sets cannot be evaluated, each with the reason; the others are."""
+
+    default_code = "bad-eval-sets"
+    unreadable: dict[str, str]
+    odd: dict[str, str]
+    out_dir: Path | None = None  # where the results of the others are
+
+
+def bad_sets(unreadable: dict[str, str], odd: dict[str, str], num_tasks: int) -> BadSetsError | None:
+    """Return the error about sets that cannot be read or are not whole, of those of so many tasks; None without any."""
+    parts = []
+    if unreadable:
+        count = f"{len(unreadable)} of {num_tasks} evaluation sets cannot be read"
+        parts.append(f"{count}: {'; '.join(f'{name!r}: {reason}' for name, reason in unreadable.items())}")
+    if odd:
+        parts.append(
+            f"{len(odd)} of {num_tasks} evaluation sets are not whole: {'; '.join(odd.values())}. Fetch them again; "
+            "strict=false evaluates what is there, which is not comparable"
+        )
+    if not parts:
+        return None
+    error = BadSetsError(". ".join(parts))
+    error.unreadable, error.odd = dict(unreadable), dict(odd)
+    return error
+
+
+def reason_of(error: SetError | OSError, folder: Path) -> str:
+    """Return why a set in this folder cannot be read; raises the error again where it is of another file."""
+    if isinstance(error, SetError):
+        return str(error)
+    if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
+        raise error
+    return f"{error.filename}: {error.strerror or error}"
+
+
+def prompt_notes(task: Task, folder: Path) -> list[str]:
+    """Return what a user should know of a classification set's lists, where no known number of classes tells it."""
+    classnames, templates = read_prompts(folder)
+    notes = []
+    empty = [str(number) for number, name in enumerate(classnames, 1) if not name]
+    if empty and getattr(task, "num_classes", None) != len(classnames):
+        notes.append(
+            f"{folder / 'classnames.txt'}: line {', '.join(empty)} of {len(classnames)} is empty, and counts as a "
+            "class without a name, as clip_benchmark counts it"
+        )
+    if same := sum("{c}" not in template for template in templates):
+        notes.append(
+            f"{folder / 'zeroshot_classification_templates.txt'}: {same} of {len(templates)} lines have no {{c}}, and "
+            "are the same prompt for every class"
+        )
+    return notes
 
 
 def hash_eval_set(folder: Path) -> str:
@@ -167,10 +243,12 @@ def _hash_of(path: Path) -> str:
 
 
 def read_contents(task: Task, folder: Path, data_hash: str) -> Contents:
-    """Return what a set with this hash holds; kept in the user's cache."""
+    """Return what a set with this hash holds; kept in the user's cache. Raises SetError where it cannot be read."""
     kept_path = cache_dir() / "evalsets" / f"{digest([CONTENTS_VERSION, data_hash, task.kind])}.json"
     if kept_path.exists():
         return Contents(**read_json(kept_path))
+    if not isinstance(task, Retrieval | Association):
+        read_prompts(folder)
     samples = read_samples(folder)
     instances = folder / "instances.jsonl"
     contents = Contents(
@@ -209,21 +287,21 @@ def read_samples(folder: Path) -> list[Sample]:
                 kind = "image" if member.extension in IMAGE_FORMATS else member.extension
                 if kind in of_sample:
                     other = of_sample[kind][1].name
-                    raise UserError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
+                    raise SetError(f"{path}: key {key!r} is repeated ({member.name!r} after {other!r})")
                 limit = MAX_IMAGE_BYTES if kind == "image" else MAX_LABEL_BYTES
                 if member.size > limit:
-                    raise UserError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
+                    raise SetError(f"{path}: {member.name!r} has {member.size} bytes, more than {limit}")
                 of_sample[kind] = path, member
                 if kind in ("cls", "npy", "txt"):
                     file.seek(member.offset)
                     labels.setdefault(key, {})[kind] = file.read(member.size)
     if not members:
-        raise UserError(f"{folder / 'test'}: the tars hold no samples")
+        raise SetError(f"{folder / 'test'}: the tars hold no samples")
     samples = []
     for key in sorted(members):
         if "image" not in members[key]:
             path, member = next(iter(members[key].values()))
-            raise UserError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
+            raise SetError(f"{path}: sample {key!r} has {member.name!r} but no image ({', '.join(IMAGE_FORMATS)})")
         path, member = members[key]["image"]
         samples.append(Sample(key, member.name, path, member.offset, member.size, labels.get(key, {})))
     return samples
@@ -234,7 +312,7 @@ def _whole_members(path: Path) -> Iterator[Member]:
     try:
         yield from iter_members(path)
     except ValueError as error:
-        raise UserError(f"{error}; fetch the set again") from error
+        raise SetError(f"{error}; fetch the set again") from error
 
 
 def read_image(sample: Sample) -> bytes:
@@ -256,18 +334,18 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(read_image(sample)), formats=sorted(set(IMAGE_FORMATS.values()))) as opened:
             if opened.width * opened.height > most:
-                raise UserError(f"{where} is too large to be an evaluation image: {opened.width} x {opened.height}")
+                raise SetError(f"{where} is too large to be an evaluation image: {opened.width} x {opened.height}")
             image = opened.convert("RGB")
     except Image.DecompressionBombError as error:
-        raise UserError(f"{where} is too large to be an evaluation image: {error}") from error
+        raise SetError(f"{where} is too large to be an evaluation image: {error}") from error
     except UnidentifiedImageError as error:  # whose text names an object in memory
-        raise UserError(
+        raise SetError(
             f"{where} cannot be decoded: it is no {', '.join(IMAGE_FORMATS)}; fetch the set again"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         if str(error).startswith(where):
             raise
-        raise UserError(f"{where} cannot be decoded: {error}; fetch the set again") from error
+        raise SetError(f"{where} cannot be decoded: {error}; fetch the set again") from error
     resampling = RESAMPLING[preprocess.interpolation]
     if preprocess.resize_mode == "squash":
         return np.array(image.resize((side, side), resampling) if image.size != (side, side) else image)
@@ -278,7 +356,7 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
         else:
             width, height = (int(side * length / min(image.size)) for length in image.size)
         if width * height > most:
-            raise UserError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
+            raise SetError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
         image = image.resize((max(width, 1), max(height, 1)), resampling)
     if preprocess.resize_mode == "longest":  # what lacks on the shorter side is black
         canvas = Image.new("RGB", (side, side))
@@ -290,34 +368,49 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
 
 def _tar_paths(folder: Path) -> list[Path]:
     path = folder / "test" / "nshards.txt"
-    text = path.read_text().strip()
+    text = path.read_bytes().decode(errors="replace").strip()
     if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise UserError(f"{path} holds {text[:40]!r} instead of the number of tars")
+        raise SetError(f"{path} holds {text[:40]!r} instead of the number of tars")
     return [folder / "test" / f"{number}.tar" for number in range(int(text))]
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return a file's lines without space around them; raises ValueError that names the file."""
+    """Return a file's lines as clip_benchmark's loader does: without space around them, and empty ones count.
+
+    A newline at the end of the file begins no further line. Raises SetError where the file is not UTF-8.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")  # an editor's mark before the first line is no part of it
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from error
-    lines = [line.strip() for line in text.rstrip("\n").split("\n")]
-    if "" in lines:
-        raise UserError(f"{path}: line {lines.index('') + 1} is empty")
-    return lines
+        raise SetError(f"{path} is not UTF-8: {error}") from error
+    return [line.strip() for line in text.splitlines()]
+
+
+def read_prompts(folder: Path) -> tuple[list[str], list[str]]:
+    """Return a set's class names, to which labels are indices, and its templates.
+
+    A class may have the empty text for a name, as one of CLEVR's distance task has. A line of templates without {c} is
+    the same prompt for every class. Raises SetError where there are no classes, or no template names its class.
+    """
+    path = folder / "zeroshot_classification_templates.txt"
+    templates, classnames = read_lines(path), read_lines(folder / "classnames.txt")
+    if not any("{c}" in template for template in templates):
+        raise SetError(f"{path}: {templates[0]!r} has no {{c}}" if templates else f"{path} is empty")
+    if not classnames:
+        raise SetError(f"{folder / 'classnames.txt'} is empty")
+    return classnames, templates
 
 
 def part_of(sample: Sample, extension: str) -> bytes:
     if extension not in sample.labels:
-        raise UserError(f"{sample.tar_path}: sample {sample.key!r} has no .{extension}")
+        raise SetError(f"{sample.tar_path}: sample {sample.key!r} has no .{extension}")
     return sample.labels[extension]
 
 
 def label_of(sample: Sample, num_classes: int) -> int:
     text = part_of(sample, "cls").decode(errors="replace").strip()
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < num_classes):
-        raise UserError(
+        raise SetError(
             f"{sample.tar_path}: {sample.key}.cls holds {text[:40]!r}; classnames.txt has classes 0..{num_classes - 1}"
         )
     return int(text)
@@ -329,9 +422,9 @@ def numbers_of(sample: Sample, places: Sequence[int]) -> list[int]:
     try:
         values = np.lib.format.read_array(io.BytesIO(part_of(sample, "npy")), allow_pickle=False).reshape(-1)
     except (ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise UserError(f"{where} cannot be read: {error}") from error
+        raise SetError(f"{where} cannot be read: {error}") from error
     if not np.issubdtype(values.dtype, np.integer) or len(values) <= max(places):
-        raise UserError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
+        raise SetError(f"{where} holds {len(values)} of {values.dtype}; integer number {max(places)} is needed")
     return [int(values[place]) for place in places]
 
 
@@ -341,7 +434,7 @@ def group_of(sample: Sample, task: GroupedClassification) -> int:
     for field, value in zip(fields, values, strict=True):
         limit = len(field.names) or (MAX_GROUPS if len(fields) == 1 else GROUP_RADIX)
         if not 0 <= value < limit:
-            raise UserError(
+            raise SetError(
                 f"{sample.tar_path}: {sample.key}.npy: there is no {field.name} {value}; "
                 f"values: {list(field.names) or f'0 to {limit - 1}'}"
             )
@@ -352,11 +445,11 @@ def captions_of(sample: Sample) -> list[str]:
     try:
         text = part_of(sample, "txt").decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{sample.tar_path}: {sample.key}.txt is not UTF-8: {error}") from error
+        raise SetError(f"{sample.tar_path}: {sample.key}.txt is not UTF-8: {error}") from error
     # CLIP_benchmark joins captions by newlines and escapes those inside.
     captions = [caption.replace(r"\n", "\n") for caption in text.split("\n") if caption.strip()]
     if not captions:
-        raise UserError(f"{sample.tar_path}: {sample.key}.txt has no caption")
+        raise SetError(f"{sample.tar_path}: {sample.key}.txt has no caption")
     return captions
 
 
@@ -372,25 +465,29 @@ class Instance:
 def read_instances(path: Path, keys: set[str]) -> list[Instance]:
     """Read an association task's questions; raises ValueError that names the line that is wrong."""
     instances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SetError(f"{path} is not UTF-8: {error}") from error
+    for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
             cue, candidates, associations = row["cue"], row["candidates"], row["associations"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
+            raise SetError(f'{where} must be {{"cue": ..., "candidates": [...], "associations": [...]}}') from error
         are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
         if not are_lists or not cue or not associations:
-            raise UserError(f"{where}: a cue is a word, candidates and associations are lists of keys")
+            raise SetError(f"{where}: a cue is a word, candidates and associations are lists of keys")
         if strange := [key for key in [*candidates, *associations] if not isinstance(key, str)]:
-            raise UserError(f"{where}: {strange[0]!r} is no key of an image, which is a text")
+            raise SetError(f"{where}: {strange[0]!r} is no key of an image, which is a text")
         if unknown := [key for key in candidates if key not in keys]:
-            raise UserError(f"{where}: there is no image {unknown[0]!r}")
+            raise SetError(f"{where}: there is no image {unknown[0]!r}")
         if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):
-            raise UserError(f"{where}: candidates must be distinct and hold all associations")
+            raise SetError(f"{where}: candidates must be distinct and hold all associations")
         instances.append(Instance(cue, candidates, sorted(candidates.index(key) for key in set(associations))))
     if not instances:
-        raise UserError(f"{path} is empty")
+        raise SetError(f"{path} is empty")
     return instances
 
 
@@ -402,4 +499,8 @@ def _needed_files(task: Task, folder: Path) -> list[Path]:
     else:
         files = [folder / "classnames.txt", folder / "zeroshot_classification_templates.txt"]
     count_path = folder / "test" / "nshards.txt"
-    return [*files, count_path, *(_tar_paths(folder) if count_path.exists() else [])]
+    try:
+        tars = _tar_paths(folder) if count_path.exists() else []
+    except SetError:  # which is said once the set is read
+        tars = []
+    return [*files, count_path, *tars]

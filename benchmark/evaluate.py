@@ -37,19 +37,23 @@ from benchmark.eval_sets import (
     Contents,
     Preprocess,
     Sample,
+    SetError,
+    bad_sets,
     captions_of,
     check_eval_sets,
-    check_sizes,
     group_of,
     hash_eval_set,
     hash_images,
     label_of,
     load_image,
     numbers_of,
+    odd_sizes,
+    prompt_notes,
     read_contents,
     read_instances,
-    read_lines,
+    read_prompts,
     read_samples,
+    reason_of,
 )
 from benchmark.hub_rows import local_set
 from benchmark.ranks import ALONE, Ranks
@@ -138,64 +142,137 @@ def evaluate(
     appended to `costs.jsonl` in `costs_dir` (`out_dir`), with the training `seed` where there is one.
 
     Raises FileNotFoundError that lists everything missing before any work begins, ValueError where a result there was
-    made from something else, or where data is damaged.
+    made from something else; and at the end, when all other tasks have their results, BadSetsError that lists the sets
+    that cannot be read or have another size.
     """
     model.to(device)
     with ExitStack() as held:
-        folders = ranks.on_first(lambda: find_sets(tasks, eval_dir))  # before anything is written
+        found = ranks.on_first(lambda: find_sets(tasks, eval_dir))  # before anything is written
         ranks.on_first(lambda: held.enter_context(locked(out_dir / EVAL_FOLDER)))
-        jobs = ranks.on_first(lambda: _plan(tasks, folders, out_dir, made_from, preprocess, strict=strict))
-        mine = _share(jobs, ranks)
+        plan = ranks.on_first(lambda: _plan(tasks, found, out_dir, made_from, preprocess, strict=strict))
+        mine = _share(plan.jobs, ranks)
         images = sum(job.contents.num_images for job in mine)
         bar = held.enter_context(tqdm(total=images, desc="evaluate", unit="image", disable=None, leave=False))
         held.enter_context(_inference(model))
         team = held.enter_context(_team(model, device))
         evaluator = _Evaluator(team, tokenizer, preprocess, device, workers, _Kept(mine), bar)
         numbers: dict[str, Json] = {} if seed is None else {"seed": seed}
+        unreadable: dict[str, str] = {}
         for job in mine:
             bar.set_description(job.task.title)
             numbers |= {"task": job.task.name, "images": job.contents.num_images}
-            with cost(costs_dir or out_dir, "evaluate_task", **numbers):
-                predictions = evaluator.predict(job)
-                write_result(out_dir, job.task, job.made_from, predictions, is_whole=job.is_whole)
+            try:
+                with cost(costs_dir or out_dir, "evaluate_task", **numbers):
+                    predictions = evaluator.predict(job)
+                    write_result(out_dir, job.task, job.made_from, predictions, is_whole=job.is_whole)
+            except (SetError, OSError) as error:
+                unreadable[job.task.name] = reason_of(error, job.folder)
+                warn(f"{job.task.name!r} cannot be evaluated: {unreadable[job.task.name]}")
         num_cut = int(ranks.sums(evaluator.num_cut)[0])  # which waits for every rank
+        of_all = [plan.unreadable, *ranks.collect(unreadable)]
         if ranks.is_first:
             write_lines(out_dir)
             if num_cut:
                 noun = "prompt or caption fills" if num_cut == 1 else "prompts or captions fill"
                 warn(f"{num_cut} {noun} the model's whole context; what is longer was cut off")
+    reasons = {name: of_rank[name] for task in tasks for of_rank in of_all if (name := task.name) in of_rank}
+    if (refusal := bad_sets(reasons, plan.odd, len(tasks))) is not None:
+        refusal.out_dir = out_dir
+        raise refusal
     return read_results(out_dir, tasks)
 
 
-def find_sets(tasks: Sequence[Task], eval_dir: Path) -> dict[str, Path]:
-    """Return the folder of each task's set, by task name; raises FileNotFoundError that lists all that is missing."""
-    folders = {task.name: local_set(task, eval_dir) for task in tasks}
-    check_eval_sets(tasks, folders, eval_dir)
-    return folders
+@dataclass(frozen=True)
+class FoundSets:
+    """Where the sets of tasks are, by task name."""
+
+    folders: dict[str, Path]
+    unreadable: dict[str, str]  # why rows of a data set of the hub cannot be unpacked
+
+
+def find_sets(tasks: Sequence[Task], eval_dir: Path) -> FoundSets:
+    """Find the set of each task; raises FileNotFoundError that lists all that is missing."""
+    folders: dict[str, Path] = {}
+    unreadable: dict[str, str] = {}
+    for task in tasks:
+        try:
+            folders[task.name] = local_set(task, eval_dir)
+        except UserError as error:
+            unreadable[task.name] = str(error)
+    check_eval_sets([task for task in tasks if task.name in folders], folders, eval_dir)
+    for task in tasks:
+        both = [name for name in task.folder_names if (eval_dir / name).is_dir()]
+        if len(both) > 1:
+            warn(f"{eval_dir} has {both[0]} and {both[1]}; {task.name!r} is evaluated on {both[0]}")
+    return FoundSets(folders, unreadable)
+
+
+def check_sets(tasks: Sequence[Task], eval_dir: Path, *, strict: bool) -> None:
+    """Raise FileNotFoundError where sets lack files, BadSetsError that lists those that cannot be evaluated.
+
+    The headers of all tars are read, not the images. Without `strict` a set of an odd size is a warning.
+    """
+    found = find_sets(tasks, eval_dir)
+    unreadable, sets = dict(found.unreadable), []
+    for task in tasks:
+        if (folder := found.folders.get(task.name)) is not None:
+            try:
+                sets.append((task, folder, read_contents(task, folder, hash_eval_set(folder))))
+            except (SetError, OSError) as error:
+                unreadable[task.name] = reason_of(error, folder)
+    if (refusal := bad_sets(unreadable, _odd_sets(sets, strict=strict), len(tasks))) is not None:
+        raise refusal
+
+
+def _odd_sets(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> dict[str, str]:
+    """Return what is odd about sizes; without `strict` it is a warning, and nothing is returned."""
+    odd = odd_sizes(sets)
+    if odd and not strict:
+        text = f"{len(odd)} of {len(sets)} evaluation sets are not whole: {'; '.join(odd.values())}"
+        warn(f"{text}; their scores are not comparable")
+    return odd if strict else {}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an evaluation will do, and which sets it cannot evaluate."""
+
+    jobs: list[_Job]
+    unreadable: dict[str, str]
+    odd: dict[str, str]
 
 
 def _plan(
     tasks: Sequence[Task],
-    folders: dict[str, Path],
+    found: FoundSets,
     out_dir: Path,
     made_from: dict[str, Json],
     preprocess: Preprocess,
     *,
     strict: bool,
-) -> list[_Job]:
-    """Return the tasks that have no result yet, their data checked; say which have one."""
+) -> _Plan:
+    """Return the tasks that have no result yet and can be evaluated; say which have one, and which cannot."""
     remove_temporary(out_dir / EVAL_FOLDER)
     for task in tasks:
         check_main_metric(task)
-    jobs = []
+    jobs, unreadable = [], dict(found.unreadable)
     for task in tqdm(tasks, desc="check data", unit="task", disable=None, leave=False):
-        data_hash = hash_eval_set(folders[task.name])
+        if task.name in unreadable:
+            continue
+        folder = found.folders[task.name]
+        try:
+            data_hash = hash_eval_set(folder)
+        except (SetError, OSError) as error:
+            unreadable[task.name] = reason_of(error, folder)
+            continue
         source = _made_from(task, data_hash, made_from, preprocess)
         record = finished(result_path(out_dir, task), STAGE, VERSION, source)
         path = predictions_path(out_dir, task)
         if record is None or not path.exists():
-            contents = read_contents(task, folders[task.name], data_hash)
-            jobs.append(_Job(task, folders[task.name], contents, source))
+            try:
+                jobs.append(_Job(task, folder, read_contents(task, folder, data_hash), source))
+            except (SetError, OSError) as error:
+                unreadable[task.name] = reason_of(error, folder)
             continue
         if sha256_of(path) != record.result["predictions"]:
             raise UserError(f"{path} was changed after it was made; delete it to have it made again")
@@ -207,11 +284,19 @@ def _plan(
         update_metrics(out_dir, task, record)
     if tasks:
         _refuse_other_models(out_dir, _made_from(tasks[0], "", made_from, preprocess))
-    partial = check_sizes([(job.task, job.folder, job.contents) for job in jobs], strict=strict)
-    jobs = [replace(job, is_whole=job.task.name not in partial) for job in jobs]
-    if len(jobs) < len(tasks):
-        say(f"evaluate: as before, {len(tasks) - len(jobs)} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
-    return jobs
+    num_done = len(tasks) - len(jobs) - len(unreadable)
+    sets = [(job.task, job.folder, job.contents) for job in jobs]
+    partial, odd = set(odd_sizes(sets)), _odd_sets(sets, strict=strict)
+    jobs = [replace(job, is_whole=job.task.name not in partial) for job in jobs if job.task.name not in odd]
+    for job in jobs:
+        if isinstance(job.task, ZeroShotClassification):
+            for note in prompt_notes(job.task, job.folder):
+                warn(note)
+    if num_done:
+        say(f"evaluate: as before, {num_done} of {len(tasks)} tasks ({out_dir / EVAL_FOLDER})")
+    if jobs and (refusal := bad_sets(unreadable, odd, len(tasks))) is not None:
+        warn(f"{refusal}. The others are evaluated")
+    return _Plan(jobs, unreadable, odd)
 
 
 def _refuse_other_models(out_dir: Path, source: dict[str, Json]) -> None:
@@ -371,7 +456,7 @@ class _Evaluator:
         raise UserError(f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}")
 
     def _classify(self, task: ZeroShotClassification, samples: list[Sample], job: _Job) -> pa.Table:
-        classnames, templates = _read_prompts(job.folder)
+        classnames, templates = read_prompts(job.folder)
         labels = np.array([label_of(sample, len(classnames)) for sample in samples])
         groups = [group_of(sample, task) for sample in samples] if isinstance(task, GroupedClassification) else None
         classifier = self._classifier(classnames, templates, task.name)
@@ -388,10 +473,10 @@ class _Evaluator:
         return pa.table(columns, schema=CLASSIFICATION_SCHEMA)
 
     def _attribute(self, samples: list[Sample], job: _Job) -> pa.Table:
-        classnames, templates = _read_prompts(job.folder)
+        classnames, templates = read_prompts(job.folder)
         of_objective = {name: (_of_objective(name, classnames), _of_objective(name, templates)) for name in OBJECTIVES}
         if lacking := [name for name, (classes, prompts) in of_objective.items() if not classes or not prompts]:
-            raise UserError(
+            raise SetError(
                 f"{job.folder}: classnames.txt and zeroshot_classification_templates.txt need lines that begin with "
                 f"{', '.join(f'{name}:' for name in lacking)}"
             )
@@ -400,7 +485,7 @@ class _Evaluator:
         columns |= {name: numbers[:, place] for name, place in FACE_PLACES.items()}
         for name in ("race", "gender", "age"):
             if columns[name].min() < 0 or columns[name].max() >= len(of_objective[name][0]):
-                raise UserError(f"{job.folder}: a {name} is outside 0..{len(of_objective[name][0]) - 1}")
+                raise SetError(f"{job.folder}: a {name} is outside 0..{len(of_objective[name][0]) - 1}")
         images = self._encode_images(samples, job)
         for name, (classes, prompts) in of_objective.items():
             labels = columns.get(name, np.zeros(len(samples), dtype=int))  # slurs have no right answer
@@ -575,16 +660,6 @@ def _cuttable_tower(model: Any) -> _Tower | None:
     )
 
 
-def _read_prompts(folder: Path) -> tuple[list[str], list[str]]:
-    """Return a set's class names and templates."""
-    path = folder / "zeroshot_classification_templates.txt"
-    templates = read_lines(path)
-    for template in templates:
-        if "{c}" not in template:
-            raise UserError(f"{path}: {template!r} has no {{c}}")
-    return read_lines(folder / "classnames.txt"), templates
-
-
 def _of_objective(name: str, lines: Sequence[str]) -> list[str]:
     """Return what follows `name:` in the lines that begin with it."""
     return [line.removeprefix(f"{name}:") for line in lines if line.startswith(f"{name}:")]
@@ -596,9 +671,14 @@ def _decoded(samples: Sequence[Sample], preprocess: Preprocess, workers: int, *,
     Without `workers` it is threads of this process that decode, beside so many that encode.
     """
     if workers:
-        # The generator: else the loader draws from torch's global one.
         images = _Images(samples, preprocess)
-        yield from DataLoader(images, batch_size=BATCH_SIZE, num_workers=workers, generator=torch.Generator())
+        # The generator: else the loader draws from torch's global one.
+        for batch in DataLoader(
+            images, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=_stacked, generator=torch.Generator()
+        ):
+            if isinstance(batch, SetError):
+                raise batch
+            yield batch
         return
     size = min(DECODED_TOGETHER, BATCH_SIZE)
     parts = (samples[start : start + size] for start in range(0, len(samples), size))
@@ -621,8 +701,19 @@ def _load_images(samples: Sequence[Sample], preprocess: Preprocess) -> list[np.n
     return [load_image(sample, preprocess) for sample in samples]
 
 
-class _Images(Dataset[np.ndarray]):
-    """Decoded images by position, for a DataLoader and its processes."""
+def _stacked(images: list[np.ndarray | SetError]) -> Tensor | SetError:
+    """Make a batch of images; where one cannot be decoded, it is why."""
+    for image in images:
+        if isinstance(image, SetError):
+            return image
+    return torch.from_numpy(np.stack(cast(list[np.ndarray], images)))
+
+
+class _Images(Dataset[np.ndarray | SetError]):
+    """Decoded images by position, for a DataLoader and its processes; an error is returned, as a value.
+
+    One that is raised in another process would come with that process's traceback for its text.
+    """
 
     def __init__(self, samples: Sequence[Sample], preprocess: Preprocess) -> None:
         self.samples = samples
@@ -631,8 +722,11 @@ class _Images(Dataset[np.ndarray]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return load_image(self.samples[index], self.preprocess)
+    def __getitem__(self, index: int) -> np.ndarray | SetError:
+        try:
+            return load_image(self.samples[index], self.preprocess)
+        except SetError as error:
+            return error
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_referen
 from benchmark.uids import UidMarks, find_uids
 
 if TYPE_CHECKING:
+    from benchmark.checkpoints import OpenedModel
     from benchmark.ranks import Ranks
     from benchmark.tasks import Task
     from benchmark.train import TrainingData
@@ -364,8 +365,11 @@ def evaluate_stage(
     curve: bool = False,
     wandb: str = "disabled",
 ) -> None:
-    """Evaluate every trained seed on every task that has no result yet; with `curve`, its kept checkpoints too."""
-    from benchmark.eval_sets import Preprocess
+    """Evaluate every trained seed on every task that has no result yet; with `curve`, its kept checkpoints too.
+
+    Raises BadSetsError at the end, when all else is evaluated, where the sets of some tasks cannot be.
+    """
+    from benchmark.eval_sets import BadSetsError, Preprocess, bad_sets
     from benchmark.evaluate import evaluate
     from benchmark.health import WandbRun
     from benchmark.models import build_model, build_tokenizer
@@ -376,6 +380,7 @@ def evaluate_stage(
     tasks = chosen_tasks(scale, task_names)
     ranks = ranks or ALONE
     _, subset_record = open_experiment(exp_dir, pool)
+    failed: BadSetsError | None = None
     # Of all seeds at first: what one of them lacks is not to be met after hours with another.
     trained = {seed: _trained_record(exp_dir, scale, seed, subset_record) for seed in seeds}
     for seed in seeds:
@@ -397,27 +402,36 @@ def evaluate_stage(
                 missing = [task for task in tasks if not result_path(out_dir, task).exists()]
                 is_timed = missing and ranks.is_first
                 with cost(exp_dir, "evaluate", seed=seed, tasks=len(missing)) if is_timed else nullcontext():
-                    evaluate(
-                        model,
-                        build_tokenizer(scale.model),
-                        tasks,
-                        eval_dir,
-                        out_dir,
-                        made_from={"model": scale.model, "checkpoint": weights, "device": device, **own},
-                        preprocess=Preprocess(scale.image_size, tuple(scale.mean), tuple(scale.std)),
-                        device=device,
-                        workers=evaluation_workers(device, workers),
-                        strict=strict,
-                        ranks=ranks,
-                        costs_dir=exp_dir,
-                        seed=seed if out_dir == seed_dir else None,
-                    )
-                if missing:
-                    say(f"evaluate: seed {seed}, {len(missing)} tasks ({out_dir / 'eval'})")
+                    try:
+                        evaluate(
+                            model,
+                            build_tokenizer(scale.model),
+                            tasks,
+                            eval_dir,
+                            out_dir,
+                            made_from={"model": scale.model, "checkpoint": weights, "device": device, **own},
+                            preprocess=Preprocess(scale.image_size, tuple(scale.mean), tuple(scale.std)),
+                            device=device,
+                            workers=evaluation_workers(device, workers),
+                            strict=strict,
+                            ranks=ranks,
+                            costs_dir=exp_dir,
+                            seed=seed if out_dir == seed_dir else None,
+                        )
+                    except BadSetsError as error:
+                        earlier = failed or error
+                        failed = bad_sets(
+                            earlier.unreadable | error.unreadable, earlier.odd | error.odd, num_tasks=len(tasks)
+                        )
+                if done := [task for task in missing if result_path(out_dir, task).exists()]:
+                    say(f"evaluate: seed {seed}, {len(done)} tasks ({out_dir / 'eval'})")
         if ranks.is_first:
             metrics = {name: record.result["metrics"] for name, record in read_results(seed_dir, tasks).items()}
             scores = {name: each["main_metric"] for name, each in metrics.items() if each["main_metric"] is not None}
             WandbRun(wandb, exp_dir, seed).log_scores(scores, {"recipe_hash": scale.hash})
+    if failed is not None:
+        failed.out_dir = exp_dir
+        raise failed
 
 
 def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Record) -> Record:
@@ -448,26 +462,26 @@ def _has_results(out_dir: Path, tasks: Sequence[Task], weights: str) -> bool:
     return len(records) == len(tasks) and all(each and each.made_from["checkpoint"] == weights for each in records)
 
 
+def default_out_dir(opened: OpenedModel) -> Path:
+    """Return `evaluations/<model>-<hash of the weights>`, where the results of a model go that has no other folder."""
+    return Path("evaluations") / f"{opened.name}-{opened.checkpoint.split(':')[-1][:12]}"
+
+
 def evaluate_model(
-    model: str,
-    checkpoint: str | None,
+    opened: OpenedModel,
     tasks: Sequence[Task],
     eval_dir: Path,
-    out_dir: Path | None,
+    out_dir: Path,
     *,
     device: str,
     workers: int | None = None,
     strict: bool = True,
     ranks: Ranks | None = None,
-) -> Path:
-    """Evaluate any open_clip model (`benchmark.checkpoints.open_model`) on tasks; return the folder of the results."""
-    from benchmark.checkpoints import open_model
+) -> None:
+    """Evaluate any open_clip model (`benchmark.checkpoints.open_model`) on tasks; raises as `evaluate` does."""
     from benchmark.evaluate import evaluate
     from benchmark.ranks import ALONE
 
-    opened = open_model(model, checkpoint)
-    if out_dir is None:
-        out_dir = Path("evaluations") / f"{opened.name}-{opened.checkpoint.split(':')[-1][:12]}"
     evaluate(
         opened.model,
         opened.tokenizer,
@@ -481,7 +495,6 @@ def evaluate_model(
         strict=strict,
         ranks=ranks or ALONE,
     )
-    return out_dir
 
 
 def evaluation_workers(device: str, workers: int | None) -> int:
@@ -498,13 +511,9 @@ def curve_dir(seed_dir: Path, step: int) -> Path:
 
 def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path, *, strict: bool = True) -> None:
     """Raise FileNotFoundError or ValueError that says what the tasks lack, before hours of training are spent."""
-    from benchmark.eval_sets import check_sizes, hash_eval_set, read_contents
-    from benchmark.evaluate import find_sets
+    from benchmark.evaluate import check_sets
 
-    tasks = chosen_tasks(scale, task_names)
-    folders = find_sets(tasks, eval_dir)
-    sized = [(task, folders[task.name]) for task in tasks if task.size is not None]
-    check_sizes([(task, at, read_contents(task, at, hash_eval_set(at))) for task, at in sized], strict=strict)
+    check_sets(chosen_tasks(scale, task_names), eval_dir, strict=strict)
 
 
 def chosen_tasks(scale: Scale, names: Sequence[str]) -> list[Task]:

@@ -109,13 +109,16 @@ def rows_folder(hub_rows: str) -> str:
 
 
 def local_set(task: Task, eval_dir: Path) -> Path:
-    """Return the folder of a task's evaluation set: `<eval_dir>/<task.folder_name>`, or its rows, unpacked.
+    """Return the folder of a task's evaluation set: `<eval_dir>/<one of task.folder_names>`, or its rows, unpacked.
 
     Rows are unpacked into the user's cache once, by the hash of their files; images that lie in files of their own are
     taken to be the same as long as their rows are. Where there is neither, the folder that is missing is returned.
     """
+    for folder in (eval_dir / name for name in task.folder_names):
+        if _is_there(folder):
+            return folder
     folder = eval_dir / task.folder_name
-    if not task.hub_rows or _is_there(folder):
+    if not task.hub_rows:
         return folder
     rows = find_rows(eval_dir, task.hub_rows)
     if rows is None:

@@ -62,6 +62,14 @@ class Ranks:
         distributed.all_reduce(numbers)
         return numbers.tolist()
 
+    def collect(self, value: Result) -> list[Result]:
+        """Return every rank's value, pickled, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
     def slice_of(self, batch_size: int) -> slice:
         """Return this rank's contiguous part of a global batch."""
         size = batch_size // self.size

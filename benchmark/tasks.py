@@ -11,7 +11,10 @@ from benchmark.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`."""
+    """One downstream task, scored zero-shot. Its data lies in `<eval_dir>/wds_<name, / as ->_test`, or without `_test`.
+
+    `folder_names` has both names of the folder.
+    """
 
     name: str  # for DataComp's tasks, DataComp's key
     title: str  # for tables; DataComp's name of the data set
@@ -32,6 +35,13 @@ class Task:
     def folder_name(self) -> str:
         """Return the data set's folder, as DataComp names it (formats.md: `wds_{key, / to -}_test`)."""
         return f"wds_{self.name.removeprefix('fairness/').replace('/', '-')}_test"
+
+    @property
+    def folder_names(self) -> tuple[str, ...]:
+        """Return what the data set's folder may be called: by DataComp, or by clip-benchmark on the hub."""
+        short = self.folder_name.removesuffix("_test")
+        # The short name of "x_test" would be the folder of "x".
+        return (self.folder_name,) if short.endswith("_test") else (self.folder_name, short)
 
     @property
     def file_stem(self) -> str:

@@ -19,6 +19,7 @@ from benchmark.experiment import (
     chosen_tasks,
     curve_dir,
     default_exp_dir,
+    default_out_dir,
     describe_filters,
     evaluate_model,
     evaluate_stage,
@@ -55,17 +56,20 @@ from benchmark.report import report_stage
 from benchmark.reshard import SHARDS_NAME
 from benchmark.results import EVAL_FOLDER
 from benchmark.scales import SCALES, Scale, get_scale
-from benchmark.stage import rank_of_process, read_record, say, write_bytes
+from benchmark.stage import OtherRankFailed, rank_of_process, read_record, say, write_bytes
 from benchmark.storage import has_file, is_remote, is_writable, local_copy, mirrored, storage_errors
 from benchmark.subset import SUBSET_RECORD_NAME, load_subset
-from benchmark.tasks import Task
+from benchmark.tasks import Suite, Task
 
 if TYPE_CHECKING:
+    from benchmark.eval_sets import BadSetsError
+    from benchmark.ranks import Ranks
     from leaderboard.table import Table
 
 Config = dict[str, Any]
 
 CURVE_NAME = "curve"
+OWN_CHOICE = "of your choice"  # a suite of tasks that no registered suite has together
 MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experiment
 
 
@@ -75,7 +79,8 @@ def run(config: Config, command: list[str]) -> None:
     if not scale.is_embedded and not is_remote(pool_dir) and not pool_dir.exists():
         Pool(pool_dir)  # which says how to get one, before it is said that this machine has no GPU
     seeds, device = as_seeds(config["seeds"]), as_device(config["device"], scale)
-    choice, workers, wandb = _choice(config), as_workers(config["workers"]), as_wandb(config["wandb"])
+    # What strategies compute with a model is computed where training is.
+    choice, workers, wandb = _choice(config, device), as_workers(config["workers"]), as_wandb(config["wandb"])
     accumulation = as_accumulation(config["accumulation"])
     with_report = as_flag(config["report"], "report")
     as_executor(config["executor"])
@@ -92,17 +97,31 @@ def run(config: Config, command: list[str]) -> None:
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         _filter(exp_dir, config, command, pool, choice)
         train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
-        strict = _is_strict(config)
-        evaluate_stage(exp_dir, pool, scale, seeds, eval_dir, tasks, device=device, strict=strict, wandb=wandb)
-        report_experiment(exp_dir, scale, pool)
+        bad_sets = _bad_sets_of(
+            lambda: evaluate_stage(
+                exp_dir,
+                pool,
+                scale,
+                seeds,
+                eval_dir,
+                tasks,
+                device=device,
+                workers=workers,
+                strict=_is_strict(config),
+                wandb=wandb,
+            )
+        )
+        report_experiment(exp_dir, scale, pool, tasks=chosen_tasks(scale, tasks))
         if with_report:
             report_stage(exp_dir, pool, scale)
+        if bad_sets is not None:
+            raise bad_sets
 
 
 def filter_pool(config: Config, command: list[str]) -> None:
     """Choose a subset."""
     scale, pool_dir, pool_seed = scale_and_pool_dir(config)
-    choice = _choice(config)
+    choice = _choice(config, config["device"] or "cpu")
     as_workers(config["workers"])
     as_executor(config["executor"])
     if as_flag(config["dry_run"], "dry_run"):
@@ -226,24 +245,44 @@ def evaluate(config: Config, command: list[str]) -> None:
         eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, chosen_tasks(scale, tasks)))
         ranks.on_first(lambda: open_experiment(exp_dir, pool))
         ranks.on_first(lambda: _log_command(exp_dir, config, command))
-        evaluate_stage(
-            exp_dir,
-            pool,
-            scale,
-            seeds,
-            eval_dir,
-            tasks,
-            device=device,
-            workers=as_workers(config["workers"]),
-            strict=strict,
-            ranks=ranks,
-            curve=config["curve"],
-            wandb=wandb,
+        bad_sets = _bad_sets_of(
+            lambda: evaluate_stage(
+                exp_dir,
+                pool,
+                scale,
+                seeds,
+                eval_dir,
+                tasks,
+                device=device,
+                workers=as_workers(config["workers"]),
+                strict=strict,
+                ranks=ranks,
+                curve=config["curve"],
+                wandb=wandb,
+            )
         )
         if ranks.is_first:
-            report_experiment(exp_dir, scale, pool, reference=reference)
+            report_experiment(exp_dir, scale, pool, tasks=chosen_tasks(scale, tasks), reference=reference)
             if config["curve"]:
                 report_curve(exp_dir, scale, seeds)
+        _end_with(bad_sets, ranks)
+
+
+def _bad_sets_of(work: Callable[[], object]) -> BadSetsError | None:
+    """Evaluate; return the error about sets that cannot be, which ends the command once the scores are shown."""
+    from benchmark.eval_sets import BadSetsError
+
+    try:
+        work()
+    except BadSetsError as error:
+        return error
+    return None
+
+
+def _end_with(error: BadSetsError | None, ranks: Ranks) -> None:
+    """Raise an error that all ranks have; one of them says it."""
+    if error is not None:
+        raise error if ranks.is_first else OtherRankFailed
 
 
 def _scale_of(exp_dir: Path) -> str:
@@ -260,6 +299,7 @@ def _scale_of(exp_dir: Path) -> str:
 
 def _evaluate_model(config: Config) -> None:
     """Score any open_clip model."""
+    from benchmark.checkpoints import open_model
     from benchmark.ranks import joined_ranks
 
     for name in ("exp_dir", "wandb", "seeds"):
@@ -282,22 +322,27 @@ def _evaluate_model(config: Config) -> None:
     with joined_ranks(device) as ranks, ExitStack() as held:
         eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, tasks))
         out_dir = None if given_dir is None else ranks.on_first(lambda: held.enter_context(mirrored(given_dir)))
-        out_dir = evaluate_model(
-            str(config["model"]),
-            checkpoint,
-            tasks,
-            eval_dir,
-            out_dir,
-            device=device,
-            workers=as_workers(config["workers"]),
-            strict=strict,
-            ranks=ranks,
+        opened = open_model(str(config["model"]), checkpoint)
+        out_dir = out_dir or default_out_dir(opened)
+        bad_sets = _bad_sets_of(
+            lambda: evaluate_model(
+                opened,
+                tasks,
+                eval_dir,
+                out_dir,
+                device=device,
+                workers=as_workers(config["workers"]),
+                strict=strict,
+                ranks=ranks,
+            )
         )
-        if ranks.is_first:
-            for line in score_lines(str(out_dir), _suite_of(tasks, suite), reference):
+        has_results = any((out_dir / EVAL_FOLDER).glob("*.json"))
+        if ranks.is_first and has_results:
+            for line in _lines_of_tasks(str(out_dir), tasks, suite, reference):
                 say(line)
             say(f"every task: winnow leaderboard compare {out_dir} --tasks")
             say(f"files: {out_dir} (scores: eval_results.jsonl; predictions: eval/*.parquet; times: costs.jsonl)")
+        _end_with(bad_sets, ranks)
 
 
 def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
@@ -321,11 +366,32 @@ def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
     say(f"learning curve: {exp_dir / CURVE_NAME}.png, with every task's numbers in {CURVE_NAME}.csv beside it")
 
 
-def _suite_of(tasks: Sequence[Task], otherwise: str) -> str:
-    """Return the first suite that has all of the tasks, by name."""
-    names = {task.name for task in tasks}
-    found = [suite.name for suite in SUITES.values() if names <= {*suite.tasks, *suite.unscored}]
-    return otherwise if otherwise in found or not found else found[0]
+def _shown_suites(tasks: Sequence[Task], suite_name: str) -> list[Suite]:
+    """Return the suites whose tables show the scores of all these tasks, that of the scale first where it has any.
+
+    That is one suite where one has all of them; what remains makes a suite of the user's choice.
+    """
+    suites = {suite.name: {*suite.tasks, *suite.unscored} for suite in SUITES.values()}
+    own = suites.get(suite_name, set())
+    names = [task.name for task in tasks]
+    shown = [SUITES[suite_name]] if own & set(names) else []
+    others = [task for task in tasks if task.name not in own]
+    if not others:
+        return shown
+    for name, members in suites.items():
+        if members >= set(names):
+            return [SUITES[name]]
+    for name, members in suites.items():
+        if members >= {task.name for task in others}:
+            return [*shown, SUITES[name]]
+    scored = tuple(task.name for task in others if task.is_scored)
+    unscored = tuple(task.name for task in others if not task.is_scored)
+    return [*shown, Suite(name=OWN_CHOICE, version=1, tasks=scored, unscored=unscored)] if scored else shown
+
+
+def _lines_of_tasks(place: str, tasks: Sequence[Task], suite_name: str, reference: str | None) -> list[str]:
+    """Return the tables of the scores of these tasks."""
+    return [line for suite in _shown_suites(tasks, suite_name) for line in score_lines(place, suite, reference)]
 
 
 def _reference(config: Config) -> str | None:
@@ -338,13 +404,14 @@ def _reference(config: Config) -> str | None:
     return str(config["reference"])
 
 
-def score_lines(place: str, suite_name: str, reference: str | None) -> list[str]:
+def score_lines(place: str, suite: Suite, reference: str | None) -> list[str]:
     """Return the table of an evaluation's scores, against a reference's where one is named."""
     from leaderboard.score_table import render_evaluation
     from leaderboard.scores import read_scores
 
     theirs = None if reference is None else read_scores(reference)
-    return ["", *render_evaluation(read_scores(place), SUITES[suite_name], theirs).rstrip("\n").split("\n")]
+    table = render_evaluation(read_scores(place), suite, theirs, with_tasks=suite.name == OWN_CHOICE)
+    return ["", *table.rstrip("\n").split("\n")]
 
 
 def report(config: Config, command: list[str]) -> None:
@@ -435,10 +502,13 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
     build_pool(pool_dir, scale, pool_seed, workers)
 
 
-def report_experiment(exp_dir: Path, scale: Scale, pool: Pool, *, reference: str | None = None) -> None:
+def report_experiment(
+    exp_dir: Path, scale: Scale, pool: Pool, *, tasks: Sequence[Task] = (), reference: str | None = None
+) -> None:
     """Write entry.json and print the run among the board's entries, what may be claimed, and where the files are.
 
-    Where there is no board, or a reference is named, it prints the scores by group, against the reference.
+    Where there is no board, or a reference is named, it prints the scores by group, against the reference; and so those
+    of `tasks` that are not in the scale's suite.
     """
     from leaderboard.entries import has_board
 
@@ -447,11 +517,15 @@ def report_experiment(exp_dir: Path, scale: Scale, pool: Pool, *, reference: str
     if has_table:
         say("")
         say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
-    if reference is not None or not has_table:
-        for line in score_lines(str(exp_dir), scale.suite, reference):
-            say(line)
+    if any(exp_dir.glob(f"seed-*/{EVAL_FOLDER}/*.json")):
+        for suite in _shown_suites(tasks, scale.suite) if tasks else [SUITES[scale.suite]]:
+            if reference is not None or not has_table or suite.name != scale.suite:
+                for line in score_lines(str(exp_dir), suite, reference):
+                    say(line)
     if entry is None:
-        say(f"no seed of {exp_dir} has results for the whole suite {scale.suite!r} yet, so there is no average to show")
+        say(
+            f"no entry: no seed of {exp_dir} has results for the whole suite {scale.suite!r}, which its average is over"
+        )
         return
     if not scale.is_comparable:
         say(
@@ -499,7 +573,7 @@ def _table(board_name: str, entry_path: Path | None) -> Table:
     return make_table(read_entries(board), board, highlight, read_other_pools(board))
 
 
-def _choice(config: Config) -> Choice:
+def _choice(config: Config, device: str) -> Choice:
     subset = as_path(config["subset"], "subset")
     within = as_path(config["within"], "within")
     # The record beside a subset says whether it is a reference's.
@@ -514,7 +588,7 @@ def _choice(config: Config) -> Choice:
     rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
     if not rules:
         raise UserError("no filter is chosen; no_filter keeps the whole pool")
-    return Choice(rules, within, device=config["device"] or "cpu")
+    return Choice(rules, within, device=device)
 
 
 def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choice: Choice) -> None:
@@ -545,8 +619,9 @@ def _eval_dir(config: Config, pool_dir: Path, tasks: Sequence[Task]) -> Path:
         return eval_dir
     wanted = []
     for task in tasks:
-        has_folder = not task.hub_rows or has_file(eval_dir / task.folder_name / "test" / "nshards.txt")
-        wanted.append(task.folder_name if has_folder else rows_folder(task.hub_rows))
+        names = [name for name in task.folder_names if has_file(eval_dir / name / "test" / "nshards.txt")]
+        absent = rows_folder(task.hub_rows) if task.hub_rows else task.folder_name  # of which it is said that it lacks
+        wanted.append(names[0] if names else absent)
     return local_copy(eval_dir, only=wanted)
 
 

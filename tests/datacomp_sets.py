@@ -1,18 +1,33 @@
-"""All 40 evaluation sets of DataComp in small: right class counts, few images, in the layouts that they really have."""
+"""All 40 evaluation sets of DataComp in small: few images, in the layouts that they really have.
 
+What clip_benchmark knows has its class names and templates and is written by its converter, as DataComp's sets are.
+"""
+
+import contextlib
 import io
 import json
 from pathlib import Path
+from unittest import mock
 
+import clip_benchmark
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from clip_benchmark import webdataset_builder
+from clip_benchmark.datasets.voc2007 import object_categories
 from PIL import Image
 
 from benchmark.tars import write_tar
 from benchmark.tasks import Association, FaceAttributes, GroupedClassification, Retrieval, Task, ZeroShotClassification
 
 IMAGES = 5
+LISTS_DIR = Path(clip_benchmark.__file__).parent / "datasets"
+CLASSNAMES = json.loads((LISTS_DIR / "en_classnames.json").read_text())
+CLASSNAMES |= {"caltech101": CLASSNAMES["caltech101_vtab"], "voc2007": object_categories}
+CLASSNAMES |= dict.fromkeys(("imagenet_sketch", "imagenetv2"), CLASSNAMES["imagenet1k"])
+CLASSNAMES |= dict.fromkeys(("imagenet-a", "imagenet-o", "imagenet-r"), CLASSNAMES["imagenet1k"][:200])
+TEMPLATES = json.loads((LISTS_DIR / "en_zeroshot_classification_templates.json").read_text())
 OBJECTIVES = {"race": 7, "gender": 2, "age": 9, "toxic": 22}
 
 
@@ -22,11 +37,48 @@ def write_datacomp_sets(eval_dir: Path, tasks: list[Task], seed: int = 0) -> Non
     for task in tasks:
         if isinstance(task, Retrieval | Association):
             _write_rows(eval_dir, task, generator)
+        elif (known := names_and_templates(task)) is not None:
+            convert_set(eval_dir / task.folder_name, *known, labels=generator.integers(len(known[0]), size=IMAGES))
         else:
             _write_folder(eval_dir / task.folder_name, task, generator)
     clevr = [eval_dir / f"wds_vtab-clevr_{name}_test" for name in ("count_all", "closest_object_distance")]
     if all(folder.exists() for folder in clevr):  # the same images
         _share_images(*clevr)
+
+
+def names_and_templates(task: Task) -> tuple[list[str], list[str]] | None:
+    """Return clip_benchmark's class names and templates; None where it has no names of the task's classes.
+
+    Of the ImageNets with 200 classes it is other 200 than theirs, and of ImageNet's 80 templates the first three: all
+    would take longer than the rest of the suite.
+    """
+    short = task.name.rpartition("/")[2]
+    if not isinstance(task, ZeroShotClassification) or isinstance(task, GroupedClassification):
+        return None
+    if short not in CLASSNAMES:
+        return None
+    assert len(CLASSNAMES[short]) == task.num_classes, task.name
+    templates = TEMPLATES["imagenet1k"][:3] if short.startswith("imagenet") else TEMPLATES[short]
+    return CLASSNAMES[short], templates
+
+
+def convert_set(folder: Path, classnames: list[str], templates: list[str], *, labels: np.ndarray) -> None:
+    """Have clip_benchmark's converter write a classification set with random pictures."""
+    generator = np.random.default_rng(len(classnames))
+    pictures = [_picture(generator, "WEBP") for _ in labels]
+
+    class Pictures(list):
+        """A data set as the converter takes it."""
+
+    pairs = Pictures(zip(pictures, map(int, labels), strict=True))
+    pairs.classes, pairs.templates = classnames, templates
+    loader = torch.utils.data.DataLoader
+
+    def in_this_process(*arguments, **options):  # eight processes, as the converter asks for, take long to start
+        return loader(*arguments, **{**options, "num_workers": 0})
+
+    with mock.patch.object(torch.utils.data, "DataLoader", in_this_process), contextlib.redirect_stdout(io.StringIO()):
+        webdataset_builder.convert_dataset(pairs, "test", str(folder), transform=None, image_format="webp")
 
 
 def _picture(generator: np.random.Generator, form: str = "PNG") -> bytes:
@@ -57,7 +109,7 @@ def _write_folder(folder: Path, task: Task, generator: np.random.Generator) -> N
     (folder / "test" / "nshards.txt").write_text("1\n")
     if isinstance(task, ZeroShotClassification):
         names = [f"kind {number}" for number in range(task.num_classes)]
-        templates = ["a photo of a {c}."]
+        templates = TEMPLATES.get(task.name.rpartition("/")[2], ["a photo of a {c}."])
     else:
         names = [f"{name}:kind {number}" for name, count in OBJECTIVES.items() for number in range(count)]
         templates = [f"{name}:a photo of a {{c}} person." for name in OBJECTIVES]

@@ -41,6 +41,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from datacomp_sets import convert_set, names_and_templates
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score, jaccard_score
@@ -50,6 +51,7 @@ from torch.utils.data import DataLoader
 from benchmark import evaluate as stage
 from benchmark import metrics
 from benchmark.checkpoints import OpenedModel, open_model
+from benchmark.eval_sets import read_lines
 from benchmark.evaluate import evaluate
 from benchmark.registry import TASKS, load_tasks
 from benchmark.results import (
@@ -251,6 +253,81 @@ def test_retrieval_is_clip_benchmarks(most: int, opened: OpenedModel, theirs: An
     assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     mean = (expected["text_retrieval_recall@1"] + expected["image_retrieval_recall@1"]) / 2
     assert ours["mean_recall@1"] == ours["main_metric"] == pytest.approx(mean, abs=1e-6)
+
+
+CLEVR = "vtab/clevr_closest_object_distance"
+
+
+def test_clevrs_class_without_a_name_is_scored_as_by_clip_benchmark(
+    opened: OpenedModel, theirs: Any, tmp_path: Path
+) -> None:
+    task = load_tasks()[CLEVR]
+    classnames, templates = names_and_templates(task)
+    assert classnames[3] == "" and len(classnames) == task.num_classes == 6
+    folder = tmp_path / task.folder_name
+    convert_set(folder, classnames, templates, labels=np.random.default_rng(1).integers(0, 6, 90))
+    ours = run(opened, [task], tmp_path, tmp_path / "out", strict=False)[CLEVR]
+
+    loader = loader_of(folder, theirs)
+    assert (loader.dataset.classes, loader.dataset.templates) == (classnames, templates)
+    expected = zeroshot_classification.evaluate(
+        theirs.model, loader, theirs.tokenizer, classnames, templates, "cpu", amp=False
+    )
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    predicted = read_predictions(tmp_path / "out", task)["prediction"].to_pylist()
+    assert 3 in predicted and len(set(predicted)) >= 3  # else it shows nothing
+
+
+LIST_PARTS = [
+    "a",
+    "b c",
+    "",
+    " ",
+    "\t",
+    "\n",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\r",
+    "\x0b",
+    "\x0c",
+    "\x1c",
+    "\x85",
+    "\u2028",
+    "é",
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lists_are_read_as_by_clip_benchmarks_loader(seed: int, tmp_path: Path, theirs: Any) -> None:
+    """Empty lines anywhere, no newline at the end, line ends of other systems, and what else Python calls one."""
+    generator = np.random.default_rng(seed)
+    folder = write_set(tmp_path, TOY, labelled(2, 1), classnames=WORDS[:1])
+    texts = ["".join(generator.choice(LIST_PARTS, generator.integers(1, 12))) for _ in range(2)]
+    for name, text in zip(("classnames", "zeroshot_classification_templates"), texts, strict=True):
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    dataset = build_wds_dataset(folder.name, theirs.transform, data_dir=str(folder))
+    assert read_lines(folder / "classnames.txt") == dataset.classes
+    assert read_lines(folder / "zeroshot_classification_templates.txt") == dataset.templates
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n"])
+@pytest.mark.parametrize("templates", [TEMPLATES, [TEMPLATES[0], "", "a picture"]])
+def test_empty_lines_count_as_by_clip_benchmark(
+    end: str, templates: list[str], opened: OpenedModel, theirs: Any, tmp_path: Path
+) -> None:
+    folder = write_set(tmp_path, TOY, labelled(70, 4), classnames=WORDS[:4], templates=templates)
+    (folder / "classnames.txt").write_bytes(f"house\n\ncar\nbird{end}".encode())
+    ours = run(opened, [TOY], tmp_path, tmp_path / "out")[TOY.name]
+    loader = loader_of(folder, theirs)
+    classes, templates = loader.dataset.classes, loader.dataset.templates
+    assert len(classes) == (5 if end == "\n\n" else 4)
+    expected = zeroshot_classification.evaluate(
+        theirs.model, loader, theirs.tokenizer, classes, templates, "cpu", amp=False
+    )
+    if len(classes) < 5:
+        assert ours["acc5"] is None and np.isnan(expected.pop("acc5"))
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 # WILDS

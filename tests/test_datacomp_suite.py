@@ -15,9 +15,10 @@ from test_cli import failing
 from benchmark.cli import main
 from benchmark.decontamination import evaluation_tars
 from benchmark.models import build_model
-from benchmark.registry import SUITES, TASKS, load_tasks, tasks_named
+from benchmark.registry import SUITES, TASKS, load_tasks, register_suite, tasks_named
 from benchmark.stage import read_json
 from benchmark.tars import write_tar
+from benchmark.tasks import Suite
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "pico_cnn"
@@ -149,6 +150,47 @@ def test_a_hidden_suite_is_a_file_and_a_folder_outside(place, tmp_path, capsys, 
     finally:
         TASKS.pop("hidden/secret", None)
         SUITES.pop("secret", None)
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    load_tasks()
+    monkeypatch.setattr("benchmark.registry.TASKS", tasks := dict(TASKS))
+    monkeypatch.setattr("benchmark.registry.SUITES", suites := dict(SUITES))
+    return tasks, suites
+
+
+def test_a_suite_of_datacomps_tasks_is_listed_beside_datacomps(own_registry, tmp_path, capsys):
+    plugin = tmp_path / "few.py"
+    plugin.write_text(
+        "from benchmark import register_suite\nfrom benchmark.tasks import Suite\n"
+        'register_suite(Suite(name="few", version=1, tasks=("mnist", "cars"), unscored=("fairness/fairface",)))\n'
+    )
+    assert main(["list", "tasks", "--plugins", str(plugin)]) == 0
+    shown = capsys.readouterr().out
+    assert "suite few (version 1): 2 tasks, and 1 without a score\n  mnist " in shown
+    assert shown.count("\n  mnist ") == 2 and "in no suite" not in shown
+
+
+def test_a_suite_of_tasks_that_no_file_registers_is_refused_where_it_is_named(own_registry):
+    register_suite(Suite(name="broken", version=1, tasks=("mnst",)))
+    assert [task.name for task in tasks_named(["mnist"], "datacomp")] == ["mnist"]
+    with pytest.raises(KeyError, match=r"suite 'broken' names the task 'mnst', .* Did you mean 'mnist'\?"):
+        tasks_named(["broken"], "datacomp")
+
+
+def test_a_suite_and_a_group_of_one_name_are_not_mixed(own_registry):
+    register_suite(Suite(name="vtab", version=1, tasks=("mnist",)))
+    register_suite(Suite(name="cars", version=1, tasks=("mnist", "cars")))
+    for name, kinds in (("vtab", "suite of 1 and a group of"), ("cars", "task of 1 and a suite of 2")):
+        with pytest.raises(ValueError, match=rf"tasks={name} could mean several things, a {kinds}") as caught:
+            tasks_named([name], "datacomp")
+        assert caught.value.code == "ambiguous-tasks"
+    assert [task.name for task in tasks_named(["vtab"], "nano")] == ["mnist"]  # nano has no such group
+    # A suite that has just the tasks of the group, as the README's, says nothing ambiguous.
+    register_suite(Suite(name="imagenet", version=1, tasks=("imagenet1k",)))
+    assert [task.name for task in tasks_named(["imagenet"], "datacomp")] == ["imagenet1k"]
 
 
 @pytest.mark.parametrize(
