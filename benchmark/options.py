@@ -95,7 +95,9 @@ class ReshardOptions(PoolOptions):
 class RunOptions(ChoiceOptions, TrainingOptions):
     """winnow run: filter, train, evaluate, table."""
 
-    workers: Any = _option(None, "worker processes [0 to filter and where samples fit in memory, else one per core]")
+    workers: Any = _option(
+        None, "worker processes of each stage [0 to filter and where samples fit in memory, else one per core]"
+    )
 
     eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")
     tasks: Any = _option((), "task names or groups [the scale's suite]; `winnow list tasks` lists them")
