@@ -96,7 +96,7 @@ class RunOptions(ChoiceOptions, TrainingOptions):
     """winnow run: filter, train, evaluate, table."""
 
     workers: Any = _option(
-        None, "worker processes of each stage [0 to filter and where samples fit in memory, else one per core]"
+        None, "processes of each stage [0 to filter and where samples fit in memory, else one per core]"
     )
 
     eval_dir: Any = _option(None, "the evaluation sets' folder [<pool_dir>/eval]")

@@ -30,6 +30,8 @@ def open_array(path: Path) -> np.ndarray:
     """
     with path.open("rb") as file:
         is_numpys = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+    if not is_numpys and is_torchscript(path):
+        raise UserError(f"{path} is a TorchScript archive, a program and no tensor of floats", code="torchscript")
     if not is_numpys and zipfile.is_zipfile(path):
         try:
             return _open_zip(path)
@@ -41,6 +43,17 @@ def open_array(path: Path) -> np.ndarray:
         return open_memmap(path, mode="r")
     except ValueError as error:
         raise UserError(f"{path} is not an .npy file of numbers, nor torch's ({error})") from error
+
+
+def is_torchscript(path: Path) -> bool:
+    """Tell whether a file is a TorchScript archive: a program of torch's, with its weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _open_zip(path: Path) -> np.ndarray:

@@ -670,6 +670,92 @@ def test_pictures_and_words_are_encoded_as_by_open_clip(folder: Path, tmp_path: 
         assert torch.allclose(found, expected, rtol=0, atol=1e-6)
 
 
+WRITERS = {
+    "ddp": ("module.", ()),
+    "compiled": ("_orig_mod.", ()),
+    "ddp of compiled": ("module._orig_mod.", ("state_dict",)),
+    "compiled ddp": ("_orig_mod.module.", ("model",)),
+    "lightning": ("model.", ("state_dict",)),
+    "lightning of compiled": ("model._orig_mod.", ("state_dict",)),
+    "many": ("module.model._orig_mod.module.module.", ("state_dict", "model")),
+    "nested": ("", ("model", "state_dict")),
+    "deepspeed": ("", ("module",)),
+    "plain": ("", ("model_state_dict",)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_weights_of_other_writers_give_the_same_model(
+    folder: Path, opened: OpenedModel, tmp_path: Path, writer: str, suffix: str
+) -> None:
+    prefix, nests = WRITERS[writer]
+    weights = {f"{prefix}{name}": value for name, value in opened.model.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        value: Any = weights
+        for nest in reversed(nests):
+            value = {"epoch": 3, nest: value, "optimizer": {"state": {0: torch.zeros(2)}}}
+        torch.save(value, path)
+    found = open_model("oracle", str(path)).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in opened.model.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_wrappers_in_any_order_and_number_are_taken_off(opened: OpenedModel, seed: int, tmp_path: Path) -> None:
+    """Also between the parts of a name, where a tower was compiled alone."""
+    rng = np.random.default_rng(seed)
+    prefix = "".join(f"{each}." for each in rng.choice(["module", "_orig_mod", "model"], rng.integers(0, 6)))
+    inner = ["visual.", "visual._orig_mod.", "visual.module."][seed % 3]
+    weights = {prefix + name.replace("visual.", inner, 1): value for name, value in opened.model.state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "weights.pt")
+    found = open_model("oracle", str(tmp_path / "weights.pt")).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in opened.model.state_dict().items())
+
+
+def test_names_of_an_older_layout_are_converted_behind_wrappers_too(opened: OpenedModel, tmp_path: Path) -> None:
+    """open_clip puts the text tower's names of a plain CLIP under `text.` for a model with a tower of its own."""
+    custom = write_config(tmp_path, "custom_text", custom_text=True)
+    weights = {f"module._orig_mod.{name}": value for name, value in opened.model.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "weights.pt")
+    found = open_model(str(custom), str(tmp_path / "weights.pt"))
+    expected = opened.model.state_dict()["token_embedding.weight"]
+    assert torch.equal(found.model.state_dict()["text.token_embedding.weight"], expected)
+
+
+def test_unexpected_tensors_are_shown_before_missing_ones(opened: OpenedModel, tmp_path: Path) -> None:
+    weights = dict(opened.model.state_dict())
+    missing = [weights.pop(name) for name in list(weights)[:9]]
+    weights |= {f"student.layer{number}": torch.zeros(2) for number in range(6)}
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "mine.pt")
+    with pytest.raises(ValueError, match="its tensors are not those of oracle") as caught:
+        open_model("oracle", str(tmp_path / "mine.pt"))
+    told = str(caught.value)
+    assert (
+        "6 tensors (student.layer0, student.layer1, student.layer2, student.layer3, ...) in the file that the" in told
+    )
+    assert told.index("student.layer0") < told.index(f"{len(missing)} tensors (")
+    assert caught.value.code == "other-weights"
+
+
+def test_a_checkpoint_that_is_none_says_what_it_is(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    torch.save({"student": {"a": torch.zeros(2)}, "teacher": {}}, tmp_path / "two.pt")
+    torch.save({"args": Namespace(lr=1), "state_dict": {"a": torch.zeros(2)}}, tmp_path / "args.pt")
+    torch.save({"a": torch.zeros(2), "module.a": torch.zeros(2)}, tmp_path / "twice.pt")
+    for name, told in (
+        ("two.pt", "It is a dict of student, teacher"),
+        ("args.pt", "It names argparse.Namespace, which would be code to run"),
+        ("twice.pt", r"twice.pt: two tensors are 'a'; one is called 'module.a'"),
+    ):
+        with pytest.raises(ValueError, match=told) as caught:
+            open_model("oracle", str(tmp_path / name))
+        assert caught.value.code == "no-weights" and "\n" not in str(caught.value)
+
+
 class Bomb:
     """Leaves a file where it is unpickled."""
 
@@ -700,7 +786,7 @@ def test_what_is_no_checkpoint_of_the_model_is_refused_and_runs_nothing(folder: 
     for name, told in [
         ("code.pt", "it is no state dict of weights alone"),
         ("pickle.pt", "it is no state dict of weights alone"),
-        ("script.pt", "it is no state dict of weights alone"),
+        ("script.pt", "it is a TorchScript archive"),
         ("text.pt", "it is no state dict of weights alone"),
         ("text.safetensors", "it is no state dict of weights alone"),
         ("empty.pt", "it is no state dict of weights alone"),

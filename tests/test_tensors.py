@@ -54,6 +54,20 @@ def test_tensors_and_npy_files_are_mapped_not_read(tmp_path):
         assert np.array_equal(found, ROWS)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own script
+def test_a_torchscript_archive_is_called_one(tmp_path):
+    class Doubled(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return 2 * values
+
+    torch.jit.script(Doubled()).save(tmp_path / "a.pt")
+    torch.save(torch.from_numpy(ROWS), tmp_path / "constants.pkl.pt")
+    with pytest.raises(ValueError, match="is a TorchScript archive") as caught:
+        open_array(tmp_path / "a.pt")
+    assert caught.value.code == "torchscript"
+    assert np.array_equal(open_array(tmp_path / "constants.pkl.pt"), ROWS)
+
+
 def test_files_from_before_torchs_zip_format_are_read(tmp_path):
     torch.save({"image_features": torch.from_numpy(ROWS)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     assert np.array_equal(open_array(tmp_path / "a.pt"), ROWS)
