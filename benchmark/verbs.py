@@ -338,9 +338,11 @@ def _evaluate_model(config: Config) -> None:
         )
         has_results = any((out_dir / EVAL_FOLDER).glob("*.json"))
         if ranks.is_first and has_results:
-            for line in _lines_of_tasks(str(out_dir), tasks, suite, reference):
+            shown = _shown_suites(tasks, suite)
+            for line in [line for each in shown for line in score_lines(str(out_dir), each, reference)]:
                 say(line)
-            say(f"every task: winnow leaderboard compare {out_dir} --tasks")
+            if any(each.name != OWN_CHOICE for each in shown):  # whose table has every task
+                say(f"every task: winnow leaderboard compare {out_dir} --tasks")
             say(f"files: {out_dir} (scores: eval_results.jsonl; predictions: eval/*.parquet; times: costs.jsonl)")
         _end_with(bad_sets, ranks)
 
@@ -387,11 +389,6 @@ def _shown_suites(tasks: Sequence[Task], suite_name: str) -> list[Suite]:
     scored = tuple(task.name for task in others if task.is_scored)
     unscored = tuple(task.name for task in others if not task.is_scored)
     return [*shown, Suite(name=OWN_CHOICE, version=1, tasks=scored, unscored=unscored)] if scored else shown
-
-
-def _lines_of_tasks(place: str, tasks: Sequence[Task], suite_name: str, reference: str | None) -> list[str]:
-    """Return the tables of the scores of these tasks."""
-    return [line for suite in _shown_suites(tasks, suite_name) for line in score_lines(place, suite, reference)]
 
 
 def _reference(config: Config) -> str | None:

@@ -109,6 +109,14 @@ def test_sets_that_cannot_be_read_keep_no_other_from_being_evaluated(source, pla
     assert done(place) == {"misc/winogavil"}
 
 
+def test_rows_of_the_hub_that_cannot_be_read_keep_no_other_from_being_evaluated(source, place, capsys):
+    (rows,) = place.glob("sets/hf_cache/nlphuji___winogavil/*/*.parquet")
+    rows.write_bytes(rows.read_bytes()[:-9])
+    told = failing(capsys, *command(source, place))
+    assert told.startswith("1 of 8 evaluation sets cannot be read: 'misc/winogavil': ") and "is damaged" in told
+    assert done(place) == set(NAMES) - {"misc/winogavil"}
+
+
 def test_the_scores_of_the_others_are_shown_and_after_mending_it_goes_on(source, place, capsys):
     cut_tar(place / "sets" / "wds_mnist_test")
     assert main(command(source, place)) == EXIT_USER

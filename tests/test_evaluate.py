@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from benchmark import evaluate as stage
 from benchmark.checkpoints import _preprocess
-from benchmark.eval_sets import Preprocess, hash_eval_set, load_image, read_contents, read_instances, read_samples
+from benchmark.eval_sets import (
+    BadSetsError,
+    Preprocess,
+    hash_eval_set,
+    load_image,
+    read_contents,
+    read_instances,
+    read_samples,
+)
 from benchmark.evaluate import evaluate
 from benchmark.models import model_config
 from benchmark.registry import SUITES, load_tasks, register_task, tasks_named
@@ -438,6 +446,44 @@ def test_an_editors_mark_before_the_first_class_is_no_part_of_it(eval_dir: Path,
     path = eval_dir / CLASSES.folder_name / "classnames.txt"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert run(eval_dir, tmp_path / "out", [CLASSES])["toy/colours"].result["metrics"]["acc1"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "said"),
+    [
+        ("red\n\nblue\nyellow\n", None, "line 2 of 4 is empty"),
+        ("red\ngreen\nblue\nyellow\n\n", None, "line 5 of 5 is empty"),
+        ("red\n\nblue\nyellow\n", 4, None),  # as it is known to be
+        ("red\ngreen\nblue\nyellow", None, None),
+    ],
+)
+def test_a_class_without_a_name_counts_and_is_told_of(
+    eval_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, known: int | None, said: str | None
+) -> None:
+    (eval_dir / CLASSES.folder_name / "classnames.txt").write_text(text)
+    run(eval_dir, tmp_path / "out", [replace(CLASSES, num_classes=known)])
+    counted = read_predictions(tmp_path / "out", CLASSES)["num_classes"][0].as_py()
+    assert counted == len(text.splitlines())
+    told = capsys.readouterr().err
+    assert (said in told) if said else "empty" not in told
+
+
+def test_a_template_that_is_the_same_for_every_class_is_told_of(
+    eval_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (eval_dir / CLASSES.folder_name / "zeroshot_classification_templates.txt").write_text("a {c}\n\nred thing\n")
+    run(eval_dir, tmp_path / "out", [CLASSES])
+    assert "2 of 3 lines have no {c}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt"])
+def test_a_list_without_a_line_is_named(eval_dir: Path, tmp_path: Path, name: str) -> None:
+    (eval_dir / CLASSES.folder_name / name).write_text("")
+    with pytest.raises(BadSetsError, match=rf"{name} is empty") as caught:
+        run(eval_dir, tmp_path / "out")
+    assert caught.value.code == "bad-eval-sets" and list(caught.value.unreadable) == ["toy/colours"]
+    assert caught.value.out_dir == tmp_path / "out"
+    assert not result_path(tmp_path / "out", CLASSES).exists() and result_path(tmp_path / "out", PAIRS).exists()
 
 
 def test_class_names_that_are_not_utf8_are_named(eval_dir: Path, tmp_path: Path) -> None:
