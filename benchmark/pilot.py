@@ -21,7 +21,7 @@ from benchmark.rules import Rule
 from benchmark.signals import NOT_ASKED, KeptValues, user_signal
 from benchmark.storage import format_bytes
 from benchmark.subset import Subset
-from benchmark.tables import read_footer
+from benchmark.tables import iter_batches, read_footer, without_view_types, without_views
 from benchmark.uids import count_of, parse_uids
 
 PILOT_ROWS = 10_000
@@ -113,15 +113,14 @@ def _bring_user_signals(pool: Pool, scratch: Pool, rules: Sequence[Rule], uids: 
     for rule in (each for chosen in rules for each in chosen.with_signals(pool)):
         for name, signal in rule.signal_rules(pool).items():
             if signal is None:
-                path = user_signal(pool, name, rule.name).path
-                found = pq.ParquetFile(path)
-                schema = pa.schema([found.schema_arrow.field(each) for each in ("uid", name)])
-                with pq.ParquetWriter(scratch.signals_dir / f"{name}.parquet", schema) as writer:
-                    for batch in found.iter_batches(columns=["uid", name]):
-                        is_wanted = count_of(parse_uids(batch["uid"], str(path)), wanted) > 0
-                        writer.write_table(
-                            pa.Table.from_batches([batch.select(schema.names)]).filter(pa.array(is_wanted))
-                        )
+                for number, path in enumerate(user_signal(pool, name, rule.name).paths):
+                    found = read_footer(path).schema.to_arrow_schema()
+                    schema = without_view_types(pa.schema([found.field(each) for each in ("uid", name)]))
+                    with pq.ParquetWriter(scratch.signals_dir / f"{name}-{number}.parquet", schema) as writer:
+                        for batch in iter_batches(path, ["uid", name]):
+                            is_wanted = count_of(parse_uids(batch["uid"], str(path)), wanted) > 0
+                            table = without_views(pa.Table.from_batches([batch.select(schema.names)]))
+                            writer.write_table(table.filter(pa.array(is_wanted)))
 
 
 def _forecasts(pool: Pool, judge: Judge, shard: Shard, asked: np.ndarray, within: Subset | None) -> list[Forecast]:

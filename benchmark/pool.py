@@ -49,7 +49,7 @@ from benchmark.storage import (
     storage_errors,
 )
 from benchmark.subset import Subset
-from benchmark.tables import read_footer, read_parquet
+from benchmark.tables import column_problem, plain_column, plain_frame, read_footer, read_parquet
 from benchmark.uids import fingerprint_of, parse_uids
 
 FINGERPRINT_VERSION = 1
@@ -121,9 +121,9 @@ class Pool:
         with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
             self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
         for path in self.metadata_paths:
-            names = self._columns(path)
+            names = self.schema(path).names
             if "uid" not in names:
-                raise UserError(f"{path} has no column 'uid'; it has {names}")
+                raise UserError(f"{path} has no column 'uid'; it has {names}", code="column-missing")
 
     def __getstate__(self) -> dict[str, object]:
         # A process that is handed a pool does without what was looked up.
@@ -242,7 +242,7 @@ class Pool:
 
     def read_uids(self, path: Path, rows: np.ndarray | None = None) -> np.ndarray:
         """Read the uids of one metadata shard, or of some of its rows (a mask, or numbers): shape (rows,)."""
-        column = read_parquet(path, ["uid"])["uid"]
+        column = plain_column(read_parquet(path, ["uid"])["uid"], f"{path}: the column 'uid'", "text")
         if rows is not None:
             column = column.filter(pa.array(rows)) if rows.dtype == bool else column.take(pa.array(rows))
         return parse_uids(column, str(path))
@@ -259,7 +259,7 @@ class Pool:
         """Read columns of one metadata shard with pandas' default types."""
         table = read_parquet(path, columns)
         # A plain RangeIndex even where no column is asked for.
-        return table.to_pandas() if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
+        return plain_frame(table, path) if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
 
     def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Read arrays of the .npz beside a metadata shard, each (rows, dimension)."""
@@ -280,15 +280,19 @@ class Pool:
         return features
 
     def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
-        """Raise ValueError where a metadata shard lacks one of the columns."""
+        """Raise ValueError where a metadata shard lacks one of the columns, or has it in a type that cannot be read."""
         for path in self.metadata_paths:
-            names = self._columns(path)
+            schema = self.schema(path)
             for column in columns:
-                if column not in names:
+                if column not in schema.names:
                     raise UserError(
                         f"{needed_by} needs the column {column!r}, which {path} lacks."
-                        f"{nearest_name(column, names)} It has {names}."
+                        f"{nearest_name(column, schema.names)} It has {schema.names}.",
+                        code="column-missing",
                     )
+                problem = column_problem(self.footer(path), column)
+                if problem is not None:
+                    raise UserError(f"{needed_by} needs the column {column!r}: {path}: {problem}", code="column-type")
 
     def check_features(self, features: Sequence[str], needed_by: str) -> None:
         """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has another length."""
@@ -308,8 +312,9 @@ class Pool:
                         f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows"
                     )
 
-    def _columns(self, path: Path) -> list[str]:
-        return self.footer(path).schema.to_arrow_schema().names
+    def schema(self, path: Path) -> pa.Schema:
+        """Return the columns of a metadata shard with their types."""
+        return self.footer(path).schema.to_arrow_schema()
 
     def feature_sizes(self, path: Path) -> dict[str, int]:
         """Return the bytes of each array of the .npz beside a metadata shard."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.filtering import check_pool_has
@@ -27,6 +28,7 @@ from benchmark.pool import Pool, npz_shapes
 from benchmark.stage import Json, atomic_path, locked
 from benchmark.storage import cache_dir, index_dir_of, one_line
 from benchmark.subset import load_subset, write_subset
+from benchmark.tables import COMMON_FAMILIES, column_problem, family_of, plain_type
 from benchmark.uids import UID_DTYPE, count_of, format_uids, repeated_uids, sorted_blocks, walk_together
 
 REPEATS_NAME = "repeated_uids.csv"  # in the index's folder
@@ -423,21 +425,33 @@ def _read_fingerprint(pool: Pool, summary: IndexSummary | None) -> tuple[str | N
 
 
 def _check_schemas(pool: Pool) -> tuple[dict[str, str], list[str]]:
-    """Return the columns of the first metadata shard with their types, and the shards that differ from it."""
+    """Return the columns of the first metadata shard with their types, and what rules cannot read, or not alike."""
     columns: dict[str, str] = {}
     problems = []
     for path in pool.metadata_paths:
-        with path.open("rb") as file:
-            here = {column.name: str(column.type) for column in pq.read_schema(file)}
-        columns = columns or here
+        footer = pool.footer(path)
+        schema = footer.schema.to_arrow_schema()
+        here = {column.name: str(column.type) for column in schema}
+        alike = {column.name: _type_as_read(column) for column in schema}
+        if not columns:
+            columns, wanted = here, alike
+        unreadable = {name: problem for name in here if (problem := column_problem(footer, name)) is not None}
+        problems += [f"{path}: {problem}" for problem in unreadable.values()]
         differences = [
             f"{name} is {here.get(name, 'absent')} there and {columns.get(name, 'absent')} in the first"
             for name in dict.fromkeys([*columns, *here])
-            if here.get(name) != columns.get(name)
+            if alike.get(name) != wanted.get(name) and name not in unreadable
         ]
         if differences:
             problems.append(f"{path} has other columns than {pool.metadata_paths[0].name}: {'; '.join(differences)}")
     return columns, problems
+
+
+def _type_as_read(column: pa.Field) -> str:
+    """Spell the type in which rules get a column: text of all types is alike, a score of 32 bits is not one of 64."""
+    family = COMMON_FAMILIES.get(column.name)
+    plain = plain_type(column.type, family)
+    return "text" if family_of(plain) == "text" else str(plain)
 
 
 def _check_npz(pool: Pool) -> tuple[int, dict[str, list[int]], list[str]]:

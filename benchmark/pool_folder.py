@@ -26,6 +26,7 @@ from benchmark.stage import (
     write_record,
 )
 from benchmark.storage import one_line
+from benchmark.tables import without_view_types, without_views
 
 
 def make_pool(
@@ -96,8 +97,8 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table
 def write_parquet_rows(source: Path, target: Path, kept: np.ndarray) -> None:
     """Write some rows of a parquet file, in order; `kept` is a mask, (rows,) bool."""
     start = 0
-    with parquet_writer(target, read_parquet_schema(source)) as write:
-        for table in iter_row_groups(source):
+    with parquet_writer(target, without_view_types(read_parquet_schema(source))) as write:
+        for table in map(without_views, iter_row_groups(source)):
             chosen = kept[start : start + table.num_rows]
             start += table.num_rows
             if chosen.any():

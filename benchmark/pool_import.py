@@ -36,6 +36,7 @@ from benchmark.pool_check import Meeting, filters_of, measure_meeting
 from benchmark.pool_folder import iter_row_groups, make_pool, parquet_writer, read_parquet_schema, write_npz_rows
 from benchmark.stage import Json, Record, digest, sha256_of
 from benchmark.storage import index_dir_of, local_copy, one_line, open_sequential
+from benchmark.tables import family_of, is_family, plain_column, without_view_types, without_views
 from benchmark.tars import Damage, reading_ahead, scan_tar
 from benchmark.uids import UID_DTYPE, find_uids, format_uids, parse_uids, uid_order
 
@@ -114,7 +115,7 @@ class Tables:
         for option, column in (("--uid-column", self.uid_column), ("--key-column", self.key_column)):
             if column is not None and column not in schema.names:
                 raise _no_column(f"{option} {column}", column, path, schema.names)
-            if column is not None and _family(schema.field(column).type) not in ("text", "null"):
+            if column is not None and not is_family(schema.field(column).type, "text"):
                 raise UserError(
                     f"{option} {column}: {path} has {schema.field(column).type} there; uids and keys are text, such as "
                     "'000000010023'"
@@ -402,21 +403,27 @@ def _import_table(
     path: Path, target: Path, tables: Tables, uids_of: Callable[[pa.Table, str], tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write one metadata shard, and the rows of the .npz beside it."""
-    source = read_parquet_schema(path)
+    source = without_view_types(read_parquet_schema(path))
     names = tables.names_of(path, source)
     schema = pa.schema(
         [("uid", pa.string()), *((new, COMMON_TYPES.get(new, source.field(old).type)) for new, old in names)]
     )
     masks = [np.empty(0, dtype=bool)]
     with parquet_writer(target, schema) as write:
-        for number, table in enumerate(iter_row_groups(path)):
+        for number, table in enumerate(map(without_views, iter_row_groups(path))):
             uids, has_uid = uids_of(table, f"{path}, row group {number}")
             masks.append(has_uid)
             kept = table.filter(pa.array(has_uid))
             arrays = [pa.array(format_uids(uids), pa.string())]
             for new, old in names:
                 try:
-                    arrays.append(kept[old].cast(schema.field(new).type))
+                    column = kept[old]
+                    if new in COMMON_TYPES:
+                        family = family_of(COMMON_TYPES[new])
+                        column = plain_column(
+                            column, f"{path}: the column {old!r}", family if family in ("text", "number") else None
+                        )
+                    arrays.append(column.cast(schema.field(new).type))
                 except pa.ArrowException as error:
                     raise UserError(
                         f"{path}: column {old!r} does not become {new} of type {schema.field(new).type} "
@@ -431,35 +438,24 @@ def _import_table(
 def _check_type(path: Path, new: str, old: str, kind: pa.DataType) -> None:
     """Raise ValueError where a column of CommonPool's name holds something else."""
     wanted = COMMON_TYPES.get(new)
-    if wanted is not None and not pa.types.is_null(kind) and _family(kind) != _family(wanted):
+    if wanted is not None and not is_family(kind, family_of(wanted)):
         raise UserError(
             f"{path}: the column {old!r} is {kind}, but {new} is {wanted}; bring it to that, or rename it: "
             f"--column OTHER={old}"
         )
 
 
-def _family(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        return _family(kind.value_type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "text"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return "number"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return f"list of {_family(kind.value_type)}"
-    return str(kind)
-
-
 def _uids_of_column(column: str, table: pa.Table, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the uids of the rows that have one, and which they are."""
-    texts = table[column].cast(pa.string())
+    texts = plain_column(table[column], f"{where}, column {column!r}", "text").cast(pa.string())
     has_uid = texts.is_valid().to_numpy()
     return parse_uids(texts.fill_null("0" * 32), f"{where}, column {column!r}")[has_uid], has_uid
 
 
 def _uids_of_content(sha256: str, text: str, table: pa.Table, where: str) -> tuple[np.ndarray, np.ndarray]:
     uids, has_uid = [], np.zeros(table.num_rows, dtype=bool)
-    for row, (hashed, caption) in enumerate(zip(table[sha256].to_pylist(), table[text].to_pylist(), strict=True)):
+    hashes, captions = (plain_column(table[name], f"{where}, column {name!r}", "text") for name in (sha256, text))
+    for row, (hashed, caption) in enumerate(zip(hashes.to_pylist(), captions.to_pylist(), strict=True)):
         if hashed is None or caption is None:
             continue
         try:
@@ -478,9 +474,9 @@ def _digest(text: str) -> bytes:
 
 
 def _uids_of_keys(
-    column: str, hashes: np.ndarray, sample_uids: np.ndarray, table: pa.Table, _where: str
+    column: str, hashes: np.ndarray, sample_uids: np.ndarray, table: pa.Table, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    keys = table[column].cast(pa.string())
+    keys = plain_column(table[column], f"{where}, column {column!r}", "text")
     places = find_uids(_hash_keys(keys.to_pylist()), hashes)
     has_uid = (places >= 0) & keys.is_valid().to_numpy()
     return sample_uids[places[has_uid]], has_uid

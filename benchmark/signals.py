@@ -3,7 +3,8 @@
     signals_dir/<strategy>-<key>/strategy.json      what its values hang on: options, assets, its whole source file
     signals_dir/<strategy>-<key>/<shard>.parquet    a row for each of the metadata shard's: value, state (a signal: uid)
     signals_dir/<strategy>-<key>/<shard>.parts/     what a run that is under way, or was killed, has of it so far
-    signals_dir/my_scores.parquet                   a user's: a column `uid`, and columns that filters ask for by name
+    signals_dir/my_scores.parquet                   a user's: a column `uid`, and columns that filters ask for by name;
+                                                    several files with a column of one name are one signal
     signals_dir/joined/<sha256>-<column>/           the same, sorted by uid
 
 A shard's values are of its metadata file (and .npz, and the pool's tars) as they were; others are computed anew. Any of
@@ -15,8 +16,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +29,10 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import NotFoundError, UserError
 from benchmark.names import nearest_name
-from benchmark.stage import Json, atomic_path, locked, remove_temporary, write_json
+from benchmark.stage import Json, atomic_path, digest, locked, remove_temporary, write_json
 from benchmark.storage import file_hash, list_files
-from benchmark.tables import read_footer, read_parquet
-from benchmark.uids import UID_DTYPE, find_uids, parse_uids, sorted_blocks
+from benchmark.tables import family_of, is_family, iter_batches, plain_column, plain_type, read_footer, read_parquet
+from benchmark.uids import UID_DTYPE, find_uids, format_uids, parse_uids, sorted_blocks
 
 if TYPE_CHECKING:
     from benchmark.pool import Pool
@@ -199,11 +201,11 @@ def begin_keeping(folder: Path, identity: dict[str, Json]) -> None:
 
 @dataclass(frozen=True)
 class UserSignal:
-    """A column of a user's parquet file."""
+    """A column of a user's parquet files, which are one signal together."""
 
-    path: Path
+    paths: tuple[Path, ...]
     column: str
-    sha256: str
+    sha256: str  # of the file; of several, of all their hashes
 
     def joined_path(self, pool: Pool) -> Path:
         """Return where its values are, sorted by uid."""
@@ -211,34 +213,71 @@ class UserSignal:
 
 
 def user_signal(pool: Pool, name: str, needed_by: str) -> UserSignal:
-    """Find the one parquet file in the signals' folder with a column of that name.
+    """Find the parquet files in the signals' folder that have a column of that name: one, or one per shard.
 
-    Raises FileNotFoundError where there is none, ValueError where there are two.
+    Raises FileNotFoundError where there is none, ValueError where one has no uids, or no values that can be read.
     """
     try:
         files = [file for file in list_files(pool.signals_dir) if file.path.suffix == ".parquet"]
     except FileNotFoundError:
         files = []
-    columns = {file: read_footer(file.path).schema.to_arrow_schema().names for file in files}
-    found = [file for file, names in columns.items() if name in names]
+    schemas = {file: _schema_of(file.path, file.state) for file in files}
+    found = [file for file, schema in schemas.items() if name in schema.names]
     if not found:
-        known = sorted({each for names in columns.values() for each in names} - {"uid"})
+        known = sorted({each for schema in schemas.values() for each in schema.names} - {"uid"})
         raise NotFoundError(
             f"{needed_by!r} needs the signal {name!r}: no file registers one of that name, and no parquet file in "
-            f"{pool.signals_dir} has a column of that name beside `uid`.{nearest_name(name, known)}"
+            f"{pool.signals_dir} has a column of that name beside `uid`.{nearest_name(name, known)}",
+            code="signal-not-found",
         )
-    if len(found) > 1:
-        raise UserError(f"both {found[0].path} and {found[1].path} have a column {name!r}; rename one of them")
-    file = found[0]
-    if "uid" not in columns[file]:
+    for file in found:
+        names = schemas[file].names
+        if "uid" not in names:
+            told = f"{file.path} has no column 'uid', so its {name!r} belongs to no sample; it has {names}"
+            raise UserError(told, code="column-missing")
+        for each in ("uid", name):
+            if names.count(each) > 1:
+                raise UserError(f"{file.path} has {names.count(each)} columns {each!r}; leave one", code="column-type")
+    _common_kind({file.path: schemas[file].field(name).type for file in found}, name)
+    hashes = [file_hash(file.path, file.state) for file in found]
+    return UserSignal(
+        tuple(file.path for file in found), name, hashes[0] if len(hashes) == 1 else digest(sorted(hashes))
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _schema_of(path: Path, _state: str) -> pa.Schema:
+    return read_footer(path).schema.to_arrow_schema()
+
+
+def _common_kind(types: Mapping[Path, pa.DataType], name: str) -> np.dtype | None:
+    """Return the type of a signal's values in several files, texts as whole numbers; None where none has any.
+
+    Raises ValueError where a file holds something else than text, numbers or bools, or another kind than the others.
+    """
+    kinds: dict[str, tuple[Path, list[np.dtype]]] = {}
+    for path, kind in types.items():
+        family = "text" if is_family(kind, "text") else family_of(kind)
+        if pa.types.is_null(kind):
+            continue
+        if family not in ("text", "number", "bool"):
+            raise UserError(
+                f"{path}: {name!r} holds {kind}; a signal holds numbers, bools or texts", code="column-type"
+            )
+        plain = pa.int64() if family == "text" or pa.types.is_integer(plain_type(kind)) else plain_type(kind)
+        kinds.setdefault(family, (path, []))[1].append(np.dtype(plain.to_pandas_dtype()))
+    if len(kinds) > 1:
+        (first, (path, _)), (second, (other, _)) = list(kinds.items())[:2]
         raise UserError(
-            f"{file.path} has no column 'uid', so its {name!r} belongs to no sample; it has {columns[file]}"
+            f"{path} has {name!r} as {first} and {other} as {second}, and files with one name are one signal; "
+            "write both alike, or rename one",
+            code="signal-types",
         )
-    return UserSignal(file.path, name, file_hash(file.path, file.state))
+    return np.result_type(*next(iter(kinds.values()))[1]) if kinds else None
 
 
 def join_user_signal(pool: Pool, signal: UserSignal) -> None:
-    """Sort a user's values by uid, once, in bounded memory; raises ValueError where a uid is named twice."""
+    """Sort a user's values by uid, once, in bounded memory; raises ValueError where a uid has two rows with a value."""
     folder = signal.joined_path(pool)
     if (folder / "texts.json").exists():
         return
@@ -247,18 +286,17 @@ def join_user_signal(pool: Pool, signal: UserSignal) -> None:
             return
         remove_temporary(folder)
         texts: dict[str, int] = {}
-        dtype: np.dtype | None = None
+        types = {path: read_footer(path).schema.to_arrow_schema().field(signal.column).type for path in signal.paths}
+        kind = _common_kind(types, signal.column) or np.dtype(bool)
+        dtype = np.dtype([("f0", "u8"), ("f1", "u8"), ("value", kind)])
 
         def records() -> Iterator[np.ndarray]:
-            nonlocal dtype
-            for batch in pq.ParquetFile(signal.path).iter_batches(columns=["uid", signal.column]):
-                batch = batch.filter(pc.is_valid(batch[signal.column]))
-                values = _numbers(batch[signal.column], texts, signal)
-                dtype = np.dtype([("f0", "u8"), ("f1", "u8"), ("value", values.dtype)])
-                part = np.empty(len(values), dtype=dtype)
-                uids = parse_uids(batch["uid"], str(signal.path))
-                part["f0"], part["f1"], part["value"] = uids["f0"], uids["f1"], values
-                yield part
+            for path in signal.paths:
+                for uids, column in _valued_rows(path, signal.column):
+                    part = np.empty(len(uids), dtype=dtype)
+                    part["f0"], part["f1"] = uids["f0"], uids["f1"]
+                    part["value"] = _numbers(column, texts, path, signal.column)
+                    yield part
 
         with atomic_path(folder / "values.bin") as temporary, temporary.open("wb") as file:
             for block in sorted_blocks(records(), folder):
@@ -266,13 +304,34 @@ def join_user_signal(pool: Pool, signal: UserSignal) -> None:
                 uids["f0"], uids["f1"] = block["f0"], block["f1"]
                 repeated = np.flatnonzero(uids[1:] == uids[:-1])
                 if len(repeated):
-                    high, low = uids[repeated[0]].item()
-                    raise UserError(
-                        f"{signal.path} names the uid {high:016x}{low:016x} twice; keep one row of each uid"
-                    )
+                    raise _repeated(signal, uids[repeated[0]])
                 file.write(block.data)
-        kind = np.dtype(bool) if dtype is None else dtype["value"]
         write_json(folder / "texts.json", {"dtype": kind.str, "texts": list(texts)})
+
+
+def _valued_rows(path: Path, name: str) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """Yield the uids of a user's file and the column, of the rows that have a value, batch by batch."""
+    for batch in iter_batches(path, ["uid", name]):
+        family = "text" if is_family(batch[name].type, "text") else None
+        values = plain_column(batch[name], f"{path}: {name!r}", None if pa.types.is_null(batch[name].type) else family)
+        uids = plain_column(batch["uid"], f"{path}: the column 'uid'", "text")
+        has_value = pc.is_valid(values)
+        yield parse_uids(uids.filter(has_value), str(path)), values.filter(has_value)
+
+
+def _repeated(signal: UserSignal, uid: np.void) -> UserError:
+    """Return the error for a uid that has a value on several rows, with the files in which they are."""
+    found = [path for path in signal.paths for uids, _ in _valued_rows(path, signal.column) for _ in uids[uids == uid]]
+    (spelt,) = format_uids(np.array([uid], dtype=UID_DTYPE))
+    if len(set(found)) == 1:
+        told = f"{found[0]} names the uid {spelt} twice; keep one row of each uid"
+        return UserError(told, code="uid-twice-in-signal")
+    first, second = list(dict.fromkeys(found))[:2]
+    return UserError(
+        f"both {first} and {second} have {signal.column!r} of the uid {spelt}, and files with one name are one signal; "
+        "keep one row of each uid, or rename the column of one",
+        code="uid-twice-in-signal",
+    )
 
 
 def read_user_signal(pool: Pool, signal: UserSignal, uids: np.ndarray) -> Values:
@@ -295,8 +354,8 @@ def read_user_signal(pool: Pool, signal: UserSignal, uids: np.ndarray) -> Values
     return Values(values, np.where(is_there, JUDGED, NO_VERDICT).astype(np.uint8))
 
 
-def _numbers(column: pa.Array, texts: dict[str, int], signal: UserSignal) -> np.ndarray:
-    """Return a column of a user's as numbers, texts as their places in `texts`, which is added to."""
+def _numbers(column: pa.Array, texts: dict[str, int], path: Path, name: str) -> np.ndarray:
+    """Return a plain column of a user's without nulls as numbers, texts as their places in `texts`, which grows."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         encoded = column.dictionary_encode()
@@ -304,15 +363,12 @@ def _numbers(column: pa.Array, texts: dict[str, int], signal: UserSignal) -> np.
             [texts.setdefault(text, len(texts)) for text in encoded.dictionary.to_pylist()], dtype=np.int64
         )
         if len(texts) > MAX_TEXTS:
-            raise UserError(f"{signal.path}: {signal.column!r} has more than {MAX_TEXTS:,} different texts")
+            raise UserError(f"{path}: {name!r} has more than {MAX_TEXTS:,} different texts", code="too-many-texts")
         return places[encoded.indices.to_numpy()] if len(places) else np.empty(0, dtype=np.int64)
-    if pa.types.is_boolean(kind):
-        return column.to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind):
         try:
             return column.cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid as error:
-            raise UserError(f"{signal.path}: {signal.column!r} has numbers beyond 64 bits with a sign") from error
-    if pa.types.is_floating(kind):
-        return column.to_numpy()
-    raise UserError(f"{signal.path}: {signal.column!r} holds {kind}; a signal holds numbers, bools or texts")
+            told = f"{path}: {name!r} has numbers beyond 64 bits with a sign"
+            raise UserError(told, code="number-too-large") from error
+    return column.to_numpy(zero_copy_only=False)

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from benchmark.errors import UserError
+from benchmark.tables import is_family, plain_column
 
 UID_DTYPE = np.dtype("u8,u8")  # upper and lower 64 bits, as in DataComp's subset files
 BLOCK = 2**20  # uids that are looked at together
@@ -39,10 +40,10 @@ def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where:
         array = array.combine_chunks()
     if len(array) == 0:  # of whatever type: writers give a column without values any
         return np.empty(0, dtype=UID_DTYPE)
+    if not is_family(array.type, "text"):
+        raise UserError(f"{where}: uids are {array.type}, expected strings of 32 hex characters", code="column-type")
     if not pa.types.is_string(array.type):
-        if not (pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)):
-            raise UserError(f"{where}: uids are {array.type}, expected strings of 32 hex characters")
-        array = array.cast(pa.string())
+        array = plain_column(array, f"{where}: the column of uids", "text").cast(pa.string())
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise UserError(f"{where}: the uid in row {row} is null ({array.null_count} in all)")

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmark import judging, signals
 from benchmark.filtering import run_filters, score_pool
 from benchmark.judging import SLICE_ROWS
+from benchmark.pilot import pilot_lines
 from benchmark.pool import Pool
 from benchmark.rules import Cut, Rule
+from benchmark.stage import sha256_of
 from benchmark.subset import Subset
 from benchmark.uids import format_uids, parse_uids
 from tests.conftest import loaded_plugin, uid, write_pool
@@ -421,10 +424,118 @@ def test_a_signal_that_is_nowhere_is_named_with_the_nearest(tmp_path, notes):
     pd.DataFrame({"uid": [uid(0)], "my_scor": [1.0]}).to_parquet(pool / "signals" / "mine.parquet")
     with pytest.raises(FileNotFoundError, match=r"'s_mine' needs the signal 'my_score'.*Did you mean 'my_scor'"):
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
-    pd.DataFrame({"uid": [uid(0)], "my_score": [1.0]}).to_parquet(pool / "signals" / "a.parquet")
-    pd.DataFrame({"uid": [uid(0)], "my_score": [1.0]}).to_parquet(pool / "signals" / "b.parquet")
-    with pytest.raises(ValueError, match=r"both .*a\.parquet and .*b\.parquet have a column 'my_score'"):
+
+
+def test_scores_in_a_file_per_shard_are_one_signal(tmp_path, notes):
+    """As every scoring program writes them; what one file says and several say together is the same."""
+    mine = {0: 0.9, 1: 0.2, 2: 0.5, 3: 0.7, 4: 0.1, 5: None}
+    whole, parts = (make_pool(tmp_path / name, [0, 1, 2], [3, 4, 5]) for name in ("whole", "parts"))
+    for pool, files in ((whole, [range(6)]), (parts, [(5, 3), (0,), (), (2, 4, 1)])):
+        (pool / "signals").mkdir()
+        for number, numbers in enumerate(files):
+            frame = pd.DataFrame({"uid": [uid(n) for n in numbers], "my_score": [mine[n] for n in numbers]})
+            frame.to_parquet(pool / "signals" / f"{number:05d}.parquet")
+    cut = Rule("s_mine", {}, Cut("threshold", 0.5))
+    assert kept(whole, cut) == kept(parts, cut) == [0, 2, 3]
+    before = cut.as_json(Pool(parts))
+    assert before["signals"]["my_score"] != cut.as_json(Pool(whole))["signals"]["my_score"]
+    (parts / "signals" / "00001.parquet").rename(parts / "signals" / "99999.parquet")
+    assert cut.as_json(Pool(parts)) == before  # by contents, not by names
+    pd.DataFrame({"uid": [uid(0)], "my_score": [0.1]}).to_parquet(parts / "signals" / "99999.parquet")
+    assert kept(parts, cut) == [2, 3] and cut.as_json(Pool(parts)) != before
+    (hashed,) = {sha256_of(whole / "signals" / "00000.parquet")}
+    assert cut.as_json(Pool(whole))["signals"]["my_score"] == hashed  # of one file, as ever
+
+
+def test_a_pilot_takes_scores_of_several_files(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2], [3])
+    (pool / "signals").mkdir()
+    for number in range(4):
+        table = pa.table({"uid": pa.array([uid(number)], pa.string_view()), "my_score": [number / 4]})
+        pq.write_table(table, pool / "signals" / f"{number}.parquet")
+    lines = pilot_lines(Pool(pool), [Rule("s_mine", {}, Cut("threshold", 0.5))])
+    assert any("'s_mine'" in line for line in lines)
+
+
+def test_a_uid_in_two_score_files_is_an_error(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    (pool / "signals").mkdir()
+    for name in "ab":
+        pd.DataFrame({"uid": [uid(0)], "my_score": [1.0]}).to_parquet(pool / "signals" / f"{name}.parquet")
+    with pytest.raises(
+        ValueError, match=r"both .*a\.parquet and .*b\.parquet have 'my_score' of the uid 0{32}"
+    ) as error:
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
+    assert error.value.code == "uid-twice-in-signal"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        ([1.0], ["good"], "signal-types"),
+        ([True], [1], "signal-types"),
+        ([[1.0]], [1.0], "column-type"),
+        ([1], [2.5], None),
+        (["a"], [None], None),
+    ],
+)
+def test_score_files_of_one_name_must_hold_one_kind(tmp_path, notes, first, second, code):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    (pool / "signals").mkdir()
+    for name, number, values in (("a", 0, first), ("b", 1, second)):
+        pd.DataFrame({"uid": [uid(number)], "my_score": values}).to_parquet(pool / "signals" / f"{name}.parquet")
+    if code is None:
+        signal_found = signals.user_signal(Pool(pool), "my_score", "x")
+        signals.join_user_signal(Pool(pool), signal_found)
+        found = signals.read_user_signal(Pool(pool), signal_found, parse_uids([uid(0), uid(1)]))
+        told = [value if judged else None for value, judged in zip(found.values.tolist(), found.is_judged, strict=True)]
+        assert told == [*first, *second]
+        return
+    with pytest.raises(ValueError) as error:
+        kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
+    assert error.value.code == code and ".parquet" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.float16(), pa.float32(), pa.float64(), pa.decimal128(10, 4), pa.int8(), pa.uint64()]
+)
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), "dictionary"])
+def test_scores_and_their_uids_may_be_of_any_arrow_type(tmp_path, notes, kind, text):
+    pool = make_pool(tmp_path / "pool", [0, 1, 2], [3])
+    (pool / "signals").mkdir()
+
+    def texts(values):
+        array = pa.array(values)
+        return array.dictionary_encode() if text == "dictionary" else array.cast(text)
+
+    scores = pa.array([1, 0, None, 1]) if pa.types.is_integer(kind) else pa.array([0.75, 0.25, None, 0.5])
+    table = pa.table(
+        {
+            "uid": texts([uid(n) for n in (3, 1, 2, 0)]),
+            "my_score": scores.cast(kind),
+            "my_word": texts(["good", "bad", None, "good"]),
+        }
+    )
+    pq.write_table(table, pool / "signals" / "mine.parquet")
+    assert kept(pool, Rule("s_word")) == [0, 3]
+    if not pa.types.is_integer(kind):  # the filter declares a cut, and whole numbers are copies
+        assert kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5))) == [0, 3]
+    assert kept(pool, Rule("s_best", {"seed": 0})) == [3, 3]
+
+
+def test_a_damaged_score_file_is_named(tmp_path, notes):
+    pool = make_pool(tmp_path / "pool", [0, 1])
+    (pool / "signals").mkdir()
+    path = pool / "signals" / "mine.parquet"
+    pd.DataFrame({"uid": [uid(n) for n in range(500)], "my_score": np.random.default_rng(0).random(500)}).to_parquet(
+        path
+    )
+    data = bytearray(path.read_bytes())
+    data[4:400] = bytes(396)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"mine\.parquet is damaged") as error:
+        kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
+    assert error.value.code == "damaged-file"
 
 
 def test_workers_keep_the_same_bytes(tmp_path, notes, plugin):
