@@ -31,7 +31,6 @@ from benchmark.stage import ignore_stop_signals
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
 PART_SIZE = 256  # samples that a worker makes at a time
 MAX_ASPECT = 100  # of what a shorter side is resized of; the middle of a longer strip
-MAX_UNDECODABLE = 0.01  # of the samples seen; more stops the run
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
+from benchmark.cosines import Agreement, compared_once, other_order
 from benchmark.errors import NotFoundError, UserError
 from benchmark.executor import map_items
 from benchmark.index import (
@@ -262,9 +263,13 @@ class Pool:
         return plain_frame(table, path) if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
 
     def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Read arrays of the .npz beside a metadata shard, each (rows, dimension)."""
+        """Read arrays of the .npz beside a metadata shard, each (rows, dimension).
+
+        Raises ValueError where it is damaged, or where its rows are in another order than the parquet's.
+        """
         features = {}
         if names:
+            self._refuse_other_order(path)
             npz_path = path.with_suffix(".npz")
             try:
                 with (
@@ -295,7 +300,7 @@ class Pool:
                     raise UserError(f"{needed_by} needs the column {column!r}: {path}: {problem}", code="column-type")
 
     def check_features(self, features: Sequence[str], needed_by: str) -> None:
-        """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has another length."""
+        """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has other rows."""
         for path in self.metadata_paths if features else []:
             npz_path = path.with_suffix(".npz")
             if npz_path not in self.metadata_states:
@@ -311,6 +316,22 @@ class Pool:
                     raise UserError(
                         f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows"
                     )
+            if not is_remote(path):  # of a remote one when it is read: some requests for each file
+                self._refuse_other_order(path)
+
+    def cosines(self, path: Path) -> list[Agreement]:
+        """Compare some cosines of the .npz beside a metadata shard with its scores; nothing where it is damaged."""
+        try:
+            return compared_once(path)
+        except UserError:
+            raise
+        except DAMAGE:
+            return []  # who reads it says so
+
+    def _refuse_other_order(self, path: Path) -> None:
+        for agreement in self.cosines(path):
+            if not agreement.agrees:
+                raise UserError(other_order(path, agreement), code="npz-order")
 
     def schema(self, path: Path) -> pa.Schema:
         """Return the columns of a metadata shard with their types."""

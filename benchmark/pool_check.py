@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from benchmark.cosines import Agreement, other_order
 from benchmark.filtering import check_pool_has
 from benchmark.index import (
     IndexSummary,
@@ -25,8 +25,9 @@ from benchmark.index import (
 )
 from benchmark.options import known_strategies, make_rule
 from benchmark.pool import Pool, npz_shapes
+from benchmark.samples import MAX_UNDECODABLE, decode_pixels
 from benchmark.stage import Json, atomic_path, locked
-from benchmark.storage import cache_dir, index_dir_of, one_line
+from benchmark.storage import RangeReader, cache_dir, index_dir_of, one_line
 from benchmark.subset import load_subset, write_subset
 from benchmark.tables import COMMON_FAMILIES, column_problem, family_of, plain_type
 from benchmark.uids import UID_DTYPE, count_of, format_uids, repeated_uids, sorted_blocks, walk_together
@@ -36,6 +37,9 @@ COUNTS_NAME = "tars.csv"  # there too: what the index counts of each tar
 COUNTED = ("rows", "present", "without_image", "without_text", "without_json", "damage")
 SHOWN = 10  # repeated uids that are named
 MAX_PLACES = 100  # that are named of one uid; a file lists all
+MAX_PICTURES, MAX_TARS = 256, 64  # that are decoded as a sample, and tars that they are of
+PICTURE_BLOCK_BYTES = 1 << 20  # what one picture of a remote tar costs
+NAMED_PICTURES = 3
 
 
 # --- The index -----------------------------------------------------------------------------------------------------
@@ -205,6 +209,24 @@ class Meeting:
 
 
 @dataclass(frozen=True)
+class Cosines:
+    """How the .npz of all metadata shards agree with one score column."""
+
+    shards: int  # that have both
+    rows: int  # of them that were compared
+    difference: float  # of cosine and score, on average
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A sample of the pool's pictures, decoded."""
+
+    sampled: int
+    undecodable: int
+    examples: list[str]  # of these, "TAR KEY"
+
+
+@dataclass(frozen=True)
 class PoolReport:
     """What `winnow pool check` finds; `problems` are what makes it fail."""
 
@@ -220,6 +242,8 @@ class PoolReport:
     columns: dict[str, str]  # of the first metadata shard, with their types
     num_npz: int
     features: dict[str, list[int]]  # arrays of the first .npz, with their dimensions
+    cosines: dict[str, Cosines]  # by score column, how the .npz's embeddings agree with it
+    pictures: Pictures | None  # a sample that was decoded; None without tars
     filters: dict[str, str | None]  # by name: None where it can run, else what it lacks
     problems: list[str]
 
@@ -248,7 +272,12 @@ class PoolReport:
                 "first": self.repeated,
             },
             "columns": self.columns,
-            "npz": {"files": self.num_npz, "arrays": self.features},
+            "npz": {
+                "files": self.num_npz,
+                "arrays": self.features,
+                "cosines": {column: asdict(each) for column, each in self.cosines.items()},
+            },
+            "pictures": None if self.pictures is None else asdict(self.pictures),
             "filters": self.filters,
             "problems": self.problems,
         }
@@ -277,6 +306,11 @@ class PoolReport:
                 f"content hash  {self.content_hash}",
                 f"numbering     {self.numbering}",
             ]
+            if self.pictures is not None:
+                lines.append(
+                    f"pictures      {self.pictures.sampled:,} decoded as a sample, "
+                    f"{self.pictures.undecodable:,} of them cannot be"
+                )
         else:
             lines.append("samples       none: the pool is metadata alone")
         if self.num_shards:
@@ -286,6 +320,11 @@ class PoolReport:
                 f"npz           for {self.num_npz:,} of {self.num_shards:,} metadata shards"
                 + (f": {arrays}" if arrays else "")
             )
+            lines += [
+                f"              {each.rows:,} rows of {each.shards:,} shards compared with {column}: "
+                f"{each.difference:.5f} apart on average"
+                for column, each in self.cosines.items()
+            ]
         lines += filter_lines(self.filters)
         lines.append(
             f"repeated uids {meeting.repeated_in_rows:,} on several rows, "
@@ -315,10 +354,14 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
             f"{meeting.repeated_in_rows:,} uids are on several rows, {meeting.repeated_in_tars:,} at several places"
         )
     columns, differing = _check_schemas(pool)
-    num_npz, features, mismatched = _check_npz(pool)
+    num_npz, features, cosines, mismatched = _check_npz(pool)
     problems += differing + mismatched
+    if pool.metadata_paths and not meeting.rows:
+        problems.append("the metadata has no row that can be read")
+    pictures = None
     if summary is not None:
-        problems += damage_lines(summary)
+        pictures = sample_pictures(pool, summary)
+        problems += damage_lines(summary) + _unusable(pool, meeting, pictures)
         if packed := not_taken(pool.dir):
             problems.append(f"{_told(packed)}: not taken, as they are packed or in folders of their own")
     return PoolReport(
@@ -334,9 +377,55 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
         columns,
         num_npz,
         features,
+        cosines,
+        pictures,
         filters_of(pool),
         problems,
     )
+
+
+def _unusable(pool: Pool, meeting: Meeting, pictures: Pictures) -> list[str]:
+    """Say why nothing can be trained on, and which pictures training would stop at."""
+    problems = []
+    if not meeting.present:
+        problems.append("no sample has image, caption and a uid: there is nothing to train on")
+    elif meeting.rows and not meeting.rows_present:
+        problems.append(
+            "no row of the metadata has a sample with image and caption: the tars' uids and the metadata's do not meet"
+        )
+    if pictures.undecodable > MAX_UNDECODABLE * pictures.sampled:
+        problems.append(
+            f"{pictures.undecodable:,} of {pictures.sampled:,} pictures that were tried cannot be decoded, such as "
+            f"{', '.join(pictures.examples)}; training stops at {MAX_UNDECODABLE:.0%}"
+        )
+    return problems
+
+
+def sample_pictures(pool: Pool, summary: IndexSummary) -> Pictures:
+    """Decode some pictures: the same for the same tars, evenly spread over MAX_TARS of them and within each."""
+    index_dir = index_dir_of(pool.dir)
+    present = [number for number, counts in enumerate(summary.counts) if counts.present]
+    chosen = [summary.tars[present[place]] for place in _spread(len(present), MAX_TARS)]
+    sampled, bad = 0, []
+    reader = RangeReader(block_bytes=PICTURE_BLOCK_BYTES)
+    columns = ["key", "image_offset", "image_length", "text_offset"]
+    for tar, table in zip(chosen, index_tables(index_dir, chosen, columns), strict=True):
+        there = np.flatnonzero(present_rows(table))
+        for row in there[_spread(len(there), MAX_PICTURES // len(chosen))].tolist():
+            offset, length = (table[name][row].as_py() for name in ("image_offset", "image_length"))
+            data = reader.read(tar.path, offset, length, state=tar.state)
+            sampled += 1
+            if decode_pixels(data) is None:
+                bad.append(f"{tar.path.name} {table['key'][row].as_py()}")
+    reader.close()
+    return Pictures(sampled, len(bad), bad[:NAMED_PICTURES])
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Return at most so many places of `count`, evenly spread, the first and the last among them."""
+    if count <= most:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
 
 
 def measure_meeting(pool: Pool, summary: IndexSummary | None, metadata_paths: Sequence[Path] | None = None) -> Meeting:
@@ -454,9 +543,13 @@ def _type_as_read(column: pa.Field) -> str:
     return "text" if family_of(plain) == "text" else str(plain)
 
 
-def _check_npz(pool: Pool) -> tuple[int, dict[str, list[int]], list[str]]:
-    """Return how many .npz there are, the first one's arrays, and what does not fit to the rows or to the first."""
+def _check_npz(pool: Pool) -> tuple[int, dict[str, list[int]], dict[str, Cosines], list[str]]:
+    """Return how many .npz there are, the first one's arrays, their agreement with the scores, and what does not fit.
+
+    That is an .npz that does not fit to the rows of its parquet, or has other arrays than the first.
+    """
     count = 0
+    agreements: list[Agreement] = []
     features: dict[str, list[int]] | None = None
     problems = []
     for path in pool.metadata_paths:
@@ -469,8 +562,7 @@ def _check_npz(pool: Pool) -> tuple[int, dict[str, list[int]], list[str]]:
         except ValueError as error:
             problems.append(str(error))
             continue
-        with path.open("rb") as file:
-            num_rows = pq.read_metadata(file).num_rows
+        num_rows = pool.footer(path).num_rows
         problems += [
             f"{npz_path}: {name} has shape {shape}, but {path.name} has {num_rows:,} rows"
             for name, shape in shapes.items()
@@ -481,4 +573,12 @@ def _check_npz(pool: Pool) -> tuple[int, dict[str, list[int]], list[str]]:
             features = here
         elif here != features:
             problems.append(f"{npz_path} has other arrays than the first: {here}, not {features}")
-    return count, features or {}, problems
+        found = pool.cosines(path)
+        agreements += found
+        problems += [other_order(path, each) for each in found if not each.agrees]
+    cosines = {}
+    for column in sorted({each.column for each in agreements}):
+        own = [each for each in agreements if each.column == column]
+        rows = sum(each.compared for each in own)
+        cosines[column] = Cosines(len(own), rows, sum(each.difference * each.compared for each in own) / rows)
+    return count, features or {}, cosines, problems

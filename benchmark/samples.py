@@ -14,6 +14,7 @@ from benchmark.storage import RangeReader
 from benchmark.tars import IMAGE_FORMATS
 
 JPEG_START = b"\xff\xd8\xff"
+MAX_UNDECODABLE = 0.01  # of the samples that training sees; more stops the run
 MAX_PIXELS = 1 << 26  # a larger image counts as undecodable: no decompression bombs
 
 

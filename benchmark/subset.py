@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os import SEEK_END
 from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO
@@ -14,9 +16,23 @@ import numpy as np
 from benchmark.errors import NotFoundError, UserError
 from benchmark.stage import atomic_path, read_record, warn
 from benchmark.storage import one_line
-from benchmark.uids import BLOCK, UID_DTYPE, is_sorted, sort_uids, walk_together
+from benchmark.tables import read_footer, read_parquet
+from benchmark.uids import BLOCK, UID_DTYPE, is_sorted, parse_uids, sort_uids, walk_together
 
 NPY_MAGIC = b"\x93NUMPY"
+PARQUET_MAGIC = b"PAR1"  # at both ends
+OTHER_FORMATS = {  # by their first bytes
+    b"PK\x03\x04": "a zip archive (as .npz is)",
+    b"\x1f\x8b\x08\x00": "compressed by gzip",
+    b"\x1f\x8b\x08\x08": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"ARROW1": "an Arrow file",
+    b"\x80\x04\x95": "a pickle, which is never read",
+    b"\x80\x05\x95": "a pickle, which is never read",
+    b"\x89HDF": "an HDF5 file",
+}
+TEXT_BYTES = string.printable.encode()
+SNIFFED = 4096  # bytes at the beginning that tell text from numbers
 SUBSET_NAME = "subset.npy"
 SUBSET_RECORD_NAME = "subset.json"  # beside an experiment's subset
 
@@ -74,16 +90,21 @@ def write_subset(path: Path, blocks: Iterable[np.ndarray]) -> int:
 
 
 def load_subset(path: str | Path, *, known_sorted: bool = False) -> Subset:
-    """Read a subset file, memory-mapped: .npy, or raw `u8,u8` pairs without a header.
+    """Read a subset file, memory-mapped: .npy, or raw `u8,u8` pairs without a header; or a parquet's column `uid`.
 
-    Raises FileNotFoundError or ValueError naming the file. One that is not sorted is sorted, with a warning;
-    `known_sorted` spares one of our own the pass that finds out.
+    Of a parquet every row is a copy, and it is held in memory. Raises FileNotFoundError or ValueError naming the file.
+    One that is not sorted is sorted, with a warning; `known_sorted` spares one of our own the pass that finds out.
     """
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"there is no subset file {path}")
     with path.open("rb") as file:
-        has_header = file.read(len(NPY_MAGIC)) == NPY_MAGIC
+        beginning = file.read(SNIFFED)
+        if beginning.startswith(PARQUET_MAGIC) and _ends_with(file, PARQUET_MAGIC):
+            return Subset.of(_uids_of_parquet(path))
+        has_header = beginning.startswith(NPY_MAGIC)
+        if not has_header:
+            _refuse_other_format(path, beginning)
         count = _count_of_npy(path, file) if has_header else _count_of_raw(path)
         start = file.tell() if has_header else 0
     if count == 0:
@@ -106,6 +127,33 @@ def _write_header(file: BinaryIO, count: int) -> None:
     descr = np.lib.format.dtype_to_descr(UID_DTYPE)
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
     assert file.tell() == 128
+
+
+def _ends_with(file: BinaryIO, ending: bytes) -> bool:
+    file.seek(-len(ending), SEEK_END)
+    return file.read() == ending
+
+
+def _uids_of_parquet(path: Path) -> np.ndarray:
+    """Read the column `uid` of a parquet file, in its order: (rows,)."""
+    names = read_footer(path).schema.to_arrow_schema().names
+    if names.count("uid") != 1:
+        told = f"{path} is a parquet file with {names.count('uid')} columns 'uid', where one names the samples"
+        raise UserError(f"{told}; it has {names}", code="column-missing")
+    return parse_uids(read_parquet(path, ["uid"], "write it again")["uid"], str(path))
+
+
+def _refuse_other_format(path: Path, beginning: bytes) -> None:
+    """Raise ValueError where a file is of a known format: raw pairs of random numbers do not look like one."""
+    found = next((name for magic, name in OTHER_FORMATS.items() if beginning.startswith(magic)), None)
+    if found is None and len(beginning) >= UID_DTYPE.itemsize and not beginning.translate(None, TEXT_BYTES):
+        found = "a text file"
+    if found is not None:
+        raise UserError(
+            f"{path} is not a subset file, but {found}; a subset is .npy (pairs of dtype 'u8,u8', as `winnow filter` "
+            "and DataComp write), the same pairs without a header, or .parquet with a column 'uid'",
+            code="not-a-subset",
+        )
 
 
 def _count_of_npy(path: Path, file: BinaryIO) -> int:
@@ -143,6 +191,7 @@ def _count_of_raw(path: Path) -> int:
     if size % UID_DTYPE.itemsize:
         raise UserError(
             f"{path} is not a subset file: neither .npy nor raw pairs of 8-byte integers, "
-            f"as its {size:,} bytes are no multiple of {UID_DTYPE.itemsize}"
+            f"as its {size:,} bytes are no multiple of {UID_DTYPE.itemsize}",
+            code="not-a-subset",
         )
     return size // UID_DTYPE.itemsize

@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmark.data import (
-    MAX_UNDECODABLE,
     Batch,
     HeldSamples,
     StepBatches,
@@ -42,7 +41,7 @@ from benchmark.index import PoolIndex
 from benchmark.models import Tokenizer, build_model, build_own_model, build_tokenizer
 from benchmark.order import SampleOrder, present_samples
 from benchmark.ranks import ALONE, Ranks, check_split, divisors, unwrap, wrap
-from benchmark.samples import SampleReader, decoder_name
+from benchmark.samples import MAX_UNDECODABLE, SampleReader, decoder_name
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,

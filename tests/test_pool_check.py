@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmark import pool_check
 from benchmark import uids as uids_module
 from benchmark.cli import main
 from benchmark.pool_check import check_pool, index_pool
@@ -243,3 +244,67 @@ def test_pandas_can_read_the_list_of_repeated_uids(tmp_path):
     write_shards(tmp_path, a=[1, 1])
     frame = pd.read_csv(index_pool(tmp_path).repeats_path, dtype=str)
     assert frame.to_dict("list") == {"uid": [uid(1)] * 2, "tar": ["a.tar"] * 2, "key": ["a0000", "a0001"]}
+
+
+# --- Whether the pool can be used ------------------------------------------------------------------------------------
+
+
+def test_tars_without_a_usable_sample_are_a_problem(tmp_path, capsys):
+    write_tar(tmp_path / "shards" / "a.tar", [member for n in range(3) for member in members(f"k{n}", n)[1:]])
+    assert main(["pool", "check", str(tmp_path)]) == 1
+    assert "no sample has image, caption and a uid" in capsys.readouterr().out
+
+
+def test_tars_whose_uids_no_row_has_are_a_problem(tmp_path, capsys):
+    pool_dir = write_pool(tmp_path, {"uid": [uid(1), uid(2)]})
+    write_shards(pool_dir, a=[11, 12])
+    assert main(["pool", "check", str(pool_dir)]) == 1
+    out = capsys.readouterr().out
+    assert "problems      1" in out and "no row of the metadata has a sample with image and caption" in out
+
+
+def test_metadata_without_a_row_is_a_problem(tmp_path):
+    pool_dir = write_pool(tmp_path, {"uid": []})
+    assert check_pool(pool_dir).problems == ["the metadata has no row that can be read"]
+
+
+def test_pictures_that_do_not_decode_are_counted_and_named(tmp_path, capsys):
+    """Each of the tars has one broken picture of eight; of a sound pool nothing is said."""
+    for name, broken in (("a", b"\xff\xd8 no picture"), ("b", b"<html>not found</html>")):
+        samples = [members(f"{name}{n}", n, image=broken if n == 3 else None) for n in range(8)]
+        write_tar(tmp_path / "shards" / f"{name}.tar", [member for sample in samples for member in sample])
+    report = check_pool(tmp_path)
+    assert (report.pictures.sampled, report.pictures.undecodable) == (16, 2)
+    assert report.pictures.examples == ["a.tar a3", "b.tar b3"]
+    assert main(["pool", "check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "pictures      16 decoded as a sample, 2 of them cannot be" in out
+    assert "2 of 16 pictures that were tried cannot be decoded, such as a.tar a3, b.tar b3" in out
+    write_shards(tmp_path / "sound", a=[1, 2])
+    assert main(["pool", "check", str(tmp_path / "sound")]) == 0
+    assert "2 decoded as a sample, 0 of them cannot be" in capsys.readouterr().out
+
+
+def test_the_sample_of_pictures_is_bounded_spread_and_always_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmark.pool_check.MAX_PICTURES", 12)
+    monkeypatch.setattr("benchmark.pool_check.MAX_TARS", 4)
+    seen = []
+    decode = pool_check.decode_pixels
+    monkeypatch.setattr("benchmark.pool_check.decode_pixels", lambda data: seen.append(data) or decode(data))
+    for tar in range(10):
+        samples = [members(f"{tar}{n:03d}", 100 * tar + n, image=jpeg((tar, n, 0))) for n in range(20)]
+        write_tar(tmp_path / "shards" / f"{tar}.tar", [member for sample in samples for member in sample])
+    first = check_pool(tmp_path).pictures
+    assert (first.sampled, first.undecodable) == (12, 0)
+    expected = [jpeg((tar, n, 0)) for tar in (0, 3, 6, 9) for n in (0, 10, 19)]
+    assert seen == expected
+    check_pool(tmp_path)
+    assert seen == expected * 2
+
+
+def test_a_few_broken_pictures_are_counted_without_being_a_problem(tmp_path):
+    """Training goes on with up to one in a hundred."""
+    samples = [members(f"k{n:03d}", n, image=b"broken" if n == 50 else None) for n in range(120)]
+    write_tar(tmp_path / "shards" / "a.tar", [member for sample in samples for member in sample])
+    report = check_pool(tmp_path)
+    assert (report.pictures.sampled, report.pictures.undecodable, report.problems) == (120, 1, [])

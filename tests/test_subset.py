@@ -1,6 +1,9 @@
 """Subset files: reading, writing, algebra and overlaps, against counters."""
 
 import csv
+import gzip
+import json
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -9,16 +12,19 @@ from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import feather
 
 from benchmark.cli import main
 from benchmark.stage import Record, sha256_of, write_record
 from benchmark.subset import Subset, load_subset, write_subset
 from benchmark.subset_algebra import combine_files, combined, overlap_files, overlaps_of
-from benchmark.uids import UID_DTYPE
-from tests.conftest import THOUSANDS
+from benchmark.uids import UID_DTYPE, format_uids, sort_uids
+from tests.conftest import THOUSANDS, uid
 
 
 def subset_of(*numbers: int) -> np.ndarray:
@@ -93,7 +99,7 @@ def damaged(name: str) -> bytes:
     else:
         return {
             "empty": b"",
-            "odd": b"x" * 33,
+            "odd": b"\x07" * 33,
             "short": good[:-16],
             "long": good + b"x",
             "header": good[:60],
@@ -293,6 +299,56 @@ def test_what_comes_from_a_reference_is_warned_of(folder, capsys):
     assert main([*command, "clean/subset.npy", "--out", "d.npy"]) == 0
     warning = capsys.readouterr().err
     assert "clean/subset.npy is the choice of a reference" in warning and "cannot be submitted" in warning
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+def test_a_parquet_of_uids_is_a_subset_and_every_row_a_copy(folder, capsys, kind):
+    """It was read as raw pairs of numbers wherever its size was a multiple of 16."""
+    texts = format_uids(subset_of(3, 1, 1, 12)[::-1])
+    for more in range(16):
+        table = pa.table({"uid": pa.array(texts).cast(kind), "note": ["x" * more] * 4})
+        pq.write_table(table, f"{more}.parquet", compression="none")
+        assert format_uids(load_subset(f"{more}.parquet").uids) == sorted(texts)
+    assert 0 in {Path(f"{more}.parquet").stat().st_size % 16 for more in range(16)}
+    np.save("same.npy", subset_of(1, 1, 3, 12))
+    assert main(["subset", "minus", "0.parquet", "same.npy", "--out", "none.npy"]) == 0
+    assert len(load_subset("none.npy")) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("uids.csv", lambda path: path.write_text("uid\n" + f"{uid(1)}\n" * 32)),
+        ("uids.json", lambda path: path.write_text(json.dumps([uid(n) for n in range(200)]))),
+        ("uids.npz", lambda path: np.savez(path.open("wb"), uids=subset_of(1, 2))),
+        ("uids.gz", lambda path: path.write_bytes(gzip.compress(subset_of(1, 2).tobytes()))),
+        ("uids.pickle", lambda path: path.write_bytes(pickle.dumps([uid(n) for n in range(20)], protocol=4))),
+        ("uids.arrow", lambda path: feather.write_feather(pa.table({"uid": [uid(1)]}), str(path))),
+        ("other.parquet", lambda path: pq.write_table(pa.table({"id": [uid(1)]}), path)),
+    ],
+)
+def test_a_file_of_another_format_is_never_read_as_raw_uids(folder, capsys, name, write):
+    path = folder / name
+    write(path)
+    if not name.endswith(".parquet"):
+        path.write_bytes(path.read_bytes() + b" " * (-path.stat().st_size % 16))  # what raw pairs would be
+    with pytest.raises(ValueError) as error:
+        load_subset(path)
+    assert error.value.code in ("not-a-subset", "column-missing") and name in str(error.value)
+    assert main(["subset", "info", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_raw_uids_of_any_beginning_are_read(tmp_path):
+    for seed in range(300):
+        uids = sort_uids(
+            np.random.default_rng(seed)
+            .integers(0, 2**64, size=(1 + seed % 5, 2), dtype=np.uint64)
+            .view(UID_DTYPE)
+            .reshape(-1)
+        )
+        uids.tofile(tmp_path / "raw")
+        assert load_subset(tmp_path / "raw").uids.tolist() == uids.tolist()
 
 
 @pytest.mark.parametrize(
