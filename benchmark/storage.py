@@ -656,20 +656,18 @@ def _check_writable(folder: Path) -> None:
 class _Mirror:
     """A remote folder and the local folder that holds its files, with a manifest of both sides' states.
 
-    A file that is not as the manifest says, here or there, is one that was not carried over.
+    A file that is not as the manifest says, here or there, is one that was not carried over. What the manifest learns
+    is appended to a journal beside it, one line each, and both are put together at the start and at the end.
     """
 
     def __init__(self, remote: Path, folder: Path, manifest_path: Path) -> None:
         self.remote = remote
         self.folder = folder
         self.manifest_path = manifest_path
+        self.journal_path = manifest_path.with_suffix(".jsonl")
         self.process, self.lock = os.getpid(), threading.Lock()
-        self.manifest: dict[str, list[str]] = {}  # name -> remote state, local state
-        try:
-            known = json.loads(manifest_path.read_bytes())
-            self.manifest = {name: [there, here] for name, (there, here) in known.items()}
-        except (FileNotFoundError, ValueError, AttributeError, TypeError):
-            pass  # everything is fetched
+        self.manifest: dict[str, list[str]] = _read_manifest(manifest_path, self.journal_path)
+        self.inodes: dict[str, int] = {}  # of the local files that are as the manifest says; a rename brings another
 
     def fetch(self, files: Mapping[str, FileState], *, within: Sequence[str] = ("",)) -> None:
         """Make the local folder hold exactly these files, of those whose names begin as `within` says."""
@@ -692,12 +690,17 @@ class _Mirror:
                 filesystem, remote_name = _opened(file.path)
                 with atomic_path(path) as temporary, storage_errors(file.path):
                     filesystem.get_file(remote_name, str(temporary))
-                self.manifest[name] = [file.state, state_of(path)]
+                self._know(name, [file.state, state_of(path)])
         finally:
             self._save()
+        self.inodes = {name: inode for name, inode in _finished_files(self.folder) if name in self.manifest}
 
     def follow(self, source: Path, target: Path) -> None:
-        """Upload a file that was just renamed, after everything else that is finished, so that records come last."""
+        """Upload a file that was just renamed, after everything else that is finished, so that records come last.
+
+        New files are told by name and inode, which a listing has; what is written into a file in place goes up at the
+        end, as does, at the latest, what another process replaces twice between two renames of this one.
+        """
         # What a forked worker renames goes up with what this process renames next.
         if not target.is_relative_to(self.folder) or os.getpid() != self.process:
             return
@@ -707,47 +710,49 @@ class _Mirror:
     def _follow(self, source: Path, target: Path) -> None:
         name = target.relative_to(self.folder).as_posix()
         moved = source.relative_to(self.folder).as_posix() if source.is_relative_to(self.folder) else ""
-        self._remove({known for known in self.manifest if known != moved and not (self.folder / known).exists()})
-        for path in self._changed():
-            if path != target and not _is_log(path.relative_to(self.folder)):
-                self._upload(path)
+        found = dict(_finished_files(self.folder))
+        self._remove({known for known in self.manifest if known != moved and known not in found})
+        for other in sorted(found):
+            if other != name and found[other] != self.inodes.get(other) and not _is_log(Path(other)):
+                self._carry(other, found[other])
+        if name not in found:  # replaced or removed by another process in the meantime
+            return
         if self.manifest.get(moved, [""])[-1] == state_of(target):  # there already, under another name: large, perhaps
             filesystem, remote_name = _opened(self.remote / name)
             with storage_errors(self.remote / name):
                 filesystem.cp_file(_opened(self.remote / moved)[1], remote_name)
-            self._note(target)
+            self._note(name, found[name])
             self._remove({moved})
         else:
-            self._upload(target)
+            self._upload(name, found[name])
 
     def push(self) -> None:
-        """Upload what has changed and remove what is gone."""
-        self._remove({known for known in self.manifest if not (self.folder / known).exists()})
-        for path in self._changed():
-            self._upload(path)
+        """Upload what has changed and remove what is gone; here all files are looked at, whatever followed them."""
+        found = dict(_finished_files(self.folder))
+        try:
+            self._remove({known for known in self.manifest if known not in found})
+            for name in sorted(found):
+                self._carry(name, found[name])
+        finally:
+            self._save()
 
-    def _changed(self) -> list[Path]:
-        """Return the finished files that are not uploaded yet."""
-        changed = []
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_symlink() or not path.is_file() or _is_unfinished(path.name):
-                continue
-            known = self.manifest.get(path.relative_to(self.folder).as_posix())
-            if known is None or known[1] != state_of(path):
-                changed.append(path)
-        return changed
+    def _carry(self, name: str, inode: int) -> None:
+        """Upload a file where it is not as the manifest says."""
+        known = self.manifest.get(name)
+        if known is None or known[1] != state_of(self.folder / name):
+            self._upload(name, inode)
+        self.inodes[name] = inode
 
-    def _upload(self, path: Path) -> None:
-        target = self.remote / path.relative_to(self.folder).as_posix()
+    def _upload(self, name: str, inode: int) -> None:
+        target = self.remote / name
         filesystem, remote_name = _opened(target)
         with storage_errors(target):
-            filesystem.put_file(str(path), remote_name)
-        self._note(path)
+            filesystem.put_file(str(self.folder / name), remote_name)
+        self._note(name, inode)
 
-    def _note(self, path: Path) -> None:
-        name = path.relative_to(self.folder).as_posix()
-        self.manifest[name] = [state_of(self.remote / name), state_of(path)]
-        self._save()
+    def _note(self, name: str, inode: int) -> None:
+        self._know(name, [state_of(self.remote / name), state_of(self.folder / name)])
+        self.inodes[name] = inode
 
     def _remove(self, names: set[str]) -> None:
         for name in sorted(names):
@@ -755,13 +760,55 @@ class _Mirror:
             with storage_errors(self.remote / name):
                 if filesystem.exists(remote_name):
                     filesystem.rm_file(remote_name)
+            self.inodes.pop(name, None)
+            self._know(name, None)
+
+    def _know(self, name: str, states: list[str] | None) -> None:
+        if states is None:
             del self.manifest[name]
-        if names:
-            self._save()
+        else:
+            self.manifest[name] = states
+        with self.journal_path.open("a") as file:
+            file.write(json.dumps([name, states]) + "\n")
 
     def _save(self) -> None:
         value: dict[str, Json] = dict(sorted(self.manifest.items()))
         write_json(self.manifest_path, value)
+        self.journal_path.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path, journal_path: Path) -> dict[str, list[str]]:
+    """Return the states that were noted, by name; of what cannot be read nothing is known, so that it is fetched."""
+    try:
+        manifest = {name: [there, here] for name, (there, here) in json.loads(path.read_bytes()).items()}
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        manifest = {}
+    if not journal_path.exists():
+        return manifest
+    for line in journal_path.read_text(errors="replace").splitlines():
+        try:
+            name, states = json.loads(line)
+            if states is None:
+                manifest.pop(name, None)
+            else:
+                there, here = states
+                manifest[name] = [there, here]
+        except (ValueError, TypeError):
+            continue  # a kill cut it
+    return manifest
+
+
+def _finished_files(folder: Path, inside: str = "") -> Iterator[tuple[str, int]]:
+    """Yield name and inode of every finished file in and below a folder, without looking at any of the files."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return  # it went while it was listed
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _finished_files(Path(entry.path), f"{inside}{entry.name}/")
+        elif entry.is_file(follow_symlinks=False) and not _is_unfinished(entry.name):
+            yield f"{inside}{entry.name}", entry.inode()
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -1,9 +1,11 @@
 """Pools, experiments and subsets at URLs, against a real S3 server on localhost, and ranges of files."""
 
+import json
 import logging
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import urllib.request
 from pathlib import Path
@@ -319,6 +321,96 @@ def test_what_is_finished_goes_up_at_once_and_in_order(server, s3):
     assert remote_tree(s3) == {"before": b"1", "made_by_a_worker": b"2", "picture.png": b"5", "costs.jsonl": b"{}"}
     puts = [path.rpartition("/")[2] for path in server.since(before, "PUT")]
     assert puts[1:] == ["state", "before", "made_by_a_worker", "record.json", "picture.png", "costs.jsonl"]
+
+
+@pytest.fixture
+def memory(request):
+    """A location of its own in this process's memory, which answers at once."""
+    return as_location(f"memory://bucket/{request.node.name.replace('[', '-').rstrip(']')}")
+
+
+def memory_tree(location):
+    filesystem = fsspec.filesystem("memory")
+    root = "/" + str(location).partition("://")[2].strip("/") + "/"
+    return {name.removeprefix(root): filesystem.cat_file(name) for name in filesystem.find(root)}
+
+
+def test_a_rename_looks_at_what_it_brought_and_not_at_every_file(memory, monkeypatch):
+    """400 files were 81,400 looks and 400 manifests of up to 400 lines; what a file costs must not grow with them."""
+    stats, manifests = [], []
+    for name in ("stat", "lstat"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, _f=original, **kw: stats.append(1) or _f(*args, **kw))
+    write = storage.write_json
+    monkeypatch.setattr(storage, "write_json", lambda path, value: manifests.append(path) or write(path, value))
+    counts = []
+    with mirrored(memory) as folder:
+        started = len(manifests)
+        for number in range(400):
+            before = len(stats)
+            write_bytes(folder / f"shard-{number % 3}" / f"{number:04d}.tar", b"%d" % number)
+            counts.append(len(stats) - before)
+        assert max(counts[-20:]) <= max(counts[:20]) and sum(counts) < 20 * 400
+        assert len(manifests) == started and len(memory_tree(memory)) == 400
+    assert len(manifests) == started + 1
+
+
+def test_after_a_kill_what_was_uploaded_is_known(server, s3, monkeypatch):
+    """The journal says it, though the manifest was not written since the start; a line that a kill cut is no matter."""
+    push = storage._Mirror.push
+    monkeypatch.setattr(storage._Mirror, "push", lambda self: None)  # a kill leaves no time for it
+    with pytest.raises(RuntimeError), mirrored(s3) as folder:
+        for name in ("a", "b", "c"):
+            write_bytes(folder / name, name.encode())
+        raise RuntimeError
+    monkeypatch.setattr(storage._Mirror, "push", push)
+    journal = folder.parent / "manifest.jsonl"
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 3
+    journal.write_text("\n".join(lines)[:-10])
+    before = len(server.requests)
+    with mirrored(s3) as folder:
+        assert tree(folder) == {"a": b"a", "b": b"b", "c": b"c"}
+        fetched = {path.rpartition("/")[2] for path in server.since(before, "GET")} - {"bucket"}
+        assert fetched == {"c"} and not journal.exists()
+        assert set(json.loads((folder.parent / "manifest.json").read_text())) == {"a", "b", "c"}
+
+
+def all_files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_is_done_in_the_folder_the_remote_follows(memory, seed):
+    """Files are written, replaced, renamed and removed, by this process and by others; logs grow.
+
+    After each write of this process the remote has all that is finished but the logs, at the end these too.
+    """
+    draw = random.Random(seed)
+    names = [f"{folder}{name}" for folder in ("", "inner/", "inner/deep/") for name in ("a", "b", "c.json")]
+    with mirrored(memory) as folder:
+        for number in range(40):
+            path, other, data = folder / draw.choice(names), folder / draw.choice(names), b"%d" % number
+            for each in (path, other, folder / "logs" / "a.txt"):
+                each.parent.mkdir(parents=True, exist_ok=True)
+            kind = draw.choice(["write", "write", "rename", "remove", "worker", "log", "half"])
+            if kind == "write":
+                write_bytes(path, data)
+                finished = {n: d for n, d in all_files(folder).items() if not n.endswith(".tmp") and "logs/" not in n}
+                assert memory_tree(memory) == finished
+            elif kind == "rename" and path.exists():
+                rename(path, other)
+            elif kind == "remove":
+                path.unlink(missing_ok=True)
+            elif kind == "worker":  # another process puts a file in place
+                path.with_name(f"worker-{number}").write_bytes(data)
+            elif kind == "log":
+                with (folder / "logs" / "a.txt").open("ab") as file:
+                    file.write(data)
+            elif kind == "half":
+                path.with_name(path.name + ".tmp").write_bytes(data)
+        expected = {name: data for name, data in all_files(folder).items() if not name.endswith(".tmp")}
+    assert memory_tree(memory) == expected
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
