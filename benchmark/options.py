@@ -38,7 +38,7 @@ class PoolOptions:
         DEFAULT_SCALE, "the recipe; `winnow list scales` lists them; or a file of your own: my_scale.yaml"
     )
     pool_dir: Any = _option(
-        None, "the pool's folder or URL [pools/<scale>]; an embedded one is built when it is not there"
+        None, "the pool's folder or URL [pools/<scale>, where an embedded one is drawn when it is not there]"
     )
     pool_seed: Any = _option(0, "which drawing of the embedded pool; others than 0 go to pools/<scale>-<pool_seed>")
     strict: Any = _option(True, "a damaged tar is an error; false goes on with what can be read of it, and counts")
@@ -309,8 +309,13 @@ def scale_and_pool_dir(config: dict[str, Any]) -> tuple[Scale, Path, int]:
     scale = get_scale(str(config["scale"]))
     seed = as_count(config["pool_seed"], "pool_seed")
     pool_dir = as_path(config["pool_dir"], "pool_dir")
+    return scale, pool_dir or default_pool_dir(scale, seed), seed
+
+
+def default_pool_dir(scale: Scale, pool_seed: int) -> Path:
+    """Return where a scale's pool is where `pool_dir` is not given: `pools/<scale>`, or `pools/<scale>-<pool_seed>`."""
     name = scale.pool_scale
-    return scale, pool_dir or Path("pools") / (name if seed == 0 else f"{name}-{seed}"), seed
+    return Path("pools") / (name if pool_seed == 0 else f"{name}-{pool_seed}")
 
 
 def check_override_name(verb: str, key: str) -> None:

@@ -57,6 +57,7 @@ FINGERPRINT_VERSION = 1
 MANY_ROWS = 10_000_000  # from here on several processes hash their uids
 NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
 FOOTER_READ_AHEAD = 1 << 16
+MAX_NEAR = 5  # other pools that an error names
 
 # What reading a damaged .npz raises: numpy parses the header of an array as Python.
 DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, SyntaxError, EOFError, KeyError, OSError)
@@ -111,13 +112,14 @@ class Pool:
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise NotFoundError(
-                f"there is no pool at {self.dir}; give pool_dir=, or scale= (and pool_seed=) of an embedded one, which "
-                "`winnow pool build` draws; `python scripts/download_pool.py --scale small --out pools/small` fetches "
-                "DataComp's"
+                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir` draws an embedded one, "
+                "as a command without pool_dir= does; `python scripts/download_pool.py --scale small --out pools/small` "
+                "fetches DataComp's",
+                code="pool-not-found",
             )
         if not self.metadata_paths and not self.has_images:
             why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"
-            raise NotFoundError(f"{self.dir} is no pool: {why}")
+            raise NotFoundError(f"{self.dir} is no pool: {why}.{_near(self.dir)}", code="pool-not-found")
         # A request or two each where the pool is remote, so some at once.
         with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
             self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
@@ -349,6 +351,36 @@ class Pool:
     def footer(self, path: Path) -> pq.FileMetaData:
         """Return what a metadata shard's parquet file says of itself; read once."""
         return self._footers[path] if path in self._footers else read_footer(path)
+
+
+def _near(pool_dir: Path) -> str:
+    """Say which folder may be meant by one that is no pool: a pool in it, or one with a similar name beside it."""
+    if is_remote(pool_dir):
+        return ""
+    if inside := _pools_in(pool_dir):
+        return f" It holds {_listed(inside)}."
+    spelt = pool_dir.absolute()
+    while not spelt.parent.is_dir():  # the part of the path that is not there
+        spelt = spelt.parent
+    try:
+        beside = [path for path in spelt.parent.iterdir() if path.is_dir() and path != spelt]
+    except OSError:
+        return ""  # a folder that may not be listed
+    nearest = nearest_name(spelt.name, [path.name for path in beside])
+    if nearest and spelt.name != pool_dir.name:  # a folder above it is mistyped
+        return f"{nearest.removesuffix('?')} in {spelt.parent}?"
+    pools = _pools_in(spelt.parent)
+    return nearest or (f" Beside it are {_listed(pools)}." if pools else "")
+
+
+def _pools_in(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in found if any((path / name).is_dir() for name in ("metadata", "shards")))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - MAX_NEAR} more" if len(paths) > MAX_NEAR else ""
+    return ", ".join(map(str, paths[:MAX_NEAR])) + more
 
 
 def _read_cache(path: Path) -> dict[str, list[Json]]:

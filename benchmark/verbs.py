@@ -47,6 +47,7 @@ from benchmark.options import (
     as_signals_dir,
     as_wandb,
     as_workers,
+    default_pool_dir,
     make_rule,
     scale_and_pool_dir,
 )
@@ -435,17 +436,22 @@ FUNCTIONS: dict[str, Callable[[Config, list[str]], None]] = {
 def open_pool(
     scale: Scale, pool_dir: Path, pool_seed: int, *, strict: bool = True, signals_dir: Path | None = None
 ) -> Pool:
-    """Open the pool; an embedded scale's is built first where it is not there or not finished.
+    """Open the pool; an embedded scale's is drawn first where it is not there yet, into the scale's own folder alone.
 
-    One that is remote or read-only is taken as it is.
+    A folder that was named elsewhere is drawn on in only where `winnow pool build` began: it may be mistyped, and hold
+    other things. One that is remote or read-only is taken as it is. Raises FileNotFoundError where there is no pool.
     """
     if is_remote(pool_dir) or (pool_dir.is_dir() and not is_writable(pool_dir)):
         if has_file(pool_dir / "building.json") and not has_file(pool_dir / "pool.json"):
-            raise UserError(f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first")
+            raise UserError(
+                f"{pool_dir} is half drawn and cannot be written; draw it with `winnow pool build` first",
+                code="pool-half-drawn",
+            )
         return Pool(pool_dir, strict=strict, signals_dir=signals_dir)
     is_drawn = any((pool_dir / name).exists() for name in ("pool.json", "building.json"))
     is_own = any((pool_dir / "metadata").glob("*.parquet")) or has_tars(pool_dir)
-    if scale.is_embedded and (is_drawn or not is_own):
+    is_default = pool_dir.resolve() == default_pool_dir(scale, pool_seed).resolve()
+    if scale.is_embedded and (is_drawn or (is_default and not is_own)):
         build_embedded_pool(SCALES[scale.pool_scale], pool_dir, pool_seed, None)
     return Pool(pool_dir, strict=strict, signals_dir=signals_dir)
 
