@@ -112,9 +112,9 @@ class Pool:
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise NotFoundError(
-                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir` draws an embedded one, "
-                "as a command without pool_dir= does; `python scripts/download_pool.py --scale small --out pools/small` "
-                "fetches DataComp's",
+                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir` draws an embedded "
+                "one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale small --out "
+                "pools/small` fetches DataComp's",
                 code="pool-not-found",
             )
         if not self.metadata_paths and not self.has_images:

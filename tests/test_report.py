@@ -534,3 +534,22 @@ def test_scores_of_a_rule_whose_file_changed_are_not_shown_as_its_own(folder):
         assert "No scores of changing_rule here: its file changed after the subset was made." in page
     finally:
         registry.STRATEGIES.pop("changing_rule", None)
+
+
+def test_a_pool_of_shards_alone_has_a_report_of_its_samples(folder, capsys):
+    """Without metadata there is nothing to count by, but what was kept and dropped can be shown."""
+    samples = [members(f"k{n}", n, image=jpeg((20 * n, 0, 0)), text=f"words {n}") for n in range(8)]
+    write_tar(Path("pool/shards/0.tar"), [member for sample in samples for member in sample])
+    pd.DataFrame({"uid": [uid(n) for n in (1, 4, 6, 99)]}).to_parquet("mine.parquet")
+    options = ["scale=pico", "pool_dir=pool", "exp_dir=exp"]
+    assert main(["filter", *options, "subset=mine.parquet", "max_missing=1"]) == 0
+    assert main(["report", *options]) == 0
+    page = Path("exp/report/index.html").read_text()
+    told = re.sub(r"\s+", " ", html.unescape(re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.S)))
+    assert "Kept 3 of 8 rows" in told and "3 of 3 samples" in told and "5 of 5 samples" in told
+    assert all(f"words {n}" in told for n in range(8))
+    assert {path.name for path in Path("exp/report").glob("*.png")} == {"sheet-kept.png", "sheet-dropped.png"}
+    before = Path("exp/report/report.json").read_bytes()
+    capsys.readouterr()
+    assert main(["report", *options]) == 0 and "as before" in capsys.readouterr().out
+    assert Path("exp/report/report.json").read_bytes() == before

@@ -24,7 +24,7 @@ from benchmark.rules import Cut, Rule
 from benchmark.samples import SampleReader, decode_image
 from benchmark.subset import Subset
 from benchmark.tables import read_parquet
-from benchmark.uids import count_of, format_uids, sort_uids
+from benchmark.uids import UID_DTYPE, count_of, format_uids, sort_uids
 
 SCORE_COLUMNS = ("clip_l14_similarity_score", "clip_b32_similarity_score")
 SCORE_EDGES = np.round(np.linspace(-1, 1, 201), 2)  # cosine similarities, in steps of 0.01
@@ -131,10 +131,12 @@ class Survey:
 def survey_pool(pool: Pool, subset: Subset, rules: Sequence[Rule] = (), *, is_within: bool = False) -> Survey:
     """Count and show what the subset keeps of the pool.
 
+    Of a pool of shards alone these are its samples and their pictures: there are no columns to count by.
+
     `rules` are the filters with a cut that chose it; their scores are computed again. `is_within` says that they chose
     inside an earlier subset, so that the place of a fraction's cut among the pool's scores is not known.
     """
-    uids = np.concatenate([pool.read_uids(path) for path in pool.metadata_paths])
+    uids = np.concatenate([np.empty(0, dtype=UID_DTYPE), *pool.uid_parts()])
     is_kept = count_of(uids, subset.uids) > 0
     drawn = _draw_sheets(pool, uids, is_kept) if pool.has_images else []
     notes: dict[str, list[str]] = {uid: [] for each in drawn for uid in format_uids(uids[each.rows])}
@@ -200,7 +202,9 @@ def kept_at_fractions(
 
 
 def has_column(pool: Pool, column: str) -> bool:
-    """Tell whether every metadata shard has the column."""
+    """Tell whether every metadata shard has the column, in a type that can be read; a pool of shards alone has none."""
+    if not pool.metadata_paths:
+        return False
     try:
         pool.check_columns([column], "report")
     except ValueError:
