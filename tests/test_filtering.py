@@ -233,8 +233,7 @@ def test_a_fraction_of_scores_that_are_all_the_same_is_refused(tmp_path, score):
         with pytest.raises(UserError) as caught:
             chosen(pool, top(fraction))
         assert caught.value.code == "constant-score" and f"all 9 rows {score + 0:g}" in str(caught.value)
-    for cut in (Cut("fraction", 1.0), Cut("threshold", score)):
-        assert chosen(pool, Rule("t_score", cut=cut))[0] == list(range(9))
+    assert chosen(pool, top(1.0))[0] == list(range(9))
 
 
 def test_what_ties_decide_is_counted_and_told_from_one_in_a_hundred_on(tmp_path, capsys):
