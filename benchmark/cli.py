@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import re
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import __version__
 from benchmark.errors import UnknownNameError, UserError
+from benchmark.failures import EXIT_PARTS, EXIT_PROBLEMS, EXIT_SIGNAL, EXIT_USER, Ending, keep_tracebacks_in, reported
 from benchmark.names import nearest_name
-from benchmark.stage import OtherRankFailed, Stopped, rank_of_process, say
+from benchmark.stage import rank_of_process, say
 from benchmark.sweep import Sweep, check_launching, hand_on, job_name, outcome_path, stops_raised, write_outcome
 
 if TYPE_CHECKING:
@@ -27,7 +25,8 @@ if TYPE_CHECKING:
 
 CONF_DIR = Path(__file__).resolve().parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")
-EXIT_USER, EXIT_SWEEP, EXIT_INTERRUPTED = 2, 3, 128  # the last and the number of the signal
+EXIT_SWEEP = EXIT_PARTS
+__all__ = ["EXIT_SWEEP", "EXIT_USER", "entry_point", "main"]
 
 HELP = """\
 winnow: a benchmark for data filtering. Training and evaluation are fixed; you bring the rule that chooses the data.
@@ -50,14 +49,16 @@ winnow: a benchmark for data filtering. Training and evaluation are fixed; you b
 options, and sweep with -m:
   winnow run filters=clip_score filters.clip_score.fraction=0.2 seeds=[0,1,2]
   winnow run -m filters=no_filter,clip_score,random
-A traceback instead of a sentence: WINNOW_TRACEBACK=1.
+Exit codes: 0: done; 1: a check found problems; 2: a mistake that you can mend, told in one sentence with its code in
+brackets, such as [pool-not-found]; 3: jobs of a sweep failed; 70: an internal error, a fault of ours, whose traceback
+is kept in a file; 128 + n: ended by signal n (130: Ctrl-C). WINNOW_TRACEBACK=1 shows every failure's traceback.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return _reported(lambda: _dispatch(arguments), arguments)
+    return reported("winnow", lambda: _dispatch(arguments), arguments).exit_code
 
 
 def entry_point() -> None:
@@ -92,48 +93,6 @@ def _dispatch(arguments: list[str]) -> int:
     raise UnknownNameError(f"unknown verb {verb!r}.{nearest_name(verb, known)} Verbs: {', '.join(known)}.")
 
 
-def _reported(work: Callable[[], int], arguments: Sequence[str]) -> int:
-    """Run `work`; print what the user can mend as one sentence and return the exit code."""
-    rank, size = rank_of_process()
-    try:
-        return work()
-    except OtherRankFailed:
-        return EXIT_USER  # the first rank has said why
-    except (KeyboardInterrupt, Stopped) as stop:
-        if rank:
-            return EXIT_INTERRUPTED + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-        number, what = (stop.number, f": {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
-        print(
-            f"\nwinnow: interrupted by {signal.Signals(number).name}{what}. What is finished is kept; to go on, run "
-            f"the same command again:\n"
-            f"  winnow {' '.join(arguments)}",
-            file=sys.stderr,
-        )
-        return EXIT_INTERRUPTED + number
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError as error:
-        print(f"winnow: out of memory ({str(error) or 'no more could be had'})", file=sys.stderr)
-        return EXIT_USER
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        if os.environ.get("WINNOW_TRACEBACK"):
-            traceback.print_exc()
-        print(f"winnow: {f'rank {rank} of {size}: ' if size > 1 else ''}{_sentence(error)}", file=sys.stderr)
-        return EXIT_USER
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-        return "no space left on device; make room and run the same command again: it goes on from what is saved"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
-
-
 def _hydra_sentence(error: BaseException) -> str:
     """Join the lines of Hydra's message, without its advice to write `+`, which we do not take, and its search path."""
     text = re.split(r"\n\s*(?:To append to your config|Config search path)", str(error))[0]
@@ -160,6 +119,8 @@ class HydraCommand:
     @classmethod
     def parse(cls, verb: str, arguments: list[str]) -> HydraCommand:
         """Sort the arguments into overrides and flags."""
+        from benchmark.storage import as_location
+
         command = cls(verb, arguments)
         for argument in arguments:
             if argument in ("-m", "--multirun"):
@@ -176,7 +137,7 @@ class HydraCommand:
                 raise UserError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
-                command.overrides.append(f"{key}={Path(value).expanduser()}" if value.startswith("~") else argument)
+                command.overrides.append(f"{key}={as_location(value)}" if value.startswith("~") else argument)
             else:
                 raise UserError(f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help")
         return command
@@ -187,6 +148,7 @@ class HydraCommand:
         from hydra.errors import HydraException
 
         from benchmark.registry import load_strategies, load_tasks
+        from benchmark.storage import as_location
 
         parsed = []
         for text in self.overrides:
@@ -196,7 +158,7 @@ class HydraCommand:
                 raise UserError(
                     f"cannot read the option {text}; quote a value with special characters: 'name=\"value\"'"
                 ) from error
-        self.plugins = [str(Path(path).expanduser().resolve()) for path in _flat_values(parsed, "plugins")]
+        self.plugins = [str(as_location(str(path)).resolve()) for path in _flat_values(parsed, "plugins")]
         if {"-h", "--help"} & set(self.flags):
             load_strategies(self.plugins)
             print(_verb_help(self.verb), end="")
@@ -213,8 +175,9 @@ class HydraCommand:
         from benchmark.registry import get_chooser
         from benchmark.scales import get_scale
 
+        filters = [str(name) for name in _flat_values(parsed, "filters")] or _default_filters(self.verb)
         for override in parsed:
-            check_override_name(self.verb, override.key_or_group)
+            check_override_name(self.verb, override.key_or_group, filters)
         given = {override.key_or_group for override in parsed}
         if self.is_sweep and rank_of_process()[1] > 1:
             raise UserError("a sweep does not work on ranks; start torchrun once for every job")
@@ -223,7 +186,7 @@ class HydraCommand:
         if self.is_sweep and self.flags:
             raise UserError(f"{self.flags[0]} shows the configuration of one job; leave -m out")
         for name in _flat_values(parsed, "scale"):
-            get_scale(name)
+            get_scale(str(name))
         self.swept = swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         if swept and not self.is_sweep:
             raise UserError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
@@ -287,7 +250,7 @@ class HydraCommand:
             except (KeyboardInterrupt, SystemExit):
                 sweep.say_progress()
                 raise
-            except (ValueError, RuntimeError):
+            except Exception:
                 sweep.remove_if_unused(handles)
                 raise
         return EXIT_SWEEP if sweep.outcome(handles) else 0
@@ -338,30 +301,25 @@ class Job:
         if self.sweep_dir is not None:
             outcome_path(self.sweep_dir, hydra_config.job.num).unlink(missing_ok=True)  # where it is queued again
             say(f"\njob {hydra_config.job.num}: {name}")
-        failures: list[str] = []
-        try:
-            with stops_raised():
-                code = _reported(lambda: self._work(config, failures), [self.verb, *self.arguments])
-        except Exception as error:
-            if self.sweep_dir is None:
-                raise
-            traceback.print_exc()  # a defect of ours, which is no reason to lose the other jobs
-            failures.append(f"{type(error).__name__}: {error}")
-            code = EXIT_USER
+        keep_tracebacks_in(None)
+        with stops_raised():
+            ending = reported("winnow", lambda: self._work(config), [self.verb, *self.arguments])
         if self.sweep_dir is not None:
-            if code > EXIT_INTERRUPTED:
-                failures.append(f"interrupted by {signal.Signals(code - EXIT_INTERRUPTED).name}")
-            write_outcome(self.sweep_dir, hydra_config.job.num, name, overrides, failures[0] if failures else None)
-            if code > EXIT_INTERRUPTED:
-                hand_on(code - EXIT_INTERRUPTED)
-                raise SystemExit(code)
-        return code
+            write_outcome(self.sweep_dir, hydra_config.job.num, name, overrides, ending)
+            if _by_signal(ending):
+                hand_on(ending.exit_code - EXIT_SIGNAL)
+                raise SystemExit(ending.exit_code)
+        return ending.exit_code
 
     def _plain(self, config: Any) -> dict[str, Any]:
         """Return the configuration as plain values, of the chosen filters alone."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
 
-        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        try:
+            container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        except OmegaConfBaseException as error:
+            raise UserError(_hydra_sentence(error), code="option-value") from error
         assert isinstance(container, dict)
         plain: dict[str, Any] = {str(key): value for key, value in container.items()}
         plain["plugins"] = list(self.plugins)
@@ -372,17 +330,17 @@ class Job:
         }
         return plain
 
-    def _work(self, config: Any, failures: list[str]) -> int:
+    def _work(self, config: Any) -> int:
         from benchmark import verbs
         from benchmark.registry import load_strategies
 
-        try:
-            load_strategies(self.plugins)  # a process of its own knows none yet
-            verbs.FUNCTIONS[self.verb](self._plain(config), ["winnow", self.verb, *self.arguments])
-        except (ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
-            failures.append(_sentence(error))
-            raise
+        load_strategies(self.plugins)  # a process of its own knows none yet
+        verbs.FUNCTIONS[self.verb](self._plain(config), ["winnow", self.verb, *self.arguments])
         return 0
+
+
+def _by_signal(ending: Ending) -> bool:
+    return ending.exit_code > EXIT_SIGNAL
 
 
 def _flat_values(parsed: list[Any], key: str) -> list[Any]:
@@ -402,7 +360,7 @@ def _default_filters(verb: str) -> list[str]:
     from omegaconf import OmegaConf
 
     defaults = OmegaConf.load(CONF_DIR / f"{verb}.yaml").defaults
-    return next(list(item.filters) for item in defaults if "filters" in item)
+    return next((list(item.filters) for item in defaults if "filters" in item), [])
 
 
 def _verb_help(verb: str) -> str:
@@ -566,7 +524,7 @@ def _pool_index(options: argparse.Namespace) -> int:
 
     report = index_pool(as_location(options.pool_dir), workers=options.workers, hash_images=options.hash_images)
     print("\n".join(report.lines()))
-    return 0 if report.is_whole or not options.strict else 1
+    return 0 if report.is_whole or not options.strict else EXIT_PROBLEMS
 
 
 def _pool_check(options: argparse.Namespace) -> int:
@@ -580,7 +538,7 @@ def _pool_check(options: argparse.Namespace) -> int:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
         print("\n".join(report.lines()))
-    return 1 if report.problems else 0
+    return EXIT_PROBLEMS if report.problems else 0
 
 
 def _pool_sample(options: argparse.Namespace) -> int:

@@ -49,7 +49,8 @@ def map_items(
     `local`: `workers` processes are spawned; 0 stays in this one. `ray`: tasks of a Ray cluster, at most `workers` at
     once, 0: as many as it has CPUs; each has a CPU and `num_gpus`, and is tried again elsewhere where its node dies.
     Where the function calls strategies, `plugins` is the list of a user's files, perhaps empty, and every worker loads
-    them all first. Raises what the function raises; RuntimeError where a worker dies: its item is never left out.
+    them all first. Raises what the function raises, and UserError (`worker-died`) where a worker dies: its item is
+    never left out.
     """
     results: Iterable[Result]
     if executor == "ray":
@@ -80,8 +81,9 @@ def _map_in_processes(
                     position += 1
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"a worker process died while working on {name} (killed, or out of memory?); try fewer workers"
+            raise UserError(
+                f"a worker process died while working on {name} (killed, or out of memory?); try fewer workers",
+                code="worker-died",
             ) from error
         except BaseException:
             # Not waited for: what they are at may take minutes, and is gone on with the next time.
@@ -128,20 +130,26 @@ class _Site:
         )
 
     def enter(self) -> None:
-        """Begin a Ray worker; raises RuntimeError that names what its node has not."""
+        """Begin a Ray worker; raises UserError that names what its node has not."""
         node = f"Ray's node {socket.gethostname()}"
         if _hash_code() != self.code:
-            raise RuntimeError(
+            raise UserError(
                 f"{node} has another Winnow ({__version__} in {ROOT_DIR}) than the machine that asks it; install the "
-                "same on all nodes"
+                "same on all nodes",
+                code="node-differs",
             )
         if not Path(self.folder).is_dir():
-            raise RuntimeError(f"{node} has no folder {self.folder}; run the command in one that all nodes share")
+            raise UserError(
+                f"{node} has no folder {self.folder}; run the command in one that all nodes share", code="node-differs"
+            )
         os.chdir(self.folder)
         os.environ.update(self.environment)
         for path, sha256 in self.plugins or ():
             if not Path(path).is_file() or sha256_of(Path(path)) != sha256:
-                raise RuntimeError(f"plugins: {node} has no such file {path}; put it in a folder that all nodes share")
+                raise UserError(
+                    f"plugins: {node} has no such file {path}; put it in a folder that all nodes share",
+                    code="node-differs",
+                )
         use_own_temporary_names()  # of two that write one file, Ray may take one for dead
         if self.plugins is not None:
             load_strategies(path for path, _ in self.plugins)
@@ -178,7 +186,10 @@ def _map_on_ray(
     """Work in Ray's tasks; what they are handed and return is pickled here, as processes would have it."""
     ray = _connected_ray()
     if num_gpus and ray.cluster_resources().get("GPU", 0) < num_gpus:
-        raise UserError(f"{name} computes on GPUs and the Ray cluster has none; add nodes with one, or use device=cpu")
+        raise UserError(
+            f"{name} computes on GPUs and the Ray cluster has none; add nodes with one, or use device=cpu",
+            code="no-gpu",
+        )
 
     def run(work: bytes, item: bytes) -> bytes:
         # Pickled by value, as it stands in a function: it can say that a node lacks Winnow.
@@ -187,7 +198,7 @@ def _map_on_ray(
         try:
             from benchmark.executor import run_pickled
         except ImportError as error:
-            raise RuntimeError(
+            raise ImportError(
                 f"Ray's node {socket.gethostname()} cannot import Winnow ({error}); install the same on all nodes"
             ) from error
         return run_pickled(work, item)
@@ -209,11 +220,14 @@ def _map_on_ray(
             while waiting and waiting[0] not in running:
                 yield pickle.loads(ray.get(waiting.popleft()))
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ImportError):
+            raise UserError(str(error.cause), code="node-differs") from error
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        raise RuntimeError(
+        raise UserError(
             f"Ray could not finish {name}: {str(error).strip().splitlines()[0]} (an item is tried {MAX_RETRIES + 1} "
-            "times; killed, or out of memory?)"
+            "times; killed, or out of memory?)",
+            code="worker-died",
         ) from error
     finally:
         for reference in running:
@@ -225,7 +239,7 @@ def _connected_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError("executor=ray needs Ray: pip install 'winnow-bench[ray]'") from error
+        raise UserError("executor=ray needs Ray: pip install 'winnow-bench[ray]'", code="package-missing") from error
     if ray.is_initialized():
         return ray
     address = os.environ.get("RAY_ADDRESS")

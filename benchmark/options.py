@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from benchmark.storage import as_location, is_remote
 MISSING = "???"
 DEFAULT_SCALE = "nano"
 MAX_SEED = 2**63 - 1
+MAX_HINTS = 3  # filters named, where an option of theirs stands alone
+CLOSE = 0.8  # how near a name must be to be meant although filters have an option of the name given
 WANDB_MODES = ("disabled", "offline", "online")
 
 
@@ -318,31 +321,55 @@ def default_pool_dir(scale: Scale, pool_seed: int) -> Path:
     return Path("pools") / (name if pool_seed == 0 else f"{name}-{pool_seed}")
 
 
-def check_override_name(verb: str, key: str) -> None:
-    """Raise KeyError, with the nearest name, where a command-line option is not one of the verb's."""
+def check_override_name(verb: str, key: str, filters: Sequence[str] = ()) -> None:
+    """Raise UnknownNameError, with the nearest name, where a command-line option is not one of the verb's.
+
+    `filters` are the chosen ones: an option of theirs is named with its filter.
+    """
     first, *rest = key.split(".")
     if first == "hydra" or key.startswith("hydra/"):
         return
     known = [*option_names(verb), *(["filters"] if takes_filters(verb) else [])]
     if first not in known:
+        hint = _hint_of_filters(verb, key, filters, close=get_close_matches(first, known, 1, CLOSE))
+        hint = hint or nearest_name(first, known)
         raise UnknownNameError(
-            f"winnow {verb} has no option {first!r}.{nearest_name(first, known)} Options: {', '.join(known)}."
+            f"winnow {verb} has no option {key!r}.{hint} Options: {', '.join(known)}.", code="unknown-option"
         )
     if first != "filters" and rest:
-        raise UnknownNameError(f"winnow {verb} has no option {key!r}; {first} has no parts")
+        raise UnknownNameError(f"winnow {verb} has no option {key!r}; {first} has no parts", code="unknown-option")
     if first == "filters" and rest:
         strategy = get_chooser(rest[0])
         options = list(filter_defaults(strategy))
         if len(rest) == 1:
             raise UnknownNameError(
-                f"{key}= needs an option of the filter: {', '.join(f'{key}.{o}=' for o in options) or 'none'}"
+                f"{key}= needs an option of the filter: {', '.join(f'{key}.{o}=' for o in options) or 'none'}",
+                code="unknown-option",
             )
         if len(rest) != 2 or rest[1] not in options:
             name = ".".join(rest[1:])
             raise UnknownNameError(
                 f"filter {strategy.name!r} has no option {name!r}.{nearest_name(name, options)} "
-                f"Options: {', '.join(options) or 'none'}."
+                f"Options: {', '.join(options) or 'none'}.",
+                code="unknown-option",
             )
+
+
+def _hint_of_filters(verb: str, key: str, filters: Sequence[str], close: Sequence[str]) -> str:
+    """Say which filter's option is meant: a chosen filter's, else, where no name is close, anyone's; perhaps empty."""
+    if not takes_filters(verb):
+        return ""
+    first, *rest = key.split(".")
+    if first in STRATEGIES and STRATEGIES[first].kind != "signal":  # the word `filters` was left out
+        return f" Did you mean 'filters.{key}'?"
+    holders = {s.name: f"filters.{s.name}.{key}" for s in known_strategies() if not rest and key in filter_defaults(s)}
+    shown = [text for name, text in holders.items() if name in filters]
+    if not shown and not close:
+        shown = list(holders.values())
+    if not shown:
+        return ""
+    more = f" ({len(shown) - MAX_HINTS} more filters have one)" if len(shown) > MAX_HINTS else ""
+    return f" It is an option of filters: {' or '.join(shown[:MAX_HINTS])}{more}."
 
 
 def describe_options(verb: str) -> list[tuple[str, str, str]]:

@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,16 @@ class Record:
 
 def rank_of_process() -> tuple[int, int]:
     """Return this process's rank, and the number of ranks that torchrun started together: (0, 1) without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return (int(os.environ["RANK"]), size) if size > 1 and "RANK" in os.environ else (0, 1)
+    size = number_of_environment("WORLD_SIZE", 1)
+    return (number_of_environment("RANK", 0), size) if size > 1 and "RANK" in os.environ else (0, 1)
+
+
+def number_of_environment(name: str, otherwise: int) -> int:
+    """Return the whole number that a variable of the environment holds; raises UserError where it holds another."""
+    text = os.environ.get(name, "")
+    if text and not (text.isascii() and text.isdecimal()):
+        raise UserError(f"the variable {name} of the environment is {text!r}, no whole number", code="environment")
+    return int(text) if text else otherwise
 
 
 def say(message: str) -> None:
@@ -136,12 +146,17 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Read a JSON file; raises ValueError that names the file when it is damaged."""
+    """Read a JSON file; raises UserError that names the file when it is damaged."""
+    return _read_json(path)
+
+
+def _read_json(path: Path, make_object: Callable[[dict[str, Json]], Json] | None = None) -> Json:
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(path.read_bytes(), object_hook=make_object)
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not valid JSON ({error}); restore it, or delete it (a pool: its folder) to have it made again"
+            f"{path} is not valid JSON ({error}); restore it, or delete it (a pool: its folder) to have it made again",
+            code="json-damaged",
         ) from error
 
 
@@ -173,11 +188,27 @@ def read_record(path: Path) -> Record | None:
     """Read a record, or None where there is none."""
     if not path.exists():
         return None
-    value = read_json(path)
-    try:
-        return Record(value["stage"], value["version"], value["made_from"], value["result"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no record of a stage: {error}") from error
+    value = _read_json(path, partial(_Entries, path))
+    if not isinstance(value, dict) or not all(isinstance(value[name], dict) for name in ("made_from", "result")):
+        raise UserError(f"{path} is no record of a stage; delete it, or choose another folder", code="record-damaged")
+    return Record(value["stage"], value["version"], value["made_from"], value["result"])
+
+
+class _Entries(dict[str, Json]):
+    """A record's values, at any depth: one that is needed and not there is an error that names the file."""
+
+    def __init__(self, path: Path, values: dict[str, Json]) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> Json:
+        raise UserError(
+            f"{self.path} has no {name!r}, so it is no record of this stage; delete it, or choose another folder",
+            code="record-damaged",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Entries, (self.path, dict(self))
 
 
 def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -> Record | None:
@@ -195,7 +226,8 @@ def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -
         return record
     raise UserError(
         f"{path.parent} was made with other settings ({path.name}): {shown}. "
-        "Choose another folder, repeat those settings, or delete it."
+        "Choose another folder, repeat those settings, or delete it.",
+        code="record-differs",
     )
 
 
@@ -261,21 +293,37 @@ def ignore_stop_signals(_worker: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; a second process waits. The lock goes with the process, however it ends."""
+    """Hold the folder's lock; a second process waits, and says so. The lock goes with the process, however it ends.
+
+    Threads of this process, which work side by side, take turns without a word.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
-    lock = FileLock(folder / LOCK_NAME)
+        raise OSError(error.errno, f"cannot make the folder: {error.strerror}", str(folder)) from error
+    path = (folder / LOCK_NAME).resolve()
+    lock = FileLock(path)
+    with _guard:
+        _threads_at[path] += 1
+        is_first = _threads_at[path] == 1
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{folder}: another process is at work here, waiting for it")
-        lock.acquire()
-    try:
-        yield
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if is_first:
+                say(f"{folder}: another process is at work here, waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
     finally:
-        lock.release()
+        with _guard:
+            _threads_at[path] -= 1
+
+
+_threads_at: Counter[Path] = Counter()  # threads of this process that hold a lock or wait for it
+_guard = threading.Lock()
 
 
 def last_cost(folder: Path, stage: str) -> dict[str, Json]:

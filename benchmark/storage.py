@@ -62,7 +62,10 @@ def as_location(text: str) -> Path:
     """
     match = URL.match(text)
     if match is None:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{text}: {text.partition('/')[0]} is no user of this machine", code="not-found") from error
     protocol = match[1].lower()
     if protocol in ("file", "local"):
         return Path(text[match.end() :])
@@ -150,7 +153,7 @@ def _told(error: Exception, location: str) -> OSError | None:
                 f"{where}{reason.lower()}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or "
                 "FSSPEC_S3_ANON=true for a public bucket"
             )
-        return OSError(f"{where}the storage does not answer as it should ({reason})")
+        return ConnectionError(f"{where}the storage does not answer as it should ({reason})")
     if not location or not isinstance(error, OSError) or error.errno == errno.ENOSPC or location in reason:
         return None
     if isinstance(error, FileNotFoundError):
@@ -158,7 +161,7 @@ def _told(error: Exception, location: str) -> OSError | None:
         return NotFoundError(f"there is nothing at {location}{bucket}")
     if isinstance(error, PermissionError):
         return PermissionError(f"{where}access is denied ({reason}); check the credentials and the bucket's policy")
-    return OSError(f"{where}{reason}")
+    return ConnectionError(f"{where}{reason}")
 
 
 # --- Files and their states ----------------------------------------------------------------------------------------

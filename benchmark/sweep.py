@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
+from benchmark.failures import Ending
 from benchmark.stage import Stopped, say, warn, write_json
 
 SUBMITIT_PREFIX = "submitit_"  # of the launchers that hydra-submitit-launcher brings
@@ -209,9 +210,10 @@ def outcome_path(sweep_dir: Path, number: int) -> Path:
     return sweep_dir / f"job-{number}.json"
 
 
-def write_outcome(sweep_dir: Path, number: int, name: str, overrides: list[str], failure: str | None) -> None:
-    """Keep how a job ended."""
-    write_json(outcome_path(sweep_dir, number), {"job": name, "overrides": overrides, "failure": failure})
+def write_outcome(sweep_dir: Path, number: int, name: str, overrides: list[str], ending: Ending) -> None:
+    """Keep how a job ended: what was said where it failed, and the failure's code."""
+    outcome = {"job": name, "overrides": overrides, "failure": ending.failure, "code": ending.code}
+    write_json(outcome_path(sweep_dir, number), outcome)
 
 
 def in_submitit() -> bool:

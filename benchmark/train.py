@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -521,8 +522,9 @@ def _check_space(folder: Path, model: nn.Module, scale: Scale) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
+            errno.ENOSPC,
             f"no space for the checkpoints: {folder} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            "make room, or choose another exp_dir"
+            "make room, or choose another exp_dir",
         )
 
 
@@ -572,7 +574,8 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     try:
         save_file(_on_cpu(tensors), path, metadata)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}; the state before it is whole") from error
+        number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+        raise OSError(number, f"cannot write {path}: {error}; the state before it is whole") from error
     path.chmod(0o644)  # safetensors writes for the owner alone
     with path.open("rb") as file:
         os.fsync(file.fileno())  # before it is renamed: a power cut must not leave an empty file in a whole one's place

@@ -93,3 +93,13 @@ def members(key: str, number: int, image: bytes | None = None, text: str = "a re
         (f"{key}.json", json.dumps({"uid": uid(number), **fields}).encode()),
         (f"{key}.txt", text.encode()),
     ]
+
+
+@contextmanager
+def user_error(code: str, match: str | None = None) -> Iterator[pytest.ExceptionInfo]:
+    """Expect an error that a user can mend, by its code; `match` is for a value that the sentence must name."""
+    from benchmark.errors import UserError
+
+    with pytest.raises(UserError, match=match) as raised:
+        yield raised
+    assert raised.value.code == code, f"[{raised.value.code}] {raised.value}"

@@ -216,7 +216,7 @@ def test_what_nobody_foresaw_does_not_stop_a_sweep_either(pico_pool, capsys, mon
     assert main(sweep) == EXIT_SWEEP
     captured = capsys.readouterr()
     assert "1 of 2 jobs succeeded" in captured.out
-    assert "failed: filters=random: TypeError: a defect" in captured.err
+    assert "failed: filters=random: internal error: TypeError: a defect" in captured.err
 
 
 def test_sweeps_of_one_second_have_folders_of_their_own(folder, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from conftest import loaded_plugin, uid, write_pool
+from conftest import loaded_plugin, uid, user_error, write_pool
 from ray.cluster_utils import Cluster
 
 from benchmark import executor, stage
@@ -123,7 +123,7 @@ def test_tasks_write_files_under_names_of_their_own(cluster, tmp_path):
 
 def test_a_node_with_other_code_is_named(cluster, monkeypatch):
     monkeypatch.setattr(executor, "_hash_code", lambda: "other")
-    with pytest.raises(RuntimeError, match=rf"node {socket.gethostname()} has another Winnow .* install the same on"):
+    with user_error("node-differs", match=rf"node {socket.gethostname()} has another Winnow .* install the same on"):
         mapped(operator.neg, [1], "ray")
 
 
@@ -137,7 +137,7 @@ def test_a_node_with_other_code_is_named(cluster, monkeypatch):
 )
 def test_a_node_that_does_not_share_the_folders_is_named(site, message):
     here = {"folder": str(Path.cwd()), "environment": {}, "code": executor._hash_code(), "plugins": None}
-    with pytest.raises(RuntimeError, match=message):
+    with user_error("node-differs", match=message):
         executor._Site(**{**here, **site}).enter()
 
 
