@@ -122,7 +122,8 @@ def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> 
         folders = " nor ".join(str(folder) for folder in _folders(pool_dir))
         raise NotFoundError(
             f"{strategy.kind} {strategy.name!r} needs {' and '.join(missing)}: neither in {folders}; "
-            f"put {'it' if len(missing) == 1 else 'them'} there, or give the option"
+            f"put {'it' if len(missing) == 1 else 'them'} there, or give the option",
+            code="asset-not-found",
         )
     return found
 
@@ -155,8 +156,8 @@ def find_file(text: str, pool_dir: Path, where: str) -> Path:
             try:
                 return fetch_asset(text)
             except ConnectionError as error:
-                raise NotFoundError(f"{where}: {error}") from error
-    raise NotFoundError(f"{where}: there is no file {path}")
+                raise NotFoundError(f"{where}: {error}", code="asset-not-found") from error
+    raise NotFoundError(f"{where}: there is no file {path}", code="asset-not-found")
 
 
 def hash_assets(strategy: Strategy, options: dict[str, Json]) -> dict[str, Json]:
@@ -255,7 +256,8 @@ def _checked(path: Path) -> Path:
     if known is not None and (found := hash_file(path)) != known.sha256:
         raise UserError(
             f"{path} has the sha256 {found}, but {path.name} of {known.folder_url} has {known.sha256}: "
-            "delete it to have it fetched anew, or give it another name if it is another file"
+            "delete it to have it fetched anew, or give it another name if it is another file",
+            code="asset-differs",
         )
     return path
 

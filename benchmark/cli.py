@@ -73,7 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if rank_of_process()[1] > 1 and verb not in ("train", "evaluate"):
         raise UserError(
-            f"winnow {verb} does not work on ranks; run it once, without torchrun (only train and evaluate do)"
+            f"winnow {verb} does not work on ranks; run it once, without torchrun (only train and evaluate do)",
+            code="not-on-ranks",
         )
     if verb == "--version":
         print(f"winnow {__version__}")
@@ -90,7 +91,9 @@ def _dispatch(arguments: list[str]) -> int:
     if verb in hydra_verbs:
         return HydraCommand.parse(verb, rest).execute()
     known = [*hydra_verbs, *ordinary]
-    raise UnknownNameError(f"unknown verb {verb!r}.{nearest_name(verb, known)} Verbs: {', '.join(known)}.")
+    raise UnknownNameError(
+        f"unknown verb {verb!r}.{nearest_name(verb, known)} Verbs: {', '.join(known)}.", code="unknown-verb"
+    )
 
 
 def _hydra_sentence(error: BaseException) -> str:
@@ -131,15 +134,21 @@ class HydraCommand:
                 known = ["-m", *HYDRA_FLAGS]
                 raise UserError(
                     f"winnow {verb} has no flag {argument!r}; options are key=value (winnow {verb} --help), flags: "
-                    f"{', '.join(known)}"
+                    f"{', '.join(known)}",
+                    code="usage",
                 )
             elif argument.startswith("+") and not argument.lstrip("+").startswith("hydra."):
-                raise UserError(f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options")
+                raise UserError(
+                    f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options", code="option-syntax"
+                )
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
                 command.overrides.append(f"{key}={as_location(value)}" if value.startswith("~") else argument)
             else:
-                raise UserError(f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help")
+                raise UserError(
+                    f"winnow {verb} takes key=value options, not {argument!r}; see winnow {verb} --help",
+                    code="option-syntax",
+                )
         return command
 
     def execute(self) -> int:
@@ -156,7 +165,8 @@ class HydraCommand:
                 parsed += OverridesParser.create().parse_overrides([text])
             except HydraException as error:
                 raise UserError(
-                    f"cannot read the option {text}; quote a value with special characters: 'name=\"value\"'"
+                    f"cannot read the option {text}; quote a value with special characters: 'name=\"value\"'",
+                    code="option-syntax",
                 ) from error
         self.plugins = [str(as_location(str(path)).resolve()) for path in _flat_values(parsed, "plugins")]
         if {"-h", "--help"} & set(self.flags):
@@ -180,37 +190,41 @@ class HydraCommand:
             check_override_name(self.verb, override.key_or_group, filters)
         given = {override.key_or_group for override in parsed}
         if self.is_sweep and rank_of_process()[1] > 1:
-            raise UserError("a sweep does not work on ranks; start torchrun once for every job")
+            raise UserError("a sweep does not work on ranks; start torchrun once for every job", code="not-on-ranks")
         self.launcher = next((str(name) for name in _flat_values(parsed, "hydra/launcher")), self.launcher)
         check_launching(given, self.launcher, self.is_sweep)
         if self.is_sweep and self.flags:
-            raise UserError(f"{self.flags[0]} shows the configuration of one job; leave -m out")
+            raise UserError(f"{self.flags[0]} shows the configuration of one job; leave -m out", code="usage")
         for name in _flat_values(parsed, "scale"):
             get_scale(str(name))
         self.swept = swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         if swept and not self.is_sweep:
-            raise UserError(f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...")
+            raise UserError(
+                f"{', '.join(sorted(swept))}: several values need a sweep: winnow {self.verb} -m ...", code="sweep"
+            )
         if "exp_dir" in given - swept and swept - {"seeds", "exp_dir"} and self.verb in ("run", "filter"):
             raise UserError(
                 f"a sweep over {', '.join(sorted(swept - {'seeds'}))} with one exp_dir would mix different experiments "
-                "in it; leave exp_dir out, and each job gets a folder of its own"
+                "in it; leave exp_dir out, and each job gets a folder of its own",
+                code="sweep",
             )
         if not takes_filters(self.verb):
             return
         if "subset" in given and "filters" in given:
-            raise UserError("subset= takes a file as it is; give filters= or subset=, not both")
+            raise UserError("subset= takes a file as it is; give filters= or subset=, not both", code="option-conflict")
         names = [str(name) for name in _flat_values(parsed, "filters")]
         for name in names:
             get_chooser(name)
         for override in parsed:
             value = override.value() if override.key_or_group == "filters" else None
             if isinstance(value, list) and len(set(map(str, value))) != len(value):
-                raise UserError(f"filters={[str(name) for name in value]} names a filter twice")
+                raise UserError(f"filters={[str(name) for name in value]} names a filter twice", code="option-value")
         selected = names or _default_filters(self.verb)
         for key in given:
             if key.startswith("filters.") and key.split(".")[1] not in selected:
                 raise UserError(
-                    f"{key} is given, but the filters are {selected}; add {key.split('.')[1]!r} to filters="
+                    f"{key} is given, but the filters are {selected}; add {key.split('.')[1]!r} to filters=",
+                    code="option-conflict",
                 )
 
     def _compose_and_run(self) -> int:
@@ -266,7 +280,7 @@ class HydraCommand:
         try:
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=self.verb)(job)()
         except HydraException as error:
-            raise UserError(_hydra_sentence(error)) from error
+            raise UserError(_hydra_sentence(error), code="option-value") from error
         finally:
             sys.argv = arguments
             if environment is None:
@@ -415,7 +429,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose complaints are one sentence like ours."""
 
     def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}; see {self.prog} --help", code="usage")
 
 
 def _pool(arguments: list[str]) -> int:
@@ -487,7 +501,7 @@ def _pool(arguments: list[str]) -> int:
         action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     if getattr(options, "workers", None) is not None and options.workers < 0:
-        raise UserError(f"--workers {options.workers} is not a whole number from 0 on")
+        raise UserError(f"--workers {options.workers} is not a whole number from 0 on", code="option-type")
     act: dict[str, Callable[[argparse.Namespace], int]] = {
         "build": _pool_build,
         "index": _pool_index,
@@ -569,7 +583,9 @@ def _pool_import(options: argparse.Namespace) -> int:
     for text in options.column:
         new, equals, old = text.partition("=")
         if not (new and equals and old) or new in columns:
-            raise UserError(f"--column {text} is not NEW=OLD, such as text=caption, with each NEW once")
+            raise UserError(
+                f"--column {text} is not NEW=OLD, such as text=caption, with each NEW once", code="option-syntax"
+            )
         columns[new] = old
     load_strategies()
     out_dir = as_out_dir(options.out)

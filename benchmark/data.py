@@ -252,7 +252,7 @@ class StepBatches(Dataset[Batch]):
             pixels = decode_pixels(data)
             if pixels is not None:
                 return pixels, text.decode(errors="replace"), attempt
-        raise UserError("no sample of the subset can be decoded")
+        raise UserError("no sample of the subset can be decoded", code="image-undecodable")
 
 
 def _batch(images: np.ndarray, tokens: np.ndarray, undecodable: int, repeats: int) -> Batch:

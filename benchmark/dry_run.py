@@ -217,7 +217,7 @@ def resharding_lines(pool: Pool, subset_path: Path) -> list[str]:
     index = pool.index_within(subset)
     samples = present_samples(index.uids, subset)
     if not len(samples):
-        raise UserError(f"no uid of {subset_path} has a sample in {pool.dir}")
+        raise UserError(f"no uid of {subset_path} has a sample in {pool.dir}", code="subset-foreign")
     reading = cutting_reads(index, samples)
     return [
         f"reshard: {len(samples):,} samples",

@@ -60,17 +60,20 @@ def embedding_blocks(path: str | Path, dimension: int, *, option: str) -> Iterat
     try:
         embeddings = open_array(Path(path))
     except ValueError as error:
-        raise UserError(f"{option}: {error}") from error
+        raise UserError(f"{option}: {error}", code="asset-invalid") from error
     if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or not len(embeddings) or embeddings.shape[1] != dimension:
         raise UserError(
-            f"{option}: {path} has shape {embeddings.shape} of {embeddings.dtype}, not (rows, {dimension}) of floats"
+            f"{option}: {path} has shape {embeddings.shape} of {embeddings.dtype}, not (rows, {dimension}) of floats",
+            code="asset-invalid",
         )
     for number, block in enumerate(row_blocks(embeddings)):
         rows = np.asarray(block, dtype=np.float32)
         is_embedding = has_embedding(rows)
         if not is_embedding.all():
             row = number * BLOCK_ROWS + int(is_embedding.argmin())
-            raise UserError(f"{option}: row {row} of {path} is NaN or zero; leave such images out")
+            raise UserError(
+                f"{option}: row {row} of {path} is NaN or zero; leave such images out", code="asset-invalid"
+            )
         yield rows
 
 

@@ -92,7 +92,7 @@ def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
     """
     if clip_model == "None":
         if given is not None:
-            raise UserError(f"{where}={given!r} has no use without clip_model")
+            raise UserError(f"{where}={given!r} has no use without clip_model", code="option-conflict")
         return None
     if clip_model.startswith(REFERENCE_PREFIX):
         return reference_path(_reference_name(clip_model, given))
@@ -107,11 +107,14 @@ def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
     if given is None or given not in names:
         told = "must be given" if given is None else f"there is no file {given}"
         known = f"or one of {', '.join(names)}, which open_clip fetches" if names else "as open_clip knows none"
-        raise NotFoundError(f"{where}: {told}; {clip_model} needs the path of its weights, {known}")
+        raise NotFoundError(
+            f"{where}: {told}; {clip_model} needs the path of its weights, {known}", code="checkpoint-not-found"
+        )
     if open_clip.get_pretrained_cfg(clip_model, given).get("quick_gelu", False) != config.get("quick_gelu", False):
         raise UserError(
             f"{where}={given}: {clip_model} has another activation (QuickGELU or not) than these weights were trained "
-            f"with; for most there is a model {clip_model}-quickgelu"
+            f"with; for most there is a model {clip_model}-quickgelu",
+            code="checkpoint-foreign",
         )
     return Path(given)
 
@@ -129,7 +132,8 @@ def hash_weights(clip_model: str, weights: Path, hash_file: Callable[[Path], str
         path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(clip_model, str(weights)))
     except (OSError, ValueError, RuntimeError) as error:
         raise NotFoundError(
-            f"the weights {weights} of {clip_model} could not be fetched ({one_line(error)}); give a file"
+            f"the weights {weights} of {clip_model} could not be fetched ({one_line(error)}); give a file",
+            code="unreachable",
         ) from error
     return f"{weights}:{hash_file(Path(path))}"  # the name tells how images are prepared
 
@@ -146,14 +150,14 @@ def load_encoder(*, clip_model: str, checkpoint: str | None, device: str) -> Enc
         model = load_reference_model(_reference_name(clip_model, checkpoint))
         return Encoder(model, _prepare_for_reference, build_tokenizer(ARCHITECTURE), device)
     if checkpoint is None:
-        raise UserError(f"clip_model={clip_model!r} needs its weights: checkpoint= of a file")
+        raise UserError(f"clip_model={clip_model!r} needs its weights: checkpoint= of a file", code="option-missing")
     import open_clip
     import torch
 
     model_config(clip_model)  # says so where there is no such model
     is_file = Path(checkpoint).is_file()
     if not is_file and checkpoint not in open_clip.list_pretrained_tags_by_model(clip_model):
-        raise NotFoundError(f"checkpoint: there is no file {checkpoint}")
+        raise NotFoundError(f"checkpoint: there is no file {checkpoint}", code="checkpoint-not-found")
     found = image_options(clip_model, checkpoint) if is_file else {}
     given = {option: found[key] for option, key in IMAGE_OPTIONS.items() if key in found}
     model, _, preprocess = open_clip.create_model_and_transforms(clip_model, pretrained=checkpoint, **given)
@@ -185,9 +189,11 @@ def _reference_name(clip_model: str, checkpoint: str | None) -> str:
     name = clip_model.removeprefix(REFERENCE_PREFIX)
     if name not in REFERENCE_MODELS:
         known = " or ".join(REFERENCE_PREFIX + each for each in sorted(REFERENCE_MODELS))
-        raise UserError(f"clip_model={clip_model!r} is no reference model; use {known}")
+        raise UserError(f"clip_model={clip_model!r} is no reference model; use {known}", code="unknown-model")
     if checkpoint is not None and Path(checkpoint) != reference_path(name):  # which is filled in for None
-        raise UserError(f"checkpoint={checkpoint!r} has no use with {clip_model}, which has its own weights")
+        raise UserError(
+            f"checkpoint={checkpoint!r} has no use with {clip_model}, which has its own weights", code="option-conflict"
+        )
     return name
 
 

@@ -34,7 +34,10 @@ def fetch_file(url: str, path: Path, sha256: str) -> None:
                 continue
             partial.unlink()
             if not is_resumed:  # else the beginning may have been another file's
-                raise UserError(f"{url} has the sha256 {found} instead of {sha256}: fetch {path.name} from elsewhere")
+                raise UserError(
+                    f"{url} has the sha256 {found} instead of {sha256}: fetch {path.name} from elsewhere",
+                    code="download-differs",
+                )
 
 
 def _append(url: str, partial: Path) -> None:

@@ -85,7 +85,8 @@ class WandbRun:
         except (wandb.errors.Error, OSError) as error:
             raise UserError(
                 f"wandb={self.mode} does not work ({' '.join(str(error).split())}); "
-                "run `wandb login`, or use wandb=offline and `wandb sync` later"
+                "run `wandb login`, or use wandb=offline and `wandb sync` later",
+                code="wandb",
             ) from error
         code = 1
         try:

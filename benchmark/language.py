@@ -20,7 +20,7 @@ def load_language_model(path: str | None, *, option: str) -> Any:
     Raises FileNotFoundError naming `option`, the option that the path was given in.
     """
     if path is not None and not Path(path).is_file():
-        raise NotFoundError(f"{option}: there is no file {path}")
+        raise NotFoundError(f"{option}: there is no file {path}", code="asset-not-found")
     return _load_model(path)
 
 

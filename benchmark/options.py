@@ -175,13 +175,14 @@ def make_rule(name: str, given: dict[str, Any]) -> Rule:
     for kind in CUT_OPTIONS:
         value = given.get(kind)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise UserError(f"filters.{name}.{kind}={value!r} is not a number")
+            raise UserError(f"filters.{name}.{kind}={value!r} is not a number", code="option-type")
         if value is not None:
             cuts[kind] = float(value)
     if len(cuts) == 2:
         raise UserError(
             f"filters.{name}: fraction={cuts['fraction']:g} and threshold={cuts['threshold']:g} are both given; "
-            "give one of them"
+            "give one of them",
+            code="option-conflict",
         )
     declared = {"fraction": strategy.fraction, "threshold": strategy.threshold}
     cut = None
@@ -190,7 +191,7 @@ def make_rule(name: str, given: dict[str, Any]) -> Rule:
             try:
                 cut = Cut(kind, value)
             except ValueError as error:
-                raise UserError(f"filters.{name}.{error}") from error
+                raise UserError(f"filters.{name}.{error}", code="option-value") from error
     return Rule(name, check_options(strategy, given), cut)
 
 
@@ -200,7 +201,7 @@ def as_list(value: Any, name: str) -> list[Any]:
         return []
     values = list(value) if isinstance(value, list | tuple) else [value]
     if any(isinstance(item, list | dict) for item in values):
-        raise UserError(f"{name}={value} is not a list of single values")
+        raise UserError(f"{name}={value} is not a list of single values", code="option-type")
     return values
 
 
@@ -208,25 +209,25 @@ def as_seeds(value: Any) -> list[int]:
     """Return the training seeds; raises ValueError where they are not different non-negative whole numbers."""
     seeds = as_list(value, "seeds")
     if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
-        raise UserError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]")
+        raise UserError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]", code="option-type")
     if max(seeds) > MAX_SEED:
-        raise UserError(f"seeds={value!r}: {max(seeds)} is more than {MAX_SEED}")
+        raise UserError(f"seeds={value!r}: {max(seeds)} is more than {MAX_SEED}", code="option-value")
     if len(set(seeds)) != len(seeds):
-        raise UserError(f"seeds={value} names a seed twice")
+        raise UserError(f"seeds={value} names a seed twice", code="option-value")
     return seeds
 
 
 def as_flag(value: Any, name: str) -> bool:
     """Return a yes or no; raises ValueError for anything else."""
     if not isinstance(value, bool):
-        raise UserError(f"{name}={value} must be true or false")
+        raise UserError(f"{name}={value} must be true or false", code="option-type")
     return value
 
 
 def as_count(value: Any, name: str) -> int:
     """Return a whole number from 0 on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{name}={value!r} is not a whole number from 0 on")
+        raise UserError(f"{name}={value!r} is not a whole number from 0 on", code="option-type")
     return value
 
 
@@ -238,14 +239,14 @@ def as_workers(value: Any) -> int | None:
 def as_executor(value: Any) -> str:
     """Return who does the work; raises ValueError for another than local or ray."""
     if value not in EXECUTORS:
-        raise UserError(f"executor={value} is not one of {', '.join(EXECUTORS)}")
+        raise UserError(f"executor={value} is not one of {', '.join(EXECUTORS)}", code="option-value")
     return str(value)
 
 
 def as_positive(value: Any, name: str) -> int:
     """Return a whole number from 1 on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name}={value!r} is not a whole number from 1 on")
+        raise UserError(f"{name}={value!r} is not a whole number from 1 on", code="option-type")
     return value
 
 
@@ -257,13 +258,14 @@ def as_accumulation(value: Any) -> int:
 def as_wandb(value: Any) -> str:
     """Return the mode of Weights & Biases; raises ValueError for another, or online where nobody is logged in."""
     if value not in WANDB_MODES:
-        raise UserError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}")
+        raise UserError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}", code="option-value")
     if value == "online":
         import wandb
 
         if not wandb.login(prompt=False):
             raise UserError(
-                "wandb=online needs a login: run `wandb login`, or use wandb=offline and `wandb sync` later"
+                "wandb=online needs a login: run `wandb login`, or use wandb=offline and `wandb sync` later",
+                code="wandb",
             )
     return str(value)
 
@@ -272,7 +274,10 @@ def as_signals_dir(value: Any) -> Path | None:
     """Return the folder of the signals, None where it is left open; raises ValueError for a URL."""
     found = as_path(value, "signals_dir")
     if found is not None and is_remote(found):
-        raise UserError(f"signals_dir={value} is not a local folder; values are written there while they are computed")
+        raise UserError(
+            f"signals_dir={value} is not a local folder; values are written there while they are computed",
+            code="option-value",
+        )
     return found
 
 
@@ -281,7 +286,7 @@ def as_path(value: Any, name: str) -> Path | None:
     if value is None:
         return None
     if not isinstance(value, str | int):
-        raise UserError(f"{name}={value} is not a path")
+        raise UserError(f"{name}={value} is not a path", code="option-type")
     return as_location(str(value))
 
 
@@ -289,13 +294,13 @@ def as_device(value: Any, scale: Scale) -> str:
     """Return the device to compute on; raises ValueError where there is none such."""
     device = scale.device if value is None else value
     if device not in ("cpu", "cuda"):
-        raise UserError(f"device={device} is neither cpu nor cuda")
+        raise UserError(f"device={device} is neither cpu nor cuda", code="option-value")
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             asked = "device=cuda" if value else f"scale {scale.name!r} computes on a GPU (device=cpu does without)"
-            raise UserError(f"{asked}, but torch sees no GPU here")
+            raise UserError(f"{asked}, but torch sees no GPU here", code="no-gpu")
     return str(device)
 
 

@@ -71,7 +71,8 @@ class SampleOrder:
         if len(self.samples) < self.scale.batch_size:
             raise UserError(
                 f"the subset has {len(self.samples):,} samples that are there, fewer than one batch of "
-                f"{self.scale.batch_size} at scale {self.scale.name!r}"
+                f"{self.scale.batch_size} at scale {self.scale.name!r}",
+                code="subset-too-small",
             )
 
     def batch(self, step: int) -> np.ndarray:

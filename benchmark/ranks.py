@@ -113,7 +113,9 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     if device == "cuda":
         local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= gpus:
-            raise UserError(f"rank {rank} has no GPU: this machine has {gpus}; start as many ranks as GPUs")
+            raise UserError(
+                f"rank {rank} has no GPU: this machine has {gpus}; start as many ranks as GPUs", code="no-gpu"
+            )
         torch.cuda.set_device(local_rank)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
@@ -138,12 +140,15 @@ def check_split(batch_size: int, ranks: int, accumulation: int) -> None:
     """Raise ValueError, with what divides, where a batch cannot be cut into equal micro-batches for all ranks."""
     if batch_size % ranks:
         fitting = divisors(batch_size, up_to=8 * ranks)
-        raise UserError(f"batch_size {batch_size} does not divide over {ranks} ranks; use {_listed(fitting)}")
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {ranks} ranks; use {_listed(fitting)}", code="option-value"
+        )
     local = batch_size // ranks
     if local % accumulation:
         raise UserError(
             f"accumulation={accumulation} does not divide the {local} samples of a rank; "
-            f"use {_listed(divisors(local, up_to=max(64, 2 * accumulation)))}"
+            f"use {_listed(divisors(local, up_to=max(64, 2 * accumulation)))}",
+            code="option-value",
         )
 
 

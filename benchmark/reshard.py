@@ -101,7 +101,7 @@ def reshard(
     """
     subset = load_subset(subset_path)
     if not len(subset):
-        raise UserError(f"{subset_path} is empty")
+        raise UserError(f"{subset_path} is empty", code="subset-empty")
     made_from: dict[str, Json] = {
         "pool": pool.identity.as_json(),
         "subset": sha256_of(subset_path),
@@ -123,7 +123,10 @@ def reshard(
         counts, coverage = count_samples(pool, subset, subset_path, max_missing)
         plans = plan_shards(pool.summary.tars, counts, shard_size)
         if not plans:
-            raise UserError(f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}")
+            raise UserError(
+                f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}",
+                code="subset-foreign",
+            )
         # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
         order = digest([[t.path.name, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
         plan_made_from = {**made_from, "order of tars": order}
@@ -199,11 +202,12 @@ def refuse_unknown(known: UidMarks, pool: Pool, subset_path: Path, max_missing: 
     told = f"{subset_path}: {num_unknown:,} of {known.num_distinct:,} uids are not in {pool.dir}, such as {example}"
     if pool.metadata_paths:
         note = "; max_missing= is for pools of shards alone" if max_missing else ""
-        raise UserError(f"{told}; is it a subset of another pool?{note}")
+        raise UserError(f"{told}; is it a subset of another pool?{note}", code="uid-unknown")
     if num_unknown > max_missing:
         raise UserError(
             f"{told}. It has shards alone; where images are missing from them, allow for it with "
-            f"max_missing={num_unknown}"
+            f"max_missing={num_unknown}",
+            code="uid-unknown",
         )
 
 
@@ -376,7 +380,8 @@ def resharded_record(exp_dir: Path) -> Record | None:
     if record is None:
         raise UserError(
             f"{shards_dir} is not finished (it has no {RECORD_NAME}); run `winnow reshard exp_dir={exp_dir}` again, or "
-            "delete the folder to train on the pool in place"
+            "delete the folder to train on the pool in place",
+            code="shards-unfinished",
         )
     return record
 
@@ -389,23 +394,29 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
         tar, damaged = index.summary.damaged[0]
         raise UserError(
             f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, "
-            "with the shard_size that it had, makes it anew"
+            "with the shard_size that it had, makes it anew",
+            code="tar-damaged",
         )
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
         stats_path = shards_dir / f"{tar.path.stem}_stats.json"
         if not stats_path.exists() or read_json(stats_path) != {"successes": counts.present}:
             raise UserError(
-                f"{tar.path} does not hold the samples that {stats_path.name} counts; delete it and reshard again"
+                f"{tar.path} does not hold the samples that {stats_path.name} counts; delete it and reshard again",
+                code="record-differs",
             )
     if (len(index.summary.tars), len(index)) != (record.result["shards"], record.result["samples"]):
         raise UserError(
             f"{shards_dir} holds {len(index):,} samples in {len(index.summary.tars):,} tars, but its {RECORD_NAME} "
-            f"says {record.result['samples']:,} in {record.result['shards']:,}; reshard again"
+            f"says {record.result['samples']:,} in {record.result['shards']:,}; reshard again",
+            code="record-differs",
         )
     subset = load_subset(exp_dir / SUBSET_NAME)
     num_foreign = int((count_of(index.uids, subset.uids) == 0).sum())
     if num_foreign:
-        raise UserError(f"{shards_dir} holds {num_foreign:,} samples that are none of {SUBSET_NAME}; reshard again")
+        raise UserError(
+            f"{shards_dir} holds {num_foreign:,} samples that are none of {SUBSET_NAME}; reshard again",
+            code="record-differs",
+        )
     # Copies of one sample follow each other from copy 0 on; all of them are read where that one stands.
     tables = index_tables(index_dir_of(exp_dir), index.summary.tars, ["key"])
     is_first = np.concatenate([pc.ends_with(table["key"], "-0").to_numpy() for table in tables])
@@ -417,11 +428,12 @@ def refuse_foreign(out_dir: Path) -> None:
     if not out_dir.exists() or any((out_dir / name).exists() for name in (RECORD_NAME, PLAN_NAME)):
         return
     if not out_dir.is_dir():
-        raise UserError(f"{out_dir} is no folder; give another out_dir=")
+        raise UserError(f"{out_dir} is no folder; give another out_dir=", code="folder-not-empty")
     found = sorted(path.name for path in out_dir.iterdir() if path.name != LOCK_NAME)
     if found:
         raise UserError(
-            f"{out_dir} is not empty and not of `winnow reshard` (it holds {found[0]}); give another out_dir="
+            f"{out_dir} is not empty and not of `winnow reshard` (it holds {found[0]}); give another out_dir=",
+            code="folder-not-empty",
         )
 
 

@@ -257,7 +257,8 @@ def get_scale(name: str) -> Scale:
     if name not in SCALES:
         raise UnknownNameError(
             f"unknown scale {name!r}.{nearest_name(name, SCALES)} Scales: {', '.join(SCALES)}; or the path of a file "
-            "of your own, such as my_scale.yaml."
+            "of your own, such as my_scale.yaml.",
+            code="unknown-scale",
         )
     return SCALES[name]
 
@@ -265,20 +266,25 @@ def get_scale(name: str) -> Scale:
 def read_scale(path: Path) -> Scale:
     """Read a scale of one's own: `base: <scale>` and the fields that differ. Raises ValueError for what is not one."""
     if not path.is_file():
-        raise NotFoundError(f"there is no scale file {path}")
+        raise NotFoundError(f"there is no scale file {path}", code="scale-not-found")
     try:
         given = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}", code="scale-invalid") from error
     if not isinstance(given, dict) or not isinstance(given.get("base"), str) or given["base"] not in SCALES:
-        raise UserError(f"{path} must name the scale that it departs from, base: {', '.join(SCALES)}")
+        raise UserError(
+            f"{path} must name the scale that it departs from, base: {', '.join(SCALES)}", code="scale-invalid"
+        )
     base = SCALES[given.pop("base")]
     if path.stem in SCALES:
-        raise UserError(f"{path} has the name of a scale of the benchmark; give the file another")
+        raise UserError(f"{path} has the name of a scale of the benchmark; give the file another", code="scale-invalid")
     known = [field.name for field in fields(Scale) if field.name not in (*FIXED, "base")]
     for key in given:
         if key not in known:
-            raise UserError(f"{path}: a scale has no {key!r} to set.{nearest_name(str(key), known)} {', '.join(known)}")
+            raise UserError(
+                f"{path}: a scale has no {key!r} to set.{nearest_name(str(key), known)} {', '.join(known)}",
+                code="scale-invalid",
+            )
     values = _checked(path, base, given)
     if str(values.get("model", "")).endswith(".json"):
         values["model"] = own_model(path.parent / values["model"])
@@ -291,15 +297,17 @@ def own_model(path: Path) -> str:
     The hash covers the vocabulary that it names (`tokenizer_kwargs.bpe_path`, from the configuration's folder).
     """
     if not path.is_file():
-        raise NotFoundError(f"there is no model configuration {path}")
+        raise NotFoundError(f"there is no model configuration {path}", code="model-not-found")
     config = read_json(path)
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("vision_cfg", "text_cfg")):
-        raise UserError(f"{path} is no open_clip configuration: it needs embed_dim, vision_cfg and text_cfg")
+        raise UserError(
+            f"{path} is no open_clip configuration: it needs embed_dim, vision_cfg and text_cfg", code="model-unfit"
+        )
     hashes = [sha256_of(path)]
     vocabulary = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if vocabulary is not None:
         if not (path.parent / vocabulary).is_file():
-            raise NotFoundError(f"{path}: there is no vocabulary {path.parent / vocabulary}")
+            raise NotFoundError(f"{path}: there is no vocabulary {path.parent / vocabulary}", code="model-not-found")
         hashes.append(sha256_of(path.parent / vocabulary))
     name = f"{path.stem}-{digest(hashes)[:12]}"
     MODEL_FILES[name] = path
@@ -313,13 +321,13 @@ def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("augmentation"), dict):
         odd = set(given["augmentation"]) - {field.name for field in fields(Augmentation)}
         if odd:
-            raise UserError(f"{path}: augmentation has no {', '.join(sorted(map(repr, odd)))}")
+            raise UserError(f"{path}: augmentation has no {', '.join(sorted(map(repr, odd)))}", code="scale-invalid")
     try:
         scale = TypeAdapter(Scale).validate_python({**asdict(base), **given})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {place}: {first['input']!r}: {first['msg']}") from error
+        raise UserError(f"{path}: {place}: {first['input']!r}: {first['msg']}", code="scale-invalid") from error
     wrong = [
         f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
         for name, value in asdict(scale).items()
@@ -360,5 +368,5 @@ def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:
     if not all(value > 0 for value in scale.std):
         wrong.append(f"std is {scale.std}, not above 0")
     if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}")
+        raise UserError(f"{path}: {'; '.join(wrong)}", code="scale-invalid")
     return {name: getattr(scale, name) for name in given}

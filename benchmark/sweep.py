@@ -172,17 +172,22 @@ def check_launching(given: set[str], launcher: str, is_sweep: bool) -> None:
     """Raise ValueError for options of Hydra's that a sweep has no use for, or a launcher that is not installed."""
     for key in given:
         if key.startswith(("hydra/launcher", "hydra.launcher", "hydra.sweep", "hydra/sweep")) and not is_sweep:
-            raise UserError(f"{key} is for sweeps: winnow ... -m")
+            raise UserError(f"{key} is for sweeps: winnow ... -m", code="sweep")
         if any(key == name or key.startswith(f"{name}.") for name in FIXED):
-            raise UserError(f"{key} is fixed: a sweep runs every combination, in experiments/sweeps/<time>")
+            raise UserError(
+                f"{key} is fixed: a sweep runs every combination, in experiments/sweeps/<time>", code="sweep"
+            )
         if key in ONE_PROCESS:
-            raise UserError(f"{key}: a job of a sweep is one process; scripts/slurm trains on several GPUs and nodes")
+            raise UserError(
+                f"{key}: a job of a sweep is one process; scripts/slurm trains on several GPUs and nodes", code="sweep"
+            )
     if launcher.startswith(SUBMITIT_PREFIX):
         try:
             importlib.import_module("hydra_plugins.hydra_submitit_launcher")
         except ImportError as error:
             raise UserError(
-                f"hydra/launcher={launcher} needs Hydra's submitit launcher: pip install -e '.[slurm]'"
+                f"hydra/launcher={launcher} needs Hydra's submitit launcher: pip install -e '.[slurm]'",
+                code="package-missing",
             ) from error
 
 

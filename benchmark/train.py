@@ -135,7 +135,9 @@ class TrainState:
     def load(self, path: Path) -> None:
         """Take over a saved state."""
         if not path.exists():
-            raise NotFoundError(f"{path} is not seen by every rank; the experiment's folder must be shared by all")
+            raise NotFoundError(
+                f"{path} is not seen by every rank; the experiment's folder must be shared by all", code="not-shared"
+            )
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -280,7 +282,7 @@ def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
         if not path.exists():
             continue
         if path.is_dir():
-            raise UserError(f"{path} is a folder where a state belongs; move it away")
+            raise UserError(f"{path} is a folder where a state belongs; move it away", code="file-exists")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -296,7 +298,8 @@ def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
         if shown:
             raise UserError(
                 f"{path} is the state of a run with other settings: {shown}. Choose another folder, repeat those "
-                f"settings, or delete {folder}"
+                f"settings, or delete {folder}",
+                code="record-differs",
             )
         return name
     return None
@@ -404,7 +407,7 @@ def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int,
     state.curves.add(stats, int(undecodable), int(repeats))
     refusal = _refuse_bad_step(stats, state, scale, folder)
     if refusal is not None:
-        raise UserError(refusal) if ranks.is_first else OtherRankFailed
+        raise UserError(refusal, code="training-failed") if ranks.is_first else OtherRankFailed
     state.step += 1
 
 
@@ -470,7 +473,8 @@ def _order_advice(scale: Scale, ranks: Ranks) -> Iterator[None]:
         operation = str(error).split(" does not have")[0]
         raise UserError(
             f"model {scale.model!r} has an operation whose sums come in any order on a GPU ({operation}), so a run "
-            "that was killed would not go on exactly; choose another model, or train this one with device=cpu"
+            "that was killed would not go on exactly; choose another model, or train this one with device=cpu",
+            code="model-unfit",
         ) from error
 
 
@@ -534,7 +538,8 @@ def _refuse_unfit(model: nn.Module, scale: Scale) -> None:
     if mixing:
         raise UserError(
             f"model {scale.model!r} normalises over the samples of a batch ({mixing[0]}), so its results would depend "
-            "on how a batch is cut into ranks and micro-batches; choose a model without BatchNorm"
+            "on how a batch is cut into ranks and micro-batches; choose a model without BatchNorm",
+            code="model-unfit",
         )
     rates = ("p", "prob", "drop_prob")  # of torch's Dropout, open_clip's PatchDropout and timm's DropPath
     dropping = [
@@ -546,10 +551,11 @@ def _refuse_unfit(model: nn.Module, scale: Scale) -> None:
     if dropping:
         raise UserError(
             f"model {scale.model!r} drops at random ({dropping[0]}), so a run that was killed would not go on exactly; "
-            "choose a model without dropout"
+            "choose a model without dropout",
+            code="model-unfit",
         )
     if getattr(model, "logit_bias", None) is not None or not isinstance(model, CLIP | CustomTextCLIP):
-        raise UserError(f"model {scale.model!r} is not trained by CLIP's loss; choose a CLIP model")
+        raise UserError(f"model {scale.model!r} is not trained by CLIP's loss; choose a CLIP model", code="model-unfit")
 
 
 def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: Path) -> str | None:

@@ -146,9 +146,11 @@ def reshard(config: Config, command: list[str]) -> None:
     workers, dry_run = as_workers(config["workers"]), as_flag(config["dry_run"], "dry_run")
     location, given, out = (as_path(config[name], name) for name in ("exp_dir", "subset", "out_dir"))
     if (location is None) == (given is None):
-        raise UserError("give exp_dir= of an experiment that has a subset, or subset= of a file and out_dir=")
+        raise UserError(
+            "give exp_dir= of an experiment that has a subset, or subset= of a file and out_dir=", code="option-missing"
+        )
     if location is None and out is None:
-        raise UserError("subset= goes with out_dir=, the folder to write to")
+        raise UserError("subset= goes with out_dir=, the folder to write to", code="option-conflict")
     pool = Pool(pool_dir, strict=_is_strict(config))
     with ExitStack() as held:
         if location is not None:
@@ -184,7 +186,8 @@ def train(config: Config, command: list[str]) -> None:
     if is_remote(location) and os.environ.get("LOCAL_WORLD_SIZE", "1") != str(rank_of_process()[1]):
         raise UserError(
             f"exp_dir={location} is worked on in a folder of one machine, and the ranks are on several; "
-            "train in a folder that all of them share, and copy it there afterwards"
+            "train in a folder that all of them share, and copy it there afterwards",
+            code="not-shared",
         )
     dry_run, is_strict = as_flag(config["dry_run"], "dry_run"), _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
@@ -226,10 +229,13 @@ def evaluate(config: Config, command: list[str]) -> None:
     if config["exp_dir"] is None:
         raise UserError(
             "give exp_dir= of an experiment with a trained seed, or model= and checkpoint= of any open_clip model, "
-            "eval_dir= and out_dir="
+            "eval_dir= and out_dir=",
+            code="option-missing",
         )
     if config["out_dir"] is not None:
-        raise UserError("out_dir= goes with model=; the results of an experiment go to its seeds' folders")
+        raise UserError(
+            "out_dir= goes with model=; the results of an experiment go to its seeds' folders", code="option-conflict"
+        )
     location = _given_exp_dir(config)
     if not is_remote(location):
         open_experiment(location, None)  # before anything is said of its pool
@@ -306,18 +312,25 @@ def _evaluate_model(config: Config) -> None:
     for name in ("exp_dir", "wandb", "seeds"):
         usual = {"wandb": "disabled", "seeds": 0}.get(name)
         if config[name] != usual:
-            raise UserError(f"{name}= goes with an experiment, not with model=")
+            raise UserError(f"{name}= goes with an experiment, not with model=", code="option-conflict")
     if config["model"] is None:
-        raise UserError("checkpoint= goes with model=, the name of an open_clip model such as ViT-B-32")
+        raise UserError(
+            "checkpoint= goes with model=, the name of an open_clip model such as ViT-B-32", code="option-conflict"
+        )
     if config["curve"]:
-        raise UserError("curve=true goes with exp_dir= of an experiment, which keeps checkpoints")
+        raise UserError(
+            "curve=true goes with exp_dir= of an experiment, which keeps checkpoints", code="option-conflict"
+        )
     suite = get_scale(str(config["scale"] or MODEL_SCALE)).suite
     tasks = tasks_named([str(name) for name in as_list(config["tasks"], "tasks")] or [suite], suite)
     device, strict = as_model_device(config["device"]), _is_strict(config)
     given_dir = as_path(config["out_dir"], "out_dir")
     reference = _reference(config)
     if config["eval_dir"] is None and config["pool_dir"] is None:
-        raise UserError("eval_dir must be given: the folder of the evaluation sets (scripts/download_evalsets.py)")
+        raise UserError(
+            "eval_dir must be given: the folder of the evaluation sets (scripts/download_evalsets.py)",
+            code="option-missing",
+        )
     pool_dir = as_path(config["pool_dir"], "pool_dir") or Path()
     checkpoint = None if config["checkpoint"] is None else str(config["checkpoint"])
     with joined_ranks(device) as ranks, ExitStack() as held:
@@ -499,9 +512,14 @@ def build_embedded_pool(scale: Scale, pool_dir: Path, pool_seed: int, workers: i
     from benchmark.embedded.pool import build_pool
 
     if not scale.is_embedded:
-        raise UserError(f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk")
+        raise UserError(
+            f"scale {scale.name!r} has no embedded pool; give pool_dir= of a pool on disk", code="no-embedded-pool"
+        )
     if is_remote(pool_dir):
-        raise UserError(f"an embedded pool is drawn into a local folder, not into {pool_dir}; copy it there afterwards")
+        raise UserError(
+            f"an embedded pool is drawn into a local folder, not into {pool_dir}; copy it there afterwards",
+            code="option-value",
+        )
     build_pool(pool_dir, scale, pool_seed, workers)
 
 
@@ -583,14 +601,14 @@ def _choice(config: Config, device: str) -> Choice:
     within, subset = (path and local_copy(path, beside=[SUBSET_RECORD_NAME]) for path in (within, subset))
     for path in (within, subset):
         if path is not None and not path.is_file():
-            raise NotFoundError(f"there is no subset file {path}")
+            raise NotFoundError(f"there is no subset file {path}", code="subset-not-found")
     if subset is not None:
         if within is not None:
-            raise UserError("subset= takes a file as it is; within= goes with filters")
+            raise UserError("subset= takes a file as it is; within= goes with filters", code="option-conflict")
         return Choice(subset_path=subset, max_missing=as_count(config["max_missing"], "max_missing"))
     rules = tuple(make_rule(name, options) for name, options in config["filters"].items())
     if not rules:
-        raise UserError("no filter is chosen; no_filter keeps the whole pool")
+        raise UserError("no filter is chosen; no_filter keeps the whole pool", code="option-missing")
     return Choice(rules, within, device=device)
 
 
@@ -611,7 +629,10 @@ def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choic
 def _given_exp_dir(config: Config) -> Path:
     exp_dir = None if config["exp_dir"] == MISSING else as_path(config["exp_dir"], "exp_dir")
     if exp_dir is None:
-        raise UserError("exp_dir must be given: the folder of an experiment with a subset, made by `winnow filter`")
+        raise UserError(
+            "exp_dir must be given: the folder of an experiment with a subset, made by `winnow filter`",
+            code="option-missing",
+        )
     return exp_dir
 
 

@@ -37,7 +37,9 @@ def names_of(words: Sequence[str]) -> list[str]:
     for word in words:
         if word not in KNOWN_ASSETS and word not in GROUPS:
             known = [*KNOWN_ASSETS, *GROUPS]
-            raise UnknownNameError(f"unknown asset {word!r}.{nearest_name(word, known)} Assets: {', '.join(known)}.")
+            raise UnknownNameError(
+                f"unknown asset {word!r}.{nearest_name(word, known)} Assets: {', '.join(known)}.", code="unknown-asset"
+            )
         names += GROUPS.get(word, [word])
     return list(dict.fromkeys(names))
 

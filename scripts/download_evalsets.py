@@ -182,12 +182,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="only read what is there and compare it with its records")
     options = parser.parse_args(arguments)
     if options.workers < 1:
-        raise UserError(f"--workers is {options.workers}; it must be 1 or more")
+        raise UserError(f"--workers is {options.workers}; it must be 1 or more", code="option-value")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(options.out)):
-        raise UserError(f"--out is {options.out}; fetch the sets to a local folder and copy that")
+        raise UserError(f"--out is {options.out}; fetch the sets to a local folder and copy that", code="option-value")
     for name in ("dry_run", "replace", "revision"):
         if options.check and getattr(options, name):
-            raise UserError(f"--check and --{name.replace('_', '-')} do not go together")
+            raise UserError(f"--check and --{name.replace('_', '-')} do not go together", code="option-conflict")
     return options
 
 

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     deny = DenyList(options.deny.read_text().splitlines()) if options.deny else DenyList()
     repo = options.repo or (repo_of(options.scale) if options.scale else None)
     if options.report and not (options.out / RECORD_NAME).exists():
-        raise NotFoundError(f"{options.out} has no {RECORD_NAME}: nothing was downloaded there")
+        raise NotFoundError(f"{options.out} has no {RECORD_NAME}: nothing was downloaded there", code="not-found")
     check_origin(Download(options.out), repo, options.revision, options.skip_metadata)  # before a folder is made
     python = None if options.report or options.metadata_only else python_of(command)
     with locked(options.out):
@@ -120,7 +120,8 @@ def python_of(img2dataset: Path) -> Path:
             return folder / "python"
     raise NotFoundError(
         f"there is no img2dataset at {img2dataset} in an environment of its own; make one with: "
-        "python scripts/download_pool.py --make-venv"
+        "python scripts/download_pool.py --make-venv",
+        code="package-missing",
     )
 
 
@@ -206,10 +207,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.scale is not None and options.scale not in SCALES:
         raise UserError(
             f"unknown scale {options.scale!r}.{nearest_name(options.scale, SCALES)} Scales: {', '.join(SCALES)}; "
-            "--repo takes any other dataset"
+            "--repo takes any other dataset",
+            code="unknown-scale",
         )
     if options.scale and options.repo:
-        raise UserError("--scale and --repo both name a repository; give one")
+        raise UserError("--scale and --repo both name a repository; give one", code="option-conflict")
     for first, second in (
         ("metadata_only", "skip_metadata"),
         ("metadata_only", "retry"),
@@ -217,18 +219,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("features", "skip_metadata"),
     ):
         if getattr(options, first) and getattr(options, second):
-            raise UserError(f"--{first.replace('_', '-')} and --{second.replace('_', '-')} do not go together")
+            raise UserError(
+                f"--{first.replace('_', '-')} and --{second.replace('_', '-')} do not go together",
+                code="option-conflict",
+            )
     if not 1 <= options.shard_size <= 10**KEY_DIGITS:
-        raise UserError(f"--shard-size is {options.shard_size}; it goes from 1 to {10**KEY_DIGITS:,}")
+        raise UserError(
+            f"--shard-size is {options.shard_size}; it goes from 1 to {10**KEY_DIGITS:,}", code="option-value"
+        )
     for name in ("processes", "threads", "timeout", "deadline", "pairs_per_second"):
         if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be above 0")
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be above 0", code="option-value"
+            )
     if options.retries < 0:
-        raise UserError(f"--retries is {options.retries}; it must be 0 or more")
+        raise UserError(f"--retries is {options.retries}; it must be 0 or more", code="option-value")
     if options.dry_run and not options.scale:
-        raise UserError("--dry-run knows the figures of the scales; give --scale")
+        raise UserError("--dry-run knows the figures of the scales; give --scale", code="option-missing")
     if options.out is None and not options.dry_run and not options.make_venv:
-        raise UserError("no folder for the pool; give --out")
+        raise UserError("no folder for the pool; give --out", code="option-missing")
     return options
 
 

@@ -74,11 +74,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("clusters", "iterations"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} is below 1")
+                raise UserError(f"--{name} {getattr(self, name)} is below 1", code="option-value")
         if self.sample_ratio is not None and not self.sample_ratio > 0:
-            raise UserError(f"--sample-ratio {self.sample_ratio} is not above 0; 0.03 draws 3 rows of a hundred")
+            raise UserError(
+                f"--sample-ratio {self.sample_ratio} is not above 0; 0.03 draws 3 rows of a hundred",
+                code="option-value",
+            )
         if self.seed < 0:
-            raise UserError(f"--seed {self.seed} is not a whole number from 0 on")
+            raise UserError(f"--seed {self.seed} is not a whole number from 0 on", code="option-value")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,10 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
     if not work_dir.exists() and out.exists():
         record = _read_finished(out, made_from)
         if record is None:
-            raise UserError(f"{out} is there, and no record says that this made it; delete it, or give another --out")
+            raise UserError(
+                f"{out} is there, and no record says that this made it; delete it, or give another --out",
+                code="record-differs",
+            )
         return record
     with locked(work_dir):
         record = _read_finished(out, made_from)
@@ -155,7 +161,8 @@ def draw_rows(pool: Pool, feature: str, work_dir: Path, settings: Settings, mode
             if drawn.shards and (drawn.dimension, drawn.dtype) != (images.shape[1], str(images.dtype)):
                 raise UserError(
                     f"{path.with_suffix('.npz')}: {feature} has {images.shape[1]} columns of {images.dtype}, "
-                    f"{drawn.dimension} of {drawn.dtype} in the shards before"
+                    f"{drawn.dimension} of {drawn.dtype} in the shards before",
+                    code="array-shape",
                 )
             chosen = has_embedding(images)
             if model is not None:
@@ -173,7 +180,10 @@ def draw_rows(pool: Pool, feature: str, work_dir: Path, settings: Settings, mode
             write_json(drawn_path, asdict(drawn))
             bar.update()
     if not drawn.rows:
-        raise UserError(f"{pool.dir}: no row was drawn; none may have a caption that passes (--any-caption takes all)")
+        raise UserError(
+            f"{pool.dir}: no row was drawn; none may have a caption that passes (--any-caption takes all)",
+            code="no-samples",
+        )
     return np.memmap(rows_path, np.dtype(drawn.dtype), mode="r", shape=(drawn.rows, drawn.dimension))
 
 
@@ -269,7 +279,9 @@ def _read_finished(out: Path, made_from: dict[str, Json]) -> Record | None:
     record = read_record(out.with_suffix(".json")) if out.exists() else None
     wanted = {"version": CENTROIDS_VERSION, **made_from}
     if record and (shown := describe_differences(wanted, {"version": record.version, **record.made_from})):
-        raise UserError(f"{out} was made with other settings: {shown}; delete it, or give another --out")
+        raise UserError(
+            f"{out} was made with other settings: {shown}; delete it, or give another --out", code="record-differs"
+        )
     return record
 
 
@@ -279,12 +291,16 @@ def _check_work(work_dir: Path, made_from: dict[str, Json]) -> None:
     if not path.exists():
         write_json(path, made_from)
     elif read_json(path) != made_from:
-        raise UserError(f"{work_dir} was begun with other settings ({path.name}); repeat those, or delete it")
+        raise UserError(
+            f"{work_dir} was begun with other settings ({path.name}); repeat those, or delete it", code="record-differs"
+        )
 
 
 def _refuse_few(rows: int, clusters: int, told: str) -> None:
     if rows < clusters:
-        raise UserError(f"--clusters {clusters:,} are more than the rows: {told} {rows:,}; give fewer clusters")
+        raise UserError(
+            f"--clusters {clusters:,} are more than the rows: {told} {rows:,}; give fewer clusters", code="option-value"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -307,12 +323,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import torch
 
             if not torch.cuda.is_available():
-                raise UserError("--device cuda: torch sees no GPU here")
+                raise UserError("--device cuda: torch sees no GPU here", code="no-gpu")
         if options.out is None and is_remote(pool_dir):
-            raise UserError(f"{pool_dir} is remote; give --out, and the result as filters.image_based.centroids")
+            raise UserError(
+                f"{pool_dir} is remote; give --out, and the result as filters.image_based.centroids",
+                code="option-missing",
+            )
         out = options.out or pool_dir / ASSETS_NAME / f"image_centroids_{options.arch}.npy"
         if out.suffix != ".npy":
-            raise UserError(f"--out {out} does not end in .npy")
+            raise UserError(f"--out {out} does not end in .npy", code="option-value")
         settings = Settings(
             options.arch,
             options.clusters,

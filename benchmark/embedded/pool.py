@@ -175,9 +175,12 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
     from benchmark.index import build_index
 
     if not scale.is_embedded:
-        raise UserError(f"scale {scale.name!r} has no embedded pool; download its pool from where it is published")
+        raise UserError(
+            f"scale {scale.name!r} has no embedded pool; download its pool from where it is published",
+            code="no-embedded-pool",
+        )
     if pool_seed < 0:
-        raise UserError(f"pool_seed is {pool_seed}; choose 0 or more")
+        raise UserError(f"pool_seed is {pool_seed}; choose 0 or more", code="option-value")
     made_from: dict[str, Json] = {
         "generator_version": GENERATOR_VERSION,
         "scale": scale.name,
@@ -465,7 +468,8 @@ def _refuse_foreign_folder(pool_dir: Path) -> None:
     names = {path.name for path in pool_dir.iterdir()} - {LOCK_NAME, BUILDING_NAME + TEMPORARY_SUFFIX}
     if names and not names & {POOL_NAME, BUILDING_NAME}:
         raise UserError(
-            f"{pool_dir} is not empty and holds no embedded pool (found {min(names)}); choose a new or empty folder"
+            f"{pool_dir} is not empty and holds no embedded pool (found {min(names)}); choose a new or empty folder",
+            code="folder-not-empty",
         )
 
 
@@ -484,7 +488,8 @@ def _refuse_changed_files(pool_dir: Path, sizes: dict[str, Json]) -> None:
         raise UserError(
             f"{pool_dir} was changed after it was drawn: {changed[0]} is "
             f"{'of another size' if changed[0] in now else 'gone'} ({len(changed)} files in all); "
-            "delete the folder to have it drawn again"
+            "delete the folder to have it drawn again",
+            code="file-changed",
         )
 
 

@@ -110,7 +110,8 @@ def build_own_model(name: str, seed: int, image_size: int) -> nn.Module:
     except Exception as error:  # whatever open_clip, timm or torch make of a configuration
         raise UserError(
             f"model {name!r} does not work on pictures of {image_size} px and its tokenizer's tokens: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            f"{type(error).__name__}: {' '.join(str(error).split())}",
+            code="model-unfit",
         ) from error
 
 
@@ -124,7 +125,8 @@ def model_config(name: str) -> dict[str, Any]:
     if config is None:
         raise UserError(
             f"unknown model {name!r}.{nearest_name(name, open_clip.list_models())} It is the name of an open_clip "
-            "configuration; open_clip.list_models() lists them."
+            "configuration; open_clip.list_models() lists them.",
+            code="unknown-model",
         )
     return dict(config)
 

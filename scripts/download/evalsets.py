@@ -148,7 +148,9 @@ def sources_of(tasks: Iterable[Task], out: Path, owner: str) -> list[Source]:
     for task in tasks:
         repo = task.hub_rows or f"{owner}/{task.folder_name}"
         if not REPO_NAME.fullmatch(repo) or ".." in repo:
-            raise UserError(f"task {task.name!r}: {repo!r} is no name of a data set, such as nlphuji/winogavil")
+            raise UserError(
+                f"task {task.name!r}: {repo!r} is no name of a data set, such as nlphuji/winogavil", code="task-invalid"
+            )
         has_rows = bool(task.hub_rows)
         place = out / rows_folder(repo) if has_rows else out / task.folder_name
         by_place[repo, place, has_rows].append(task.name)
@@ -169,7 +171,8 @@ def find_set(source: Source, revision: str | None, endpoint: str, *, replacing: 
     if others and not replacing:
         raise UserError(
             f"{source.place} has the commit {others[0]} and {eval_set.revision} of {source.repo} is now "
-            f"{eval_set.commit}; give --replace --revision {eval_set.revision} to have this one instead"
+            f"{eval_set.commit}; give --replace --revision {eval_set.revision} to have this one instead",
+            code="record-differs",
         )
     return eval_set
 
@@ -184,16 +187,21 @@ def read_record(source: Source, path: Path) -> EvalSet:
         }
         eval_set = EvalSet(replace(source, repo=value["repo"]), value["revision"], value["commit"], files)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is no record of a download ({error!r}); delete it and fetch the set again") from error
+        raise UserError(
+            f"{path} is no record of a download ({error!r}); delete it and fetch the set again", code="record-damaged"
+        ) from error
     wrong = [name for name in files if not (ROWS_NAME.fullmatch(name) if source.has_rows else _is_known(name))]
     if source.has_rows and path.parent.name != eval_set.commit:
         wrong.append(f"commit {eval_set.commit}")
     if wrong or not COMMIT.fullmatch(str(eval_set.commit)) or not REPO_NAME.fullmatch(str(eval_set.source.repo)):
         said = wrong or [eval_set.source.repo, eval_set.commit]
-        raise UserError(f"{path} has {said}, which no set has; delete it and fetch the set again")
+        raise UserError(
+            f"{path} has {said}, which no set has; delete it and fetch the set again", code="record-damaged"
+        )
     if eval_set.source.repo != source.repo:
         raise UserError(
-            f"{path.parent} came from {eval_set.source.repo} and not from {source.repo}; choose another folder"
+            f"{path.parent} came from {eval_set.source.repo} and not from {source.repo}; choose another folder",
+            code="record-differs",
         )
     return eval_set
 
@@ -213,7 +221,10 @@ def _list_tars(source: Source, revision: str | None, endpoint: str) -> EvalSet:
     commit, listed = _list_hub(source.repo, revision, endpoint)
     files = {file.path: file for file in listed if _is_known(file.path)}
     if SHARD_COUNT not in files or not any(TAR_NAME.fullmatch(name) for name in files):
-        raise UserError(f"{source.repo} has no {SHARD_COUNT} or no tar beside it: it is no set in webdataset form")
+        raise UserError(
+            f"{source.repo} has no {SHARD_COUNT} or no tar beside it: it is no set in webdataset form",
+            code="dataset-invalid",
+        )
     return EvalSet(source, revision, commit, files, len(listed) - len(files))
 
 
@@ -227,17 +238,23 @@ def _list_rows(source: Source, revision: str | None, endpoint: str) -> EvalSet:
         try:
             commit, listed = _list_hub(source.repo, revision, endpoint)
         except ValueError as error:
-            raise UserError(f"{source.repo} has no parquet, and the hub has not converted it ({error})") from error
+            raise UserError(
+                f"{source.repo} has no parquet, and the hub has not converted it ({error})", code="dataset-invalid"
+            ) from error
         chosen = _parquet_of(listed, converted=True)
         folders = sorted({Path(file.path).parent.as_posix() for file in chosen})
         if len(folders) != 1:
             found = f"several splits ({', '.join(folders)})" if folders else "no whole split in parquet"
-            raise UserError(f"{CONVERTED} of {source.repo} has {found}; one is needed, called test")
+            raise UserError(
+                f"{CONVERTED} of {source.repo} has {found}; one is needed, called test", code="dataset-invalid"
+            )
     by_path = {file.path: file for file in chosen}
     names = flat_names(HubFile(file.path, file.size, file.sha256) for file in chosen)
     for name, file in names.items():
         if not ROWS_NAME.fullmatch(name) or ".." in Path(file.path).parts or file.path.startswith("/"):
-            raise UserError(f"{source.repo} has a file {file.path!r}, a name that is not accepted")
+            raise UserError(
+                f"{source.repo} has a file {file.path!r}, a name that is not accepted", code="dataset-invalid"
+            )
     files = {name: by_path[file.path] for name, file in sorted(names.items())}
     return EvalSet(source, revision, commit, files, len(listed) - len(files))
 
@@ -260,7 +277,7 @@ def _list_hub(repo: str, revision: str, endpoint: str) -> tuple[str, list[SetFil
         hub = HfApi(endpoint=endpoint)
         commit = str(hub.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha)
         if not COMMIT.fullmatch(commit):
-            raise UserError(f"{commit[:60]!r} is no commit")
+            raise UserError(f"{commit[:60]!r} is no commit", code="dataset-invalid")
         entries = hub.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
         return commit, [
             SetFile(entry.path, int(entry.size), entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
@@ -276,7 +293,8 @@ def need_hub_client() -> None:
     except ImportError as error:
         raise UserError(
             f"the lists of files come by huggingface_hub, which cannot be imported ({error}); "
-            "install it with: pip install 'winnow-bench[hf]'"
+            "install it with: pip install 'winnow-bench[hf]'",
+            code="package-missing",
         ) from error
 
 
@@ -296,13 +314,16 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
     try:
         yield
     except RevisionNotFoundError as error:
-        raise UserError(f"the data set {repo} has no revision {revision!r} at the hub") from error
+        raise UserError(
+            f"the data set {repo} has no revision {revision!r} at the hub", code="dataset-not-found"
+        ) from error
     except GatedRepoError as error:
-        raise UserError(_ask_for_access(repo)) from error
+        raise UserError(_ask_for_access(repo), code="access-denied") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub has no data set {repo!r} that you may read; --owner names another owner, and HF_TOKEN a token "
-            "where it is not open to all"
+            "where it is not open to all",
+            code="dataset-not-found",
         ) from error
     except HfHubHTTPError as error:
         raise ConnectionError(f"the hub did not list {repo} ({_squeezed(error)}); run again") from error
@@ -312,7 +333,8 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the hub's answer about {repo} cannot be read ({_squeezed(error)}); HF_ENDPOINT names it"
+            f"the hub's answer about {repo} cannot be read ({_squeezed(error)}); HF_ENDPOINT names it",
+            code="unreachable",
         ) from error
 
 
@@ -488,7 +510,8 @@ def _check_count(eval_set: EvalSet, data: bytes) -> None:
         lacking = "" if set(tars) == expected else f", without {min(expected - set(tars))}"
         raise UserError(
             f"{SHARD_COUNT} of {eval_set.source.repo} says {said[:20]!r} and the repository has {len(tars)} tars"
-            f"{lacking}: the set is damaged at the hub; --revision names another commit"
+            f"{lacking}: the set is damaged at the hub; --revision names another commit",
+            code="dataset-invalid",
         )
 
 
@@ -542,7 +565,9 @@ def _read_plain(url: str, file: SetFile) -> bytes:
     """Return a small file's bytes; raises ValueError where they are others than the hub lists."""
     limit = MAX_TEXT_BYTES if file.path.endswith(".txt") else MAX_PLAIN_BYTES
     if file.size > limit:
-        raise UserError(f"{url} has {file.size:,} bytes; at most {limit:,} are taken of such a file")
+        raise UserError(
+            f"{url} has {file.size:,} bytes; at most {limit:,} are taken of such a file", code="dataset-invalid"
+        )
     request = urllib.request.Request(url, headers={"User-Agent": f"winnow/{__version__}"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -552,7 +577,10 @@ def _read_plain(url: str, file: SetFile) -> bytes:
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise ConnectionError(f"{url} cannot be read: {getattr(error, 'reason', error)}") from error
     if not file.has_bytes(data):
-        raise UserError(f"{url} has other bytes than the hub lists ({file.size:,} bytes): run again, without a proxy")
+        raise UserError(
+            f"{url} has other bytes than the hub lists ({file.size:,} bytes): run again, without a proxy",
+            code="download-differs",
+        )
     return data
 
 
@@ -604,7 +632,7 @@ def recorded_sets(out: Path) -> list[EvalSet]:
             repo = str(value.get("repo")) if isinstance(value, dict) else ""
             found.append(read_record(Source((place.name,), repo, place, has_rows), path))
     if not found:
-        raise NotFoundError(f"{out} has no set with a {RECORD_NAME}; fetch one first")
+        raise NotFoundError(f"{out} has no set with a {RECORD_NAME}; fetch one first", code="not-found")
     return found
 
 

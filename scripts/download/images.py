@@ -64,7 +64,8 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
         if shown := describe_differences(now, recorded):
             raise UserError(
                 f"{download.out} was begun with other settings ({RECORD_NAME}): {shown}; "
-                "repeat those, or choose another folder"
+                "repeat those, or choose another folder",
+                code="record-differs",
             )
         return
     needed = ["uid", "url", "text"]
@@ -75,7 +76,9 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
         names = pq.read_schema(path).names
         for column in needed:
             if column not in names:
-                raise UserError(f"{path} has no column {column!r}{remedies.get(column, '')}; it has {names}")
+                raise UserError(
+                    f"{path} has no column {column!r}{remedies.get(column, '')}; it has {names}", code="column-missing"
+                )
     rows = download.rows_per_file
     shards = sum(-(-each // settings.shard_size) for each in rows)
     download.save(settings=now, rounds=[asdict(Round(0, shards, sum(rows)))])
@@ -108,7 +111,10 @@ class DenyList:
         self.hosts = {entry.lower().strip(".") for entry in entries if "://" not in entry}
         for host in self.hosts:
             if "/" in host or " " in host:
-                raise UserError(f"deny list: {host!r} is neither a host nor a url; write example.com or http://…")
+                raise UserError(
+                    f"deny list: {host!r} is neither a host nor a url; write example.com or http://…",
+                    code="option-value",
+                )
 
     def covers(self, url: str | None) -> bool:
         """Tell whether this url is not to be asked."""
@@ -294,7 +300,8 @@ class Crew:
             runner.close()
             raise UserError(
                 f"{self.python} has img2dataset {runner.version}, and 1.47 or later is needed; "
-                "install that there, or make an environment with --make-venv"
+                "install that there, or make an environment with --make-venv",
+                code="package-missing",
             )
         with self.lock:
             is_stopped = self.is_stopped

@@ -32,7 +32,10 @@ def fetch_metadata(download: Download, repo: str, revision: str, *, features: bo
         )
     commit = download.record["commit"]
     if features and commit is None:
-        raise UserError(f"the metadata of {download.out} came by --skip-metadata; put the .npz beside it by hand")
+        raise UserError(
+            f"the metadata of {download.out} came by --skip-metadata; put the .npz beside it by hand",
+            code="record-differs",
+        )
     wanted = {name: file for name, file in download.files.items() if features or name.endswith(".parquet")}
     missing = {
         name: file
@@ -73,7 +76,9 @@ def list_hub(repo: str, revision: str) -> tuple[str, dict[str, HubFile]]:
             if isinstance(entry, RepoFile) and entry.path.endswith((".parquet", ".npz"))
         ]
     if not any(file.path.endswith(".parquet") for file in files):
-        raise UserError(f"the dataset {repo} has no metadata: there is no .parquet in revision {revision}")
+        raise UserError(
+            f"the dataset {repo} has no metadata: there is no .parquet in revision {revision}", code="dataset-invalid"
+        )
     return commit, flat_names(files)
 
 
@@ -86,7 +91,10 @@ def flat_names(files: Iterable[HubFile]) -> dict[str, HubFile]:
         file.path.replace("/", "_") if Path(file.path).stem in stems else Path(file.path).name: file for file in files
     }
     if len(names) < len(files):
-        raise UserError("two of the repository's metadata files would have one name in one folder; fetch them apart")
+        raise UserError(
+            "two of the repository's metadata files would have one name in one folder; fetch them apart",
+            code="dataset-invalid",
+        )
     return names
 
 
@@ -111,7 +119,8 @@ def fetch_file(repo: str, commit: str, file: HubFile, partial_dir: Path, target:
             return
     raise UserError(
         f"{file.path} of {repo} arrived with other bytes than the hub says ({size:,} bytes, {file.size:,} expected, "
-        f"sha256 {file.sha256}); run again, and without a proxy if there is one"
+        f"sha256 {file.sha256}); run again, and without a proxy if there is one",
+        code="download-differs",
     )
 
 
@@ -129,16 +138,22 @@ def hub_errors(repo: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(
             f"metadata comes by huggingface_hub, which cannot be imported ({error}); "
-            "install it with: pip install 'winnow-bench[hf]'"
+            "install it with: pip install 'winnow-bench[hf]'",
+            code="package-missing",
         ) from error
     # Among the bases are the errors of whichever HTTP library the installed version works with.
     unreachable: tuple[type[Exception], ...] = (EntryNotFoundError, OSError, *HfHubHTTPError.__bases__)
     try:
         yield
     except RevisionNotFoundError as error:
-        raise UserError(f"the dataset {repo} has no such revision at the hub; see its page for those there") from error
+        raise UserError(
+            f"the dataset {repo} has no such revision at the hub; see its page for those there",
+            code="dataset-not-found",
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"the hub has no dataset {repo!r} that you may read; check --repo, or log in") from error
+        raise UserError(
+            f"the hub has no dataset {repo!r} that you may read; check --repo, or log in", code="dataset-not-found"
+        ) from error
     except unreachable as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
@@ -154,7 +169,10 @@ def adopt_metadata(download: Download, repo: str, revision: str) -> None:
         for path in download.metadata_dir.glob(pattern)
     }
     if not any(name.endswith(".parquet") for name in there):
-        raise NotFoundError(f"{download.metadata_dir} has no *.parquet; run without --skip-metadata to fetch them")
+        raise NotFoundError(
+            f"{download.metadata_dir} has no *.parquet; run without --skip-metadata to fetch them",
+            code="metadata-missing",
+        )
     if not download.files:
         files = {name: asdict(HubFile(name, size, None)) for name, size in sorted(there.items())}
         download.save(repo=repo, revision=revision, commit=None, files=files)
@@ -162,7 +180,11 @@ def adopt_metadata(download: Download, repo: str, revision: str) -> None:
         if name.endswith(".parquet") and there.get(name) != file.size:
             raise UserError(
                 f"{download.metadata_dir / name} has {there.get(name, 0):,} bytes, {file.size:,} by {RECORD_NAME}; "
-                "run without --skip-metadata to fetch it anew"
+                "run without --skip-metadata to fetch it anew",
+                code="record-differs",
             )
     if extra := {name for name in there if name.endswith(".parquet")} - set(download.files):
-        raise UserError(f"{download.metadata_dir} has {min(extra)}, which is not in {RECORD_NAME}; take it away")
+        raise UserError(
+            f"{download.metadata_dir} has {min(extra)}, which is not in {RECORD_NAME}; take it away",
+            code="record-differs",
+        )

@@ -124,7 +124,8 @@ class Download:
         if missing := [path.name for path in paths if not path.exists()]:
             raise NotFoundError(
                 f"{self.metadata_dir} lacks {len(missing)} of {len(paths)} metadata files ({missing[0]}); "
-                "run without --skip-metadata and --report to fetch them"
+                "run without --skip-metadata and --report to fetch them",
+                code="metadata-missing",
             )
         return paths
 
@@ -158,16 +159,17 @@ def check_origin(download: Download, repo: str | None, revision: str | None, ski
         if there and (not skip_metadata or there.suffix == ".tar"):
             raise UserError(
                 f"{out} holds {there.relative_to(out)} but no {RECORD_NAME}, so it was not downloaded by this program; "
-                "choose another folder" + ("" if there.suffix == ".tar" else ", or give --skip-metadata to use it")
+                "choose another folder" + ("" if there.suffix == ".tar" else ", or give --skip-metadata to use it"),
+                code="folder-not-empty",
             )
         if repo is None:
-            raise UserError(f"nothing says what {out} is to hold; give --scale or --repo")
+            raise UserError(f"nothing says what {out} is to hold; give --scale or --repo", code="option-missing")
         return repo, revision or "main"
     wanted = {"repo": repo or record["repo"], "revision": revision or record["revision"]}
     if wanted["revision"] == record.get("commit"):
         wanted["revision"] = record["revision"]
     if shown := describe_differences(wanted, {name: record[name] for name in wanted}):
-        raise UserError(f"{out} is another pool ({RECORD_NAME}): {shown}; choose another folder")
+        raise UserError(f"{out} is another pool ({RECORD_NAME}): {shown}; choose another folder", code="record-differs")
     return record["repo"], record["revision"]
 
 

@@ -66,7 +66,7 @@ def pillow() -> list[Decoder]:
     def decode(data: bytes) -> Image.Image:
         image = decode_image(data)
         if image is None:
-            raise UserError("no picture")
+            raise UserError("no picture", code="perf")
         return image
 
     def decode_draft(data: bytes) -> Image.Image:
@@ -94,7 +94,7 @@ def torchvision() -> list[Decoder]:
     def by_pillow(data: bytes) -> np.ndarray:
         image = decode_image(data)
         if image is None:
-            raise UserError("no picture")
+            raise UserError("no picture", code="perf")
         return np.array(image)
 
     decoders = [

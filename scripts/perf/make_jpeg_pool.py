@@ -116,11 +116,13 @@ def make_pool(
 ) -> int:
     """Write the pool and return the bytes of its pictures; raises ValueError where the folder or a size is no good."""
     if samples < 1 or shard_size < 1:
-        raise UserError(f"{samples} samples in shards of {shard_size}; both must be 1 or more")
+        raise UserError(f"{samples} samples in shards of {shard_size}; both must be 1 or more", code="perf")
     if not 8 <= sizes[0] <= sizes[1] <= FIELD:
-        raise UserError(f"sizes are {sizes[0]} and {sizes[1]}; the smaller comes first, from 8 to {FIELD} pixels")
+        raise UserError(
+            f"sizes are {sizes[0]} and {sizes[1]}; the smaller comes first, from 8 to {FIELD} pixels", code="perf"
+        )
     if pool_dir.exists() and any(pool_dir.iterdir()):
-        raise UserError(f"{pool_dir} is not empty; choose another folder or delete it")
+        raise UserError(f"{pool_dir} is not empty; choose another folder or delete it", code="perf")
     for folder in ("shards", "metadata"):
         (pool_dir / folder).mkdir(parents=True)
     starts = range(0, samples, shard_size)

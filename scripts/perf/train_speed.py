@@ -116,10 +116,10 @@ def scale_of(job: Job) -> Scale:
     scale = get_scale(job.scale)
     batch_size = job.batch_size or scale.batch_size
     if job.samples < batch_size:
-        raise UserError(f"--samples {job.samples} is less than one batch of {batch_size}")
+        raise UserError(f"--samples {job.samples} is less than one batch of {batch_size}", code="perf")
     steps = -(-job.samples // batch_size)
     if job.skip >= steps:
-        raise UserError(f"--skip {job.skip} leaves nothing of {steps} steps to time")
+        raise UserError(f"--skip {job.skip} leaves nothing of {steps} steps to time", code="perf")
     if job.skip:
         scale = replace(scale, num_checkpoints=1)
     if job.stream:
@@ -349,7 +349,7 @@ def run_in_process(job: Job) -> Outcome:
         text=True,
     )
     if done.returncode != 0:
-        raise UserError(f"the measurement {job.row} failed:\n{done.stderr[-3000:]}")
+        raise UserError(f"the measurement {job.row} failed:\n{done.stderr[-3000:]}", code="perf")
     return Outcome(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -359,7 +359,7 @@ def make_jobs(options: argparse.Namespace) -> list[Job]:
     pool_dir = (options.pool_dir or Path("pools") / scale.name).resolve()
     num_tars = len(list((pool_dir / "shards").glob("*.tar")))
     if not num_tars:
-        raise NotFoundError(f"{pool_dir} has no tars in {pool_dir / 'shards'}; build the pool first")
+        raise NotFoundError(f"{pool_dir} has no tars in {pool_dir / 'shards'}; build the pool first", code="perf")
 
     def job(leg: str, threads: int | None, workers: int) -> Job:
         return Job(
@@ -382,7 +382,9 @@ def make_jobs(options: argparse.Namespace) -> list[Job]:
     for threads in options.open_clip_threads:
         for workers in options.open_clip_workers:
             if workers > num_tars:
-                raise UserError(f"open_clip's trainer needs a tar per worker; {pool_dir} has {num_tars} of them")
+                raise UserError(
+                    f"open_clip's trainer needs a tar per worker; {pool_dir} has {num_tars} of them", code="perf"
+                )
             jobs.append(job("open_clip", threads or None, workers))
     return jobs
 
