@@ -145,6 +145,12 @@ def _joined(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+def end_of_script(path: str, work: Callable[[], int], arguments: Sequence[str] | None) -> int:
+    """Run the work of a script of `scripts/`, as `reported` does that of `winnow`; return the exit code."""
+    given = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
+    return reported(f"python scripts/{Path(path).name}", work, given, prefix="error").exit_code
+
+
 def reported(program: str, work: Callable[[], int], arguments: Sequence[str], *, prefix: str = "winnow") -> Ending:
     """Run a command's work; say what went wrong, as one sentence where a user can mend it; return how it ended."""
     rank, size = 0, 1
@@ -157,8 +163,9 @@ def reported(program: str, work: Callable[[], int], arguments: Sequence[str], *,
         number, what = (stop.number, f": {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
         name = signal.Signals(number).name
         if not rank:
+            who = "" if prefix == "error" else f"{prefix}: "
             print(
-                f"\n{prefix}: interrupted by {name}{what}. What is finished is kept; to go on, run "
+                f"\n{who}interrupted by {name}{what}. What is finished is kept; to go on, run "
                 f"the same command again:\n"
                 f"  {program} {' '.join(arguments)}",
                 file=sys.stderr,

@@ -29,6 +29,7 @@ from benchmark.experiment import (
     train_stage,
     write_experiment_entry,
 )
+from benchmark.failures import keep_tracebacks_in
 from benchmark.hub_rows import rows_folder
 from benchmark.index import has_tars
 from benchmark.options import (
@@ -71,6 +72,7 @@ Config = dict[str, Any]
 
 CURVE_NAME = "curve"
 OWN_CHOICE = "of your choice"  # a suite of tasks that no registered suite has together
+LOGS_NAME = "logs"  # in an experiment: commands that worked on it, and tracebacks
 MODEL_SCALE = "small"  # whose suite scores a model that belongs to no experiment
 
 
@@ -96,6 +98,7 @@ def run(config: Config, command: list[str]) -> None:
     eval_dir = _eval_dir(config, pool_dir, chosen_tasks(scale, tasks))
     check_evaluation_data(scale, tasks, eval_dir, strict=_is_strict(config))
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
+        keep_tracebacks_in(exp_dir / LOGS_NAME)
         _filter(exp_dir, config, command, pool, choice)
         train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
         bad_sets = _bad_sets_of(
@@ -132,6 +135,7 @@ def filter_pool(config: Config, command: list[str]) -> None:
     signals_dir = as_signals_dir(config["signals_dir"])
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
+        keep_tracebacks_in(exp_dir / LOGS_NAME)
         _filter(exp_dir, config, command, pool, choice)
 
 
@@ -155,6 +159,7 @@ def reshard(config: Config, command: list[str]) -> None:
     with ExitStack() as held:
         if location is not None:
             exp_dir = held.enter_context(mirrored(location))
+            keep_tracebacks_in(exp_dir / LOGS_NAME)
             subset_path, record = open_experiment(exp_dir, pool)
             refuse_changed(subset_path, record.result["sha256"])
             max_missing = max(max_missing, record.result.get("unknown_uids", 0))  # as was allowed when it was chosen
@@ -192,6 +197,7 @@ def train(config: Config, command: list[str]) -> None:
     dry_run, is_strict = as_flag(config["dry_run"], "dry_run"), _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
         exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
+        keep_tracebacks_in(exp_dir / LOGS_NAME)
         # An experiment with shards of its own is trained without the pool, on a machine that may not have it.
         is_alone = ranks.on_first(lambda: (exp_dir / SHARDS_NAME).exists() and not pool_dir.exists())
         pool = None if is_alone else Pool(pool_dir, strict=is_strict)
@@ -248,6 +254,7 @@ def evaluate(config: Config, command: list[str]) -> None:
     strict = _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
         exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
+        keep_tracebacks_in(exp_dir / LOGS_NAME)
         pool = Pool(pool_dir, strict=strict)
         eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, chosen_tasks(scale, tasks)))
         ranks.on_first(lambda: open_experiment(exp_dir, pool))
@@ -431,6 +438,7 @@ def report(config: Config, command: list[str]) -> None:
     location = _given_exp_dir(config)
     pool = Pool(pool_dir, strict=_is_strict(config), signals_dir=as_signals_dir(config["signals_dir"]))
     with mirrored(location) as exp_dir:
+        keep_tracebacks_in(exp_dir / LOGS_NAME)
         open_experiment(exp_dir, pool)
         _log_command(exp_dir, config, command)
         report_stage(exp_dir, pool, scale)
@@ -653,4 +661,4 @@ def _log_command(exp_dir: Path, config: Config, command: list[str]) -> None:
     """Keep what was asked for, and when, outside every hash."""
     name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}.yaml"
     text = yaml.safe_dump({"command": command, "options": config}, sort_keys=False)
-    write_bytes(exp_dir / "logs" / name, text.encode())
+    write_bytes(exp_dir / LOGS_NAME / name, text.encode())

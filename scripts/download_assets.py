@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.errors import UnknownNameError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
 from benchmark.assets import KNOWN_ASSETS, asset_url, fetch_asset, user_assets_dir
+from benchmark.errors import UnknownNameError
+from benchmark.failures import end_of_script
 from benchmark.names import nearest_name
 from benchmark.stage import say
 
@@ -50,20 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"a file, or {', '.join(GROUPS)}")
     parser.add_argument("--out", type=Path, default=user_assets_dir(), help="the folder (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         for name in names_of(options.names):
             say(f"{fetch_asset(name, options.out)}: as it should be")
         if not options.names:
             for name in KNOWN_ASSETS:
                 say(f"{'there' if (options.out / name).exists() else '-':6} {name:27} {asset_url(name)}")
             say(f"groups: {', '.join(GROUPS)}; folder: {options.out}")
-    except KeyboardInterrupt:
-        print("interrupted; the same line goes on", file=sys.stderr)
-        return 130
-    except (KeyError, ValueError, OSError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return end_of_script(__file__, work, arguments)
 
 
 if __name__ == "__main__":

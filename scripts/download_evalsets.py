@@ -14,7 +14,6 @@ whole by `test/nshards.txt`, which comes last; rows (Flickr, COCO, WinoGAViL) co
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import sys
@@ -24,10 +23,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmark.errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
+from benchmark.errors import UserError
+from benchmark.failures import EXIT_PARTS, EXIT_PROBLEMS, end_of_script
 from benchmark.registry import load_tasks, tasks_named
 from benchmark.stage import locked, say
 from scripts.download.evalsets import (
@@ -49,7 +48,7 @@ from scripts.download.evalsets import (
 from scripts.download.record import GB, need_space
 
 SUITE = "datacomp"
-SOME_FAILED = 3  # the exit status where sets are not whole
+SOME_FAILED = EXIT_PARTS  # where sets are not whole
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,7 +133,7 @@ def check(out: Path, sources: Sequence[Source], workers: int) -> int:
         say(line)
     count, size = sum(len(each.files) for each in eval_sets), sum(each.size for each in eval_sets)
     say(f"{len(eval_sets):,} sets of {count:,} files, {size / GB:,.3f} GB: {len(wrong) or 'nothing'} wrong")
-    return 1 if wrong else 0
+    return EXIT_PROBLEMS if wrong else 0
 
 
 def print_table(outcomes: Sequence[Outcome], *, coming: str) -> None:
@@ -192,18 +191,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 3 where sets failed, or 1 after one sentence."""
-    try:
-        return run(parse(arguments))
-    except KeyboardInterrupt:
-        print("interrupted; what is there stays, and the same line goes on", file=sys.stderr)
-        return 130
-    except (KeyError, ValueError, OSError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        said = error.args[0] if isinstance(error, KeyError) else error
-        text = f"the disk is full ({error}); make room and run the same line again" if full else said
-        print(f"error: {text}", file=sys.stderr)
-        return 1
+    """Run the command line; return the exit status: 0, 1 where a check finds problems, 3 where sets failed.
+
+    2 after one sentence of what can be mended, as every command of Winnow's.
+    """
+    return end_of_script(__file__, lambda: run(parse(arguments)), arguments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ headers noai, noimageai, noindex and noimageindex respected), and only where the
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shutil
 import subprocess
@@ -24,10 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.errors import NotFoundError, UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
+from benchmark.errors import NotFoundError, UserError
+from benchmark.failures import end_of_script
 from benchmark.names import nearest_name
 from benchmark.stage import locked, say, write_json
 from benchmark.storage import cache_dir
@@ -243,17 +242,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status, after one sentence where it is not 0."""
-    try:
-        run(parse(arguments))
-    except KeyboardInterrupt:
-        print("interrupted; what is complete stays, and the same line goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        text = f"the disk is full ({error}); make room and run the same line again" if full else str(error)
-        print(f"error: {text}", file=sys.stderr)
-        return 1
-    return 0
+    return end_of_script(__file__, lambda: run(parse(arguments)) or 0, arguments)
 
 
 if __name__ == "__main__":

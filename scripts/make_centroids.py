@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
 import numpy as np
@@ -31,6 +29,8 @@ from tqdm import tqdm
 
 from benchmark.assets import ASSETS_NAME, find_file, hash_file
 from benchmark.embeddings import has_embedding
+from benchmark.errors import UserError
+from benchmark.failures import end_of_script
 from benchmark.language import are_described_in_english, load_language_model
 from benchmark.pool import Pool
 from benchmark.stage import (
@@ -317,8 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--language-model", default="lid.176.ftz", help="fastText's (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=list(BLOCKS), help="default: cpu")
     options = parser.parse_args(arguments)
-    pool_dir = as_location(options.pool_dir)
-    try:
+
+    def work() -> int:
+        pool_dir = as_location(options.pool_dir)
         if options.device == "cuda":
             import torch
 
@@ -342,14 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.language_model,
         )
         record = make_centroids(pool_dir, out, settings, device=options.device)
-    except KeyboardInterrupt:
-        print("interrupted; the same line goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    say(f"{settings.clusters:,} centroids of {record.result['rows']:,} rows: {out}")
-    return 0
+        say(f"{settings.clusters:,} centroids of {record.result['rows']:,} rows: {out}")
+        return 0
+
+    return end_of_script(__file__, work, arguments)
 
 
 if __name__ == "__main__":

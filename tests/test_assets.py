@@ -388,10 +388,10 @@ def test_the_script_lists_fetches_and_groups(known, folder, monkeypatch, capsys)
     assert re.search(r"^there  far\.txt ", shown, re.M)
     assert download_assets.main(["--out", "there", "both", "far.txt"]) == 0
     assert sorted(path.name for path in Path("there").glob("[!.]*")) == ["far.txt", "known.txt"]
-    assert download_assets.main(["fat.txt"]) == 1
+    assert download_assets.main(["fat.txt"]) == 2
     assert "error: unknown asset 'fat.txt'. Did you mean 'far.txt'?" in capsys.readouterr().err
     Path("there/far.txt").write_text("d")
-    assert download_assets.main(["--out", "there", "far.txt"]) == 1
+    assert download_assets.main(["--out", "there", "far.txt"]) == 2
     assert "delete it to have it fetched anew" in capsys.readouterr().err
 
 

@@ -264,7 +264,7 @@ def test_what_says_that_a_set_is_whole_comes_last(hub, tmp_path):
 def test_names_and_groups_narrow(hub, tmp_path, capsys):
     assert run(tmp_path, "--tasks", "vehicles") == 0
     assert {name.split("/")[0] for name in files(tmp_path)} == {FOLDER}
-    assert run(tmp_path, "--tasks", "vehicels") == 1
+    assert run(tmp_path, "--tasks", "vehicels") == 2
     assert "unknown task or group 'vehicels'. Did you mean 'vehicles'?" in capsys.readouterr().err
 
 
@@ -499,7 +499,7 @@ def test_a_check_finds_a_flipped_byte_a_missing_file_and_one_too_many(hub, tmp_p
 
 
 def test_a_check_names_tasks_whose_sets_are_not_there(hub, tmp_path, capsys):
-    assert run(tmp_path, "--check") == 1
+    assert run(tmp_path, "--check") == 2
     assert f"{tmp_path} has no set with a download.json" in capsys.readouterr().err
     assert run(tmp_path, "--tasks", CARS) == 0
     assert run(tmp_path, "--check", "--tasks", CARS, PAIRS) == 1
@@ -566,7 +566,7 @@ def test_without_a_way_to_the_hub_there_is_one_sentence(hub, tmp_path, capsys, m
     assert run(tmp_path, "--tasks", CARS) == 0
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     capsys.readouterr()
-    assert run(tmp_path) == 1
+    assert run(tmp_path) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: the hub cannot be reached (") and said.count("\n") == 1
     assert run(tmp_path, "--tasks", CARS) == 0
@@ -574,7 +574,7 @@ def test_without_a_way_to_the_hub_there_is_one_sentence(hub, tmp_path, capsys, m
 
 def test_a_disk_that_is_too_small_is_told_before(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=700_000))
-    assert run(tmp_path) == 1
+    assert run(tmp_path) == 2
     assert "the evaluation sets may need 0.0 GB" in capsys.readouterr().err
     assert hub.files_asked() == [] and files(tmp_path) == {}
     assert run(tmp_path, "--tasks", CARS) == 0
@@ -582,7 +582,7 @@ def test_a_disk_that_is_too_small_is_told_before(hub, tmp_path, capsys, monkeypa
 
 def test_without_huggingface_hub_it_says_how_to_get_it(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
-    assert run(tmp_path) == 1
+    assert run(tmp_path) == 2
     assert "install it with: pip install 'winnow-bench[hf]'" in capsys.readouterr().err
 
 
@@ -595,5 +595,5 @@ def test_without_huggingface_hub_it_says_how_to_get_it(hub, tmp_path, capsys, mo
     ],
 )
 def test_options_that_cannot_be_are_refused(tmp_path, capsys, arguments, said):
-    assert run(tmp_path, *arguments) == 1
+    assert run(tmp_path, *arguments) == 2
     assert said in capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_a_second_run_asks_for_nothing(pool, web, capsys):
     ],
 )
 def test_other_settings_are_refused_by_name(pool, capsys, more, said):
-    assert run_here(*pool[1], *more) == 1
+    assert run_here(*pool[1], *more) == 2
     assert said in capsys.readouterr().err
 
 
@@ -459,7 +459,7 @@ def test_an_img2dataset_that_dies_is_told_in_one_sentence(web, tmp_path, capsys)
         (fake / name).write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
         (fake / name).chmod(0o755)
     arguments = ["--repo", REPO, "--out", out, "--skip-metadata", "--img2dataset", fake / "img2dataset"]
-    assert run_here(*arguments) == 1
+    assert run_here(*arguments) == 2
     error = capsys.readouterr().err
     assert "img2dataset does not start" in error and "out of order" in error and "Traceback" not in error
     assert not list((out / "shards").glob("*")) if (out / "shards").exists() else True
@@ -548,7 +548,7 @@ def test_metadata_with_other_bytes_than_the_hub_says_is_refused(hub, tmp_path):
     body = bytes(reversed(hub.files["part_1/bb.parquet"]))
     hub.pages[page] = lambda page: page.answer(body, ETag='"0"', X_Repo_Commit=COMMIT)
     code, _, error = run_script("--repo", REPO, "--out", tmp_path / "pool", "--metadata-only", **hub.variables)
-    assert code == 1
+    assert code == 2
     assert error.splitlines()[-1].startswith("error: part_1/bb.parquet of somebody/datacomp_tiny arrived with other")
     assert not (tmp_path / "pool" / "metadata" / "bb.parquet").exists()
 
@@ -564,7 +564,7 @@ def test_a_hub_that_has_nothing_is_told_in_one_sentence(hub, tmp_path, repo, var
     hub.pages[f"/api/datasets/{repo}/revision/main"] = lambda page: not_found(page)
     variables = {**hub.variables, **variables}
     code, _, error = run_script("--repo", repo, "--out", tmp_path / "pool", "--metadata-only", **variables)
-    assert code == 1
+    assert code == 2
     assert said in error and "Traceback" not in error
 
 
@@ -580,7 +580,7 @@ def not_found(page):
 
 def test_a_missing_hub_client_is_told_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
-    assert run_here("--scale", "small", "--out", tmp_path / "pool", "--metadata-only") == 1
+    assert run_here("--scale", "small", "--out", tmp_path / "pool", "--metadata-only") == 2
     assert "install it with: pip install 'winnow-bench[hf]'" in capsys.readouterr().err
 
 
@@ -642,7 +642,7 @@ def test_a_dry_run_says_bytes_rows_and_time(capsys):
 )
 def test_bad_input_is_told_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
-    assert run_here(*arguments) == 1
+    assert run_here(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
     assert not (tmp_path / "pool").exists()
@@ -650,7 +650,7 @@ def test_bad_input_is_told_in_one_sentence(tmp_path, monkeypatch, capsys, argume
 
 def test_a_folder_with_metadata_of_unknown_origin_is_refused(tmp_path, capsys):
     out = write_metadata(tmp_path / "pool", [row(0, "http://127.0.0.1:1/", b"")])
-    assert run_here("--scale", "small", "--out", out) == 1
+    assert run_here("--scale", "small", "--out", out) == 2
     assert "no download.json" in capsys.readouterr().err
 
 
@@ -658,7 +658,7 @@ def test_metadata_without_hashes_is_refused_where_they_are_compared(img2dataset,
     rows = [row(0, "http://127.0.0.1:1/", b"")]
     del rows[0]["sha256"]
     out = write_metadata(tmp_path / "pool", rows)
-    assert run_here("--scale", "small", "--out", out, "--skip-metadata", "--img2dataset", img2dataset) == 1
+    assert run_here("--scale", "small", "--out", out, "--skip-metadata", "--img2dataset", img2dataset) == 2
     assert "has no column 'sha256'; --keep-changed does without" in capsys.readouterr().err
 
 
@@ -666,5 +666,5 @@ def test_a_disk_without_room_is_told_before_the_first_image(img2dataset, tmp_pat
     out = write_metadata(tmp_path / "pool", [row(0, "http://127.0.0.1:1/", b"")])
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(download_pool.shutil, "disk_usage", lambda _: usage)
-    assert run_here("--scale", "small", "--out", out, "--skip-metadata", "--img2dataset", img2dataset) == 1
+    assert run_here("--scale", "small", "--out", out, "--skip-metadata", "--img2dataset", img2dataset) == 2
     assert "the images may need 0.0 GB and the disk of" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_what_is_there_is_left_and_what_does_not_fit_is_refused(tmp_path, capsys
     pool_dir, out = pool_of(tmp_path / "p", blobs(5, 60)), tmp_path / "c.npy"
 
     def refused(*options):
-        assert main(["--pool-dir", str(pool_dir), "--out", str(out), *map(str, options)]) == 1
+        assert main(["--pool-dir", str(pool_dir), "--out", str(out), *map(str, options)]) == 2
         return capsys.readouterr().err
 
     made(pool_dir, out, "--clusters", 5)

@@ -295,7 +295,9 @@ class Crew:
         try:
             runner = Runner(self.python, self.settings, log_path)
         except RunnerError as error:
-            raise ChildProcessError(f"img2dataset does not start with {self.python}: {error}") from error
+            raise UserError(
+                f"img2dataset does not start with {self.python}: {error}", code="downloader-failed"
+            ) from error
         if not (1, 47) <= tuple(map(int, runner.version.split(".")[:2])) < (2,):
             runner.close()
             raise UserError(
@@ -345,8 +347,9 @@ class Crew:
                 runner = None
                 if attempt or self.is_stopped:
                     self.refuse_full_disk(shard)
-                    raise ChildProcessError(
-                        f"img2dataset died twice at shard {shard:08d} ({error}); run the same line again to go on"
+                    raise UserError(
+                        f"img2dataset died twice at shard {shard:08d} ({error}); run the same line again to go on",
+                        code="downloader-failed",
                     ) from error
         self.finish_shard(shard, rows, asked, staging_dir)
         return runner

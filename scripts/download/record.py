@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -200,6 +201,7 @@ def need_space(folder: Path, needed: float, what: str, remedy: str = "") -> None
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
+            errno.ENOSPC,
             f"{what} may need {needed / GB:,.1f} GB and the disk of {folder} has {free / GB:,.1f} GB left; "
-            f"make room or choose another disk{remedy}"
+            f"make room or choose another disk{remedy}",
         )
