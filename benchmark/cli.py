@@ -264,8 +264,12 @@ class HydraCommand:
             except (KeyboardInterrupt, SystemExit):
                 sweep.say_progress()
                 raise
-            except Exception:
+            except Exception as error:
                 sweep.remove_if_unused(handles)
+                if sweep.uses_submitit and isinstance(error, RuntimeError):  # submitit's, or of what it calls
+                    raise UserError(
+                        f"the sweep's jobs cannot be started: {' '.join(str(error).split())}", code="cluster-refused"
+                    ) from error
                 raise
         return EXIT_SWEEP if sweep.outcome(handles) else 0
 

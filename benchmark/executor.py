@@ -251,7 +251,11 @@ def _connected_ray() -> Any:
     elif address != "local" and "://" not in address:
         _check_answers(address)  # Ray itself would wait for minutes
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address or "local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        ray.init(address or "local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"Ray cannot be used at {address or 'local'}: {told}", code="unreachable") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
     return ray

@@ -49,6 +49,7 @@ SYSTEM_KINDS: dict[type[OSError], str] = {
 }
 OTHER_SYSTEM_CODE = "system"
 
+OUR_PACKAGES = ("", "benchmark", "filters", "eval_tasks", "leaderboard", "scripts")
 PACKAGES = (
     "torch",
     "open_clip_torch",
@@ -67,6 +68,8 @@ _NO_PATHS = {
     "Could not determine home directory.": "a path begins with ~ and a name that is no user of this machine",
     "embedded null byte": "a path holds a NUL character",
 }
+# What a driver or a card does; an assertion in a kernel or a wrong address is what we, or torch, asked of it.
+_GPU_FAILED = re.compile(r"CUDA error: (?!device-side assert|an illegal|misaligned)|.*NVIDIA driver")
 _LOADER_FAILED = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n")
 _LOADER_DIED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed|exited)")
 
@@ -95,12 +98,18 @@ def tell(error: BaseException) -> Told | None:
     """Return the sentence and the code of what a user can mend; None for anything else, which is a defect of ours."""
     if isinstance(error, UserError):
         return Told(_joined(_of_loader(str(error))), error.code)
-    if isinstance(error, MemoryError) or _is_memory_of_gpu(error):
+    if isinstance(error, MemoryError) or _is_torchs_memory(error):
         return Told(f"out of memory ({_joined(str(error)) or 'no more could be had'})", "out-of-memory")
     if isinstance(error, OSError):
         return _tell_system(error)
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) not in OUR_PACKAGES:
+        return Told(f"the package {package} is needed and not installed: pip install {package}", "package-missing")
     if type(error) in (RuntimeError, ValueError) and str(error) in _NO_PATHS:
         return Told(_NO_PATHS[str(error)], "not-found")
+    if isinstance(error, RuntimeError) and _GPU_FAILED.match(str(error)):
+        return Told(f"the GPU does not work ({str(error).splitlines()[0]}); see nvidia-smi", "gpu-failed")
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return Told("no more threads can be started here; use fewer workers=, or raise `ulimit -u`", "too-many-threads")
     if isinstance(error, RuntimeError) and _LOADER_DIED.match(str(error)):
         return Told(
             "a process that loads samples died (killed, or out of memory?); try fewer workers=, then run the same "
@@ -128,9 +137,10 @@ def _tell_system(error: OSError) -> Told | None:
     return Told(_joined(text) or type(error).__name__, code)
 
 
-def _is_memory_of_gpu(error: BaseException) -> bool:
-    # By name: torch is not loaded for the sake of a failure.
-    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch"
+def _is_torchs_memory(error: BaseException) -> bool:
+    # By name and words: torch is not loaded for the sake of a failure, and has no kind of its own for a CPU's.
+    is_gpus = type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch"
+    return is_gpus or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))
 
 
 def _of_loader(text: str) -> str:

@@ -262,7 +262,11 @@ def as_wandb(value: Any) -> str:
     if value == "online":
         import wandb
 
-        if not wandb.login(prompt=False):
+        try:
+            has_login = wandb.login(prompt=False)
+        except wandb.errors.Error as error:
+            raise UserError(f"wandb=online does not work ({' '.join(str(error).split())})", code="wandb") from error
+        if not has_login:
             raise UserError(
                 "wandb=online needs a login: run `wandb login`, or use wandb=offline and `wandb sync` later",
                 code="wandb",

@@ -7,6 +7,7 @@ that none waits for one that has gone.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ ALONE = Ranks()
 def joined_ranks(device: str) -> Iterator[Ranks]:
     """Join the ranks that torchrun has started, for a block; without torchrun this process is alone.
 
-    Raises ValueError where a rank has no GPU of its own.
+    Raises UserError where a rank has no GPU of its own, and where another rank is lost.
     """
     rank, size = rank_of_process()
     if size == 1:
@@ -117,11 +118,21 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
                 f"rank {rank} has no GPU: this machine has {gpus}; start as many ranks as GPUs", code="no-gpu"
             )
         torch.cuda.set_device(local_rank)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(rank, size)
-    finally:
-        distributed.destroy_process_group()
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        try:
+            yield Ranks(rank, size)
+        finally:
+            distributed.destroy_process_group()
+    except RuntimeError as error:
+        # gloo has no kind of error of its own: it names its source file, or what became of the connection.
+        is_gloos = re.search(r"gloo|[Cc]onnection (closed|reset)", str(error)) is not None
+        if not is_gloos and not isinstance(error, distributed.DistError):
+            raise
+        raise UserError(
+            f"another rank has ended, or cannot be reached ({str(error).splitlines()[0]}); what it said stands above",
+            code="rank-lost",
+        ) from error
 
 
 def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:

@@ -2,9 +2,12 @@
 
 import json
 import multiprocessing
+import pickle
+import threading
 import time
 
 import pytest
+from conftest import user_error
 
 from benchmark import stage
 from benchmark.stage import Record, atomic_path, cost, finished, locked, read_record, remove_temporary, write_record
@@ -51,22 +54,35 @@ def test_a_record_that_fits_is_returned_and_one_that_does_not_is_refused(tmp_pat
     assert finished(path, "filter", 1, made_from) is None
     write_record(path, Record("filter", 1, made_from, {"size": 3}))
     assert finished(path, "filter", 1, made_from).result == {"size": 3}
-    with pytest.raises(ValueError, match=r'made with other settings.*pool is "ab" there and "cd" now'):
+    with user_error("record-differs", match=r'pool is "ab" there and "cd" now'):
         finished(path, "filter", 1, {**made_from, "pool": "cd"})
-    with pytest.raises(ValueError, match="version is 1 there and 2 now"):
+    with user_error("record-differs", match="version is 1 there and 2 now"):
         finished(path, "filter", 2, made_from)
-    with pytest.raises(ValueError, match="within is absent there"):
+    with user_error("record-differs", match="within is absent there"):
         finished(path, "filter", 1, {**made_from, "within": None})
 
 
 def test_a_damaged_record_is_named(tmp_path):
     path = tmp_path / "out.json"
     path.write_text('{"stage": ')
-    with pytest.raises(ValueError, match=r"out\.json is not valid JSON"):
+    with user_error("json-damaged", match=r"out\.json"):
         read_record(path)
-    path.write_text("{}")
-    with pytest.raises(ValueError, match=r"out\.json is no record"):
-        read_record(path)
+    for text in ("{}", "[]", '{"stage": "x", "version": 1, "made_from": [], "result": {}}'):
+        path.write_text(text)
+        with user_error("record-damaged", match=r"out\.json"):
+            read_record(path)
+
+
+def test_a_record_that_lacks_what_is_needed_of_it_is_named_with_that(tmp_path):
+    path = tmp_path / "out.json"
+    write_record(path, Record("filter", 1, {"recipe": {"scale": "pico"}}, {}))
+    record = read_record(path)
+    assert record == Record("filter", 1, {"recipe": {"scale": "pico"}}, {})
+    assert pickle.loads(pickle.dumps(record)) == record
+    with user_error("record-damaged", match=r"out\.json has no 'pool'"):
+        record.made_from["pool"]
+    with user_error("record-damaged", match=r"out\.json has no 'version'"):
+        record.made_from["recipe"]["version"]
 
 
 def _hold(folder, started, seconds):
@@ -85,6 +101,28 @@ def test_a_second_process_waits_for_the_lock(tmp_path, capsys):
         assert process.exitcode is not None or not process.is_alive() or process.join(0.2) is None
     process.join(10)
     assert "another process is at work here" in capsys.readouterr().out
+
+
+def test_threads_of_one_process_take_turns_without_a_word(tmp_path, capsys):
+    inside, order = threading.Event(), []
+
+    def work(name):
+        with locked(tmp_path):
+            order.append(f"{name} begins")
+            inside.set()
+            time.sleep(0.2)
+            order.append(f"{name} ends")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    threads[0].start()
+    assert inside.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert order[:2] == ["a begins", "a ends"] and len(order) == 6
+    assert [line[0] for line in order[::2]] == [line[0] for line in order[1::2]]
+    assert capsys.readouterr().out == ""
 
 
 def test_costs_are_appended(tmp_path):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from benchmark.errors import UserError
+
 
 @dataclass(frozen=True)
 class Designer:
@@ -175,5 +177,7 @@ def _characters(designer: str) -> dict[str, tuple[Glyph, ...]]:
 def _fonts_dir() -> Path:
     spec = importlib.util.find_spec("qtawesome")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("the embedded pool draws pictograms from qtawesome's fonts: pip install qtawesome")
+        raise UserError(
+            "the embedded pool draws pictograms from qtawesome's fonts: pip install qtawesome", code="package-missing"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / "fonts"
