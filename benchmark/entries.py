@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.errors import UserError
+from benchmark.stage import read_text
 
 PUNCTUATION = ",.;:?!`"
 
@@ -39,8 +40,8 @@ def match_entries(texts: list[str], entries: Iterable[str]) -> tuple[np.ndarray,
 
 def read_entries(path: str) -> list[str]:
     """Return the names in a text file, one a line; raises ValueError where there is none."""
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n")]
+    lines = [line.strip() for line in read_text(Path(path)).split("\n")]
     names = [line for line in lines if line]
     if not names:
-        raise UserError(f"{path}: this file of entries holds no name")
+        raise UserError(f"{path}: this file of entries holds no name", code="asset-invalid")
     return names

@@ -6,7 +6,6 @@ that none waits for one that has gone.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from benchmark.errors import UserError
-from benchmark.stage import OtherRankFailed, rank_of_process
+from benchmark.stage import OtherRankFailed, number_of_environment, rank_of_process
 
 Result = TypeVar("Result")
 
@@ -112,7 +111,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         yield ALONE
         return
     if device == "cuda":
-        local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        local_rank, gpus = number_of_environment("LOCAL_RANK", 0), torch.cuda.device_count()
         if local_rank >= gpus:
             raise UserError(
                 f"rank {rank} has no GPU: this machine has {gpus}; start as many ranks as GPUs", code="no-gpu"

@@ -160,6 +160,14 @@ def _read_json(path: Path, make_object: Callable[[dict[str, Json]], Json] | None
         ) from error
 
 
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Read a text file of a user's; raises UserError that names the file where it is no text."""
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8: {error}", code="text-damaged") from error
+
+
 def digest(value: Json) -> str:
     """Return the sha256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

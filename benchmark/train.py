@@ -53,6 +53,7 @@ from benchmark.stage import (
     cost,
     describe_differences,
     finished,
+    number_of_environment,
     remove_temporary,
     rename,
     sha256_of,
@@ -323,7 +324,7 @@ def default_workers() -> int:
     """Return a loader process for every core of this rank."""
     # macOS cannot tell which cores this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // (number_of_environment("LOCAL_WORLD_SIZE", 1) or 1))
 
 
 def keep_freed_memory(device: str) -> None:

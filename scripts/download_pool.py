@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 from benchmark.errors import NotFoundError, UserError
 from benchmark.failures import end_of_script
 from benchmark.names import nearest_name
-from benchmark.stage import locked, say, write_json
+from benchmark.stage import locked, read_text, say, write_json
 from benchmark.storage import cache_dir
 from scripts.download.images import DenyList, Effort, download_images, plan_images
 from scripts.download.metadata import adopt_metadata, fetch_metadata
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         say(f"img2dataset: {make_venv(command.parent.parent)}")
         if options.out is None:
             return
-    deny = DenyList(options.deny.read_text().splitlines()) if options.deny else DenyList()
+    deny = DenyList(read_text(options.deny).splitlines()) if options.deny else DenyList()
     repo = options.repo or (repo_of(options.scale) if options.scale else None)
     if options.report and not (options.out / RECORD_NAME).exists():
         raise NotFoundError(f"{options.out} has no {RECORD_NAME}: nothing was downloaded there", code="not-found")
