@@ -136,7 +136,7 @@ def make_venv(venv_dir: Path) -> Path:
             [str(venv_dir / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages],
         ):
             if code := subprocess.run(step, stdout=sys.stderr).returncode:
-                raise ChildProcessError(f"{' '.join(step)} failed with exit status {code}; see above")
+                raise UserError(f"{' '.join(step)} failed with exit status {code}; see above", code="downloader-failed")
     return command
 
 
@@ -242,7 +242,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status, after one sentence where it is not 0."""
-    return end_of_script(__file__, lambda: run(parse(arguments)) or 0, arguments)
+
+    def work() -> int:
+        run(parse(arguments))
+        return 0
+
+    return end_of_script(__file__, work, arguments)
 
 
 if __name__ == "__main__":

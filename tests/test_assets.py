@@ -123,7 +123,8 @@ def test_what_is_nowhere_is_told_in_one_sentence_before_anything_is_made(folder,
     assert main(["filter", "pool_dir=pool", "filters=a_two", "plugins=[a_words.py]"]) == EXIT_USER
     assert capsys.readouterr().err == (
         "winnow: selector 'a_two' needs first.txt (option filters.a_two.first) and second.txt (option "
-        f"filters.a_two.second): neither in pool/assets nor {folder / 'mine'}; put them there, or give the option\n"
+        f"filters.a_two.second): neither in pool/assets nor {folder / 'mine'}; put them there, or give the option "
+        "[asset-not-found]\n"
     )
     assert not Path("experiments").exists()
     put("mine/second.txt", "c")

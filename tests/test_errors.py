@@ -34,6 +34,7 @@ MAY_BE_RAISED = {"MemoryError", "SystemExit", "AssertionError", "KeyboardInterru
 CAUGHT_THERE = {
     ("benchmark/hub_rows.py", "OSError"),
     ("benchmark/train.py", "OSError"),
+    ("benchmark/executor.py", "ImportError"),
     ("scripts/download/runner.py", "ValueError"),
 }
 
@@ -399,7 +400,7 @@ def test_no_value_on_the_command_line_is_met_by_a_traceback(composed, capsys, nu
         (["pool", "build", "--pool-seed", "x"], "usage"),
         (["pool", "index", "\x00"], "not-found"),
         (["pool", "check", "~nobody-x/pool"], "not-found"),
-        (["leaderboard", "table", "--board", "\x00"], "board-not-found"),
+        (["leaderboard", "table", "--board", "nowhere"], "board-not-found"),
         (["subset", "info", "~nobody-x/a.npy"], "not-found"),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_call_interrupted_while_drawing_goes_on_with_the_next_shard(tmp_path, 
     out = tmp_path / "c.npy"
     arguments = ["--pool-dir", str(pool_dir), "--out", str(out), "--clusters", "5"]
     assert main(arguments) == 130
-    assert "the same line goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     with (tmp_path / "c.npy.work" / "rows.bin").open("ab") as file:
         file.write(b"half of a shard")
     reads[:] = [None]

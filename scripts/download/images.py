@@ -376,9 +376,10 @@ class Crew:
         succeeded = {row["key"] for row in results.values() if row["status"] == "success"}
         if written != succeeded:
             self.refuse_full_disk(shard)
-            raise ChildProcessError(
+            raise UserError(
                 f"shard {shard:08d}: img2dataset counts {len(succeeded)} images, its tar holds {len(written)}; "
-                "run the same line again to download it anew"
+                "run the same line again to download it anew",
+                code="downloader-failed",
             )
         for place, row in enumerate(rows.to_pylist()):
             if place in results:
