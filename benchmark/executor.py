@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from benchmark import __version__
 from benchmark.errors import UserError
-from benchmark.registry import FILTERS_DIR, ROOT_DIR, load_strategies
+from benchmark.identity import ROOT_DIR
+from benchmark.registry import FILTERS_DIR, load_strategies
 from benchmark.stage import ignore_stop_signals, say, sha256_of, use_own_temporary_names
 
 Item = TypeVar("Item")

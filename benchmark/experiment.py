@@ -26,12 +26,14 @@ from benchmark.errors import NotFoundError, UserError
 from benchmark.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
 from benchmark.judging import Effort
 from benchmark.pool import Pool, PoolIdentity, Shard
-from benchmark.registry import SUITES, TASKS, get_strategy, load_tasks, tasks_named
+from benchmark.registry import STRATEGIES, SUITES, TASKS, get_strategy, load_tasks, tasks_named
 from benchmark.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
-from benchmark.rules import Rule
+from benchmark.rules import Rule, as_recorded, without_sources
 from benchmark.scales import Scale
+from benchmark.signals import read_undeclared
 from benchmark.stage import (
     LOCK_NAME,
+    TEMPORARY_SUFFIX,
     Json,
     Record,
     cost,
@@ -41,6 +43,7 @@ from benchmark.stage import (
     locked,
     read_record,
     remove_temporary,
+    rename,
     say,
     sha256_of,
     warn,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 
 FILTER_VERSION = 2  # 2: `repeated_uids` counts chosen rows
 ENTRY_NAME = "entry.json"
+AGAIN_NAME = f"subset-again.npy{TEMPORARY_SUFFIX}"
 MAX_NAME = 80  # characters of an entry's name
 
 
@@ -94,7 +98,8 @@ class Choice:
 
 def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:
     """Return `experiments/<scale>/<filters>-<hash>`."""
-    return Path("experiments") / scale.name / f"{choice.name}-{digest(choice.made_from(pool))[:8]}"
+    identity = without_sources(choice.made_from(pool))
+    return Path("experiments") / scale.name / f"{choice.name}-{digest(identity)[:8]}"
 
 
 def filter_stage(
@@ -112,12 +117,14 @@ def filter_stage(
     record_path = exp_dir / SUBSET_RECORD_NAME
     inputs = _inputs(pool, choice)
     # Looked at before the folder is touched, so that a refusal leaves nothing behind.
-    finished(record_path, "filter", FILTER_VERSION, made_from)
+    _finished_choice(record_path, made_from)
     with locked(exp_dir):
         remove_temporary(exp_dir)
-        record = finished(record_path, "filter", FILTER_VERSION, made_from)
+        record = _finished_choice(record_path, made_from)
         if record is not None and (exp_dir / SUBSET_NAME).exists():
             refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
+            if record.result.get("undeclared") or _undeclared(pool, choice):
+                return _choose_again(exp_dir, pool, choice, record, workers=workers, plugins=plugins, executor=executor)
             before = last_cost(exp_dir, "filter").get("inputs")
             if None not in (before, inputs) and before != inputs:
                 raise UserError(
@@ -132,25 +139,12 @@ def filter_stage(
                 if choice.subset_path is not None:
                     result = _take(exp_dir, pool, choice.subset_path, choice.max_missing)
                 else:
-                    within = load_subset(choice.within_path) if choice.within_path else None
-                    for rule in choice.rules:
-                        for package, version in rule.strategy.package_versions().items():
-                            if version is None:
-                                warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
-                    outcome = write_filtered(
-                        pool,
-                        choice.rules,
-                        exp_dir / SUBSET_NAME,
-                        within=within,
-                        workers=workers,
-                        plugins=plugins,
-                        executor=executor,
-                        device=choice.device,
-                    )
+                    path = exp_dir / SUBSET_NAME
+                    outcome = _choose(path, pool, choice, workers=workers, plugins=plugins, executor=executor)
                     result = _outcome_as_json(outcome)
                     spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
                 spent["inputs"] = inputs
-                result |= {"reference": _is_reference(choice), "sha256": sha256_of(exp_dir / SUBSET_NAME)}
+                result |= _more_of_result(exp_dir / SUBSET_NAME, pool, choice, made_from)
         except BaseException:
             _remove_if_empty(exp_dir)
             raise
@@ -160,12 +154,97 @@ def filter_stage(
             assert trained is not None
             _refuse_foreign_checkpoint(path.parent.parent, trained, record)
         write_record(record_path, record)
+    _say_kept(exp_dir, result)
+    return record
+
+
+def _say_kept(exp_dir: Path, result: dict[str, Json]) -> None:
     copies = "" if result["size"] == result["distinct"] else f", {result['size']:,} samples with copies"
     missing = f"; the pool lacks {result['unknown_uids']:,} of these" if result["unknown_uids"] else ""
     say(
         f"filter: kept {result['distinct']:,} uids{copies}, of {result['rows']:,} rows{missing} "
         f"({exp_dir / SUBSET_NAME})"
     )
+
+
+def _finished_choice(record_path: Path, made_from: dict[str, Json]) -> Record | None:
+    """Return the record of a choice that fits, as `finished` does; rules fit by what identifies them."""
+    there = read_record(record_path)
+    wanted = made_from if there is None else as_recorded(made_from, there.made_from)
+    return finished(record_path, "filter", FILTER_VERSION, wanted)
+
+
+def _undeclared(pool: Pool, choice: Choice) -> dict[str, list[list[str]]]:
+    """Return what the rules of a choice, and their signals, are known to read undeclared: kind and name of each."""
+    found: dict[str, list[list[str]]] = {}
+    for rule in (each for chosen in choice.rules for each in chosen.with_signals(pool)):
+        inputs = [*rule.strategy.undeclared(), *read_undeclared(rule.kept_dir(pool, choice.device))]
+        if inputs:
+            found[rule.name] = [[each.kind, each.name] for each in dict.fromkeys(inputs)]
+    return found
+
+
+def _choose(
+    path: Path, pool: Pool, choice: Choice, *, workers: int, plugins: Sequence[str], executor: str
+) -> FilterOutcome:
+    """Let the rules choose, and write the subset file."""
+    within = load_subset(choice.within_path) if choice.within_path else None
+    for rule in choice.rules:
+        for package, version in rule.strategy.package_versions().items():
+            if version is None:
+                warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
+    return write_filtered(
+        pool,
+        choice.rules,
+        path,
+        within=within,
+        workers=workers,
+        plugins=plugins,
+        executor=executor,
+        device=choice.device,
+    )
+
+
+def _more_of_result(path: Path, pool: Pool, choice: Choice, made_from: dict[str, Json]) -> dict[str, Json]:
+    """Return the record's results that a choice has however it came about."""
+    found: dict[str, Json] = {
+        "reference": _is_reference(choice),
+        "sha256": sha256_of(path),
+        "name": entry_name(Record("filter", FILTER_VERSION, made_from, {}), pool.dir),
+    }
+    if undeclared := _undeclared(pool, choice):
+        found["undeclared"] = undeclared  # so that it is chosen again the next time
+    return found
+
+
+def _choose_again(
+    exp_dir: Path, pool: Pool, choice: Choice, before: Record, *, workers: int, plugins: Sequence[str], executor: str
+) -> Record:
+    """Choose once more, as what a rule read undeclared may have changed; the caller has locked the folder.
+
+    Raises UserError, and leaves all as it was, where another subset comes out than something here was made from.
+    """
+    path = exp_dir / AGAIN_NAME
+    made_from = choice.made_from(pool)
+    try:
+        with cost(exp_dir, "filter", workers=workers, executor=executor) as spent:
+            outcome = _choose(path, pool, choice, workers=workers, plugins=plugins, executor=executor)
+            result = _outcome_as_json(outcome) | _more_of_result(path, pool, choice, made_from)
+            spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
+            spent["inputs"] = _inputs(pool, choice)
+        made = [*exp_dir.glob("seed-*/checkpoint/checkpoint.json"), *exp_dir.glob(SHARDS_NAME)]
+        if result["sha256"] != before.result["sha256"] and made:
+            raise UserError(
+                f"{exp_dir}: what a filter reads undeclared has changed, and another subset comes out than {made[0]} "
+                "was made from; choose another folder, or delete this one",
+                code="undeclared-changed",
+            )
+        rename(path, exp_dir / SUBSET_NAME)
+    finally:
+        path.unlink(missing_ok=True)
+    record = Record("filter", FILTER_VERSION, made_from, result)
+    write_record(exp_dir / SUBSET_RECORD_NAME, record)
+    _say_kept(exp_dir, result)
     return record
 
 
@@ -381,6 +460,7 @@ def evaluate_stage(
     ranks = ranks or ALONE
     _, subset_record = open_experiment(exp_dir, pool)
     failed: BadSetsError | None = None
+    _name_of(exp_dir, subset_record, pool)
     # Of all seeds at first: what one of them lacks is not to be met after hours with another.
     trained = {seed: _trained_record(exp_dir, scale, seed, subset_record) for seed in seeds}
     for seed in seeds:
@@ -635,7 +715,7 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
         for package, version in each.trained.result["versions"].items():
             versions.setdefault(package, set()).add(version)
     return Entry(
-        name=entry_name(record, pool.dir),
+        name=_name_of(exp_dir, record, pool),
         strategy=tuple(StrategyUsed(**rule) for rule in record.made_from["filters"]),
         within=record.made_from["within"],
         given_subset=record.made_from["subset"],
@@ -653,6 +733,20 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
         made_with={package: ", ".join(sorted(found)) for package, found in versions.items()},
         chance=seeds[0].chance,
     )
+
+
+def _name_of(exp_dir: Path, record: Record, pool: Pool) -> str:
+    """Return the name that an experiment's entry has; raises UserError where it needs a filter that is not loaded."""
+    if "name" in record.result:
+        return str(record.result["name"])
+    unknown = [rule["name"] for rule in record.made_from["filters"] if rule["name"] not in STRATEGIES]
+    if unknown:
+        raise UserError(
+            f"{exp_dir} was filtered by {unknown[0]!r}, which is no filter that is known here; give plugins= of the "
+            "file that it stands in, which its entry is named by",
+            code="filter-not-loaded",
+        )
+    return entry_name(record, pool.dir)
 
 
 def _outcome_as_json(outcome: FilterOutcome) -> dict[str, Json]:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ from benchmark.judging import (
     IMAGE,
     Effort,
     Judge,
+    UndeclaredInputError,
     failure,
     file_not_found,
     planted_path,
@@ -43,7 +44,7 @@ from benchmark.judging import (
 )
 from benchmark.pool import Pool, Shard
 from benchmark.rules import Rule
-from benchmark.signals import Values, begin_keeping, common_type, user_signal
+from benchmark.signals import Values, begin_keeping, common_type, end_keeping, user_signal
 from benchmark.stage import TEMPORARY_SUFFIX, locked, warn
 from benchmark.storage import has_file
 from benchmark.subset import Subset, load_subset, write_subset
@@ -59,6 +60,8 @@ from benchmark.uids import (
     uid_order,
     unique_uids,
 )
+
+Result = TypeVar("Result")
 
 MAX_COPIES = 1000  # of a row, on average
 MAX_WHOLE = 1 << 53  # up to here floats tell whole numbers apart
@@ -148,13 +151,14 @@ def write_filtered(
     """
     check_pool_has(pool, rules)
     rules = [rule.with_assets(pool.dir) for rule in rules]
+    if any(rule.runs_here_alone(pool) for rule in rules):
+        workers, executor = 0, "local"
     scratch_dir = subset_path.parent / SCRATCH_NAME
-    if scratch_dir.exists():  # of a run that was killed
-        shutil.rmtree(scratch_dir)
-    scratch_dir.mkdir(parents=True)
     spread = partial(map_items, workers=workers, plugins=plugins, executor=executor)
     try:
-        return _Engine(pool, rules, scratch_dir, spread, device).write(subset_path, within)
+        return _again_where_undeclared(
+            lambda: _Engine(pool, rules, _emptied(scratch_dir), spread, device).write(subset_path, within)
+        )
     finally:
         shutil.rmtree(scratch_dir, ignore_errors=True)
 
@@ -190,6 +194,10 @@ def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError or FileNotFoundError where the pool lacks what the filter needs, or where the filter fails.
     """
     check_pool_has(pool, [rule])
+    return _again_where_undeclared(lambda: _score(pool, rule))
+
+
+def _score(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     judge = Judge(pool, [rule.with_assets(pool.dir)])
     places = _places(judge, [0], None)
     with _keeping(judge):
@@ -736,18 +744,42 @@ def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
 @contextmanager
 def _keeping(judge: Judge) -> Iterator[None]:
     """Hold the folders in which values are kept; one in which none is kept is removed at the end."""
-    identities = dict(zip(judge.kept_dirs, judge.identities, strict=True))
+    numbers = {folder: number for number, folder in enumerate(judge.kept_dirs)}
     with ExitStack() as held:
-        for folder in sorted(identities):
+        for folder in sorted(numbers):
+            number = numbers[folder]
             # The lock lies beside the folder, which goes where nothing is kept.
             held.enter_context(locked(folder.parent / LOCKS_NAME / folder.name))
-            begin_keeping(folder, identities[folder])
+            if begin_keeping(folder, judge.identities[number], anew=not judge.keeps(number)):
+                judge.has_kept.add(number)
+        judge.tell_undeclared()
         try:
             yield
         finally:
-            for folder in identities:
-                if not any(folder.glob("*.par*")):
-                    shutil.rmtree(folder, ignore_errors=True)
+            judge.tell_undeclared()
+            keeps = {folder: judge.keeps(number) for folder, number in numbers.items()}
+            for folder in numbers:
+                end_keeping(folder, forget=not keeps[folder])
+
+
+def _again_where_undeclared(work: Callable[[], Result]) -> Result:
+    """Do some work, and again where older values were used of a strategy that is then seen to read undeclared.
+
+    Each time one more strategy is known for it, so this ends.
+    """
+    while True:
+        try:
+            return work()
+        except UndeclaredInputError:
+            continue
+
+
+def _emptied(folder: Path) -> Path:
+    """Return a folder that is new, or was emptied of what a run that was killed left."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _places(judge: Judge, numbers: Sequence[int], within: Subset | None) -> Sequence[ImagePlaces | None]:

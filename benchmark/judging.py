@@ -40,13 +40,17 @@ from benchmark.signals import (
     Values,
     join_user_signal,
     joined_pieces,
+    read_undeclared,
     read_user_signal,
     user_signal,
+    write_undeclared,
 )
-from benchmark.stage import digest
+from benchmark.stage import digest, warn
 from benchmark.storage import changed, file_hash, is_remote, state_of
 from benchmark.tables import read_parquet
 from benchmark.uids import format_uids
+from benchmark.undeclared import spell_undeclared
+from benchmark.watch import Undeclared
 
 SLICE_ROWS = 8192  # a filter is handed at most this many rows at once
 SLICE_FEATURES = 4096  # with features
@@ -92,6 +96,13 @@ class ShardValues:
     image_effort: Effort = field(default_factory=Effort)  # reading and decoding
 
 
+_TOLD: set[tuple[str, Undeclared]] = set()  # what this process has said
+
+
+class UndeclaredInputError(Exception):
+    """A strategy read what it has not declared, after values of an earlier run were used: begin again without them."""
+
+
 class Judge:
     """Judges metadata shards by rules whose assets are found; plain data, so that worker processes can be sent it."""
 
@@ -120,6 +131,7 @@ class Judge:
             self.identities.append(rule.kept_identity(pool, device))
             for option in rule.strategy.assets:
                 _forget_if_changed(str(rule.options[option]), str(self.identities[-1]["options"][option]))
+            _forget_if_changed(str(rule.strategy.source_path), rule.strategy.version)
             self.kept_dirs.append(kept_dir_of(pool, self.identities[-1]))
         self.labels = _labels(self.all_rules)
         self.model_keys = {
@@ -127,12 +139,47 @@ class Judge:
             for number, rule in enumerate(self.all_rules)
             if rule.strategy.setup is not None
         }
+        # What each rule reads undeclared, as far as it is known; and the rules of which values of before are used.
+        self.undeclared: dict[int, list[Undeclared]] = {}
+        self.has_kept: set[int] = set()
+        for number, rule in enumerate(self.all_rules):
+            if inputs := list(dict.fromkeys([*rule.strategy.undeclared(), *read_undeclared(self.kept_dirs[number])])):
+                self.undeclared[number] = inputs
         # Not the sum of the images' hashes: that says nothing of which image is whose.
         self.tars = pool.tar_contents if any(rule.strategy.images for rule in self.all_rules) else ""
 
     def inner(self, number: int) -> list[int]:
         """Return the registered signals that a rule uses."""
         return [each for each in self.signals[number].values() if each is not None]
+
+    def used_by(self, number: int) -> set[int]:
+        """Return a rule and the registered signals that it uses, itself or through others."""
+        return {number}.union(*(self.used_by(each) for each in self.inner(number)))
+
+    def keeps(self, number: int) -> bool:
+        """Tell whether a rule's values may be kept for other runs: neither it nor a signal of it reads undeclared."""
+        for each in self.used_by(number):
+            if each in self.undeclared or read_undeclared(self.kept_dirs[each]):
+                return False
+        return True
+
+    def _look_for_undeclared(self) -> None:
+        """Say in the folders what strategies were seen to read; UndeclaredInputError where older values are used."""
+        for number, rule in enumerate(self.all_rules):
+            inputs = rule.strategy.undeclared()
+            if inputs and number not in self.undeclared:
+                self.undeclared[number] = inputs
+                write_undeclared(self.kept_dirs[number], inputs)
+                if any(number in self.used_by(each) for each in self.has_kept):
+                    raise UndeclaredInputError(rule.name)
+
+    def tell_undeclared(self) -> None:
+        """Say once what each strategy reads undeclared, as far as it is known."""
+        for number, rule in enumerate(self.all_rules):
+            inputs = [*rule.strategy.undeclared(), *read_undeclared(self.kept_dirs[number])]
+            if inputs and (rule.name, inputs[0]) not in _TOLD:
+                _TOLD.add((rule.name, inputs[0]))
+                warn(spell_undeclared(f"{rule.strategy.kind} {rule.name!r}", list(dict.fromkeys(inputs))))
 
     def tier(self, number: int) -> int:
         """Return what a rule reads, itself or through its signals: COLUMN, FEATURE or IMAGE."""
@@ -160,10 +207,11 @@ class Judge:
         where its file, or the shard's, are no longer what they were.
         """
         for rule, identity in zip(self.all_rules, self.identities, strict=True):
-            if rule.strategy.source_hash != identity["source"]:  # a worker loads it anew
+            if rule.strategy.identity != identity["identity"]:  # a worker loads it anew
                 raise changed(rule.strategy.source_path)
         work = _ShardWork(self, shard, asked, places)
         work.judge_by(numbers)
+        self._look_for_undeclared()
         return ShardValues([work.found[number] for number in numbers], work.copied, work.efforts, work.images)
 
     def rows_to_ask_again(self, number: int, num_rows: int) -> np.ndarray | None:

@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import ast
+import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import inspect
+import itertools
 import math
 import sys
 import types
@@ -22,12 +21,22 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmark.errors import NotFoundError, UnknownNameError, UserError
+from benchmark.identity import ROOT_DIR, OwnCode, distribution_of, package_version, read_own_code
+from benchmark.loading import run_file
 from benchmark.names import nearest_name
+from benchmark.undeclared import named_in_source
+from benchmark.watch import (
+    Undeclared,
+    begin_watching,
+    forget_reads,
+    not_watching,
+    undeclared_reads,
+    watching,
+)
 
 if TYPE_CHECKING:
     from benchmark.tasks import Suite, Task
 
-ROOT_DIR = Path(__file__).resolve().parent.parent
 FILTERS_DIR = ROOT_DIR / "filters"
 TASKS_DIR = ROOT_DIR / "eval_tasks"
 
@@ -80,8 +89,28 @@ class Strategy:
     paper: str = ""  # first line of the module
     summary: str = ""  # first line of the function's docstring
     source_path: Path = field(default_factory=Path)
-    source_hash: str = ""  # sha256 of the file's bytes as they were run
-    import_hashes: dict[str, str] = field(default_factory=dict)  # of what the file imports of ours, or from beside it
+    source_hash: str = ""  # sha256 of the file's bytes as they were run; of a script's, of the function's text
+    loaded: LoadedFile | None = None  # the file that was loaded for it; None: a script's or notebook's
+    line: int = 0  # of the function
+
+    @property
+    def identity(self) -> str | None:
+        """Return what its code is known by (benchmark/identity.py); None where that cannot be known."""
+        return None if self.loaded is None else self.loaded.identity
+
+    @property
+    def version(self) -> str:
+        """Return what tells a load of its code from an earlier or later one in this process."""
+        return f"loaded {self.loaded.number}" if self.loaded is not None else f"cell {id(self.function)}"
+
+    def undeclared(self) -> list[Undeclared]:
+        """Return what its values may hang on that is in no identity, as far as it is known by now.
+
+        Of a strategy of a script or notebook that is all the rest of it: helpers and globals stand in other cells.
+        """
+        if self.loaded is None:
+            return [Undeclared("script", str(self.source_path))]
+        return self.loaded.undeclared()
 
     @property
     def has_cut(self) -> bool:
@@ -111,11 +140,53 @@ class Strategy:
         return {option: name.format(**options) for option, name in self.assets.items()}
 
     def package_versions(self) -> dict[str, str | None]:
-        """Return the installed version of each optional package, None where it is not installed."""
-        return {name: _version_of(name) for name in self.packages}
+        """Return the installed version of each optional package, None where it is not installed.
+
+        And of every package that its file imports and that Winnow does not need itself: it may bring data.
+        """
+        modules = () if self.loaded is None else self.loaded.code.packages
+        imported = {each for module in sorted(modules) if (each := distribution_of(module)) is not None}
+        return {name: package_version(name) for name in (*self.packages, *sorted(imported - set(self.packages)))}
+
+
+_NUMBERS = itertools.count()
+
+
+class LoadedFile:
+    """A file of strategies or tasks as it was run."""
+
+    def __init__(self, code: OwnCode) -> None:
+        self.code = code
+        self.path = code.main.path
+        self.number = next(_NUMBERS)  # tells loads of a file apart
+        self.assets: set[str] = set()  # options of its strategies that are assets
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Return what its code is known by."""
+        return self.code.identity()
+
+    @functools.cached_property
+    def _named(self) -> list[Undeclared]:
+        return named_in_source(self.code, self.assets)
+
+    def undeclared(self) -> list[Undeclared]:
+        """Return what its source names, and what it was seen to read, and is no asset of its strategies."""
+        return list(dict.fromkeys([*undeclared_reads(self.path), *self._named]))
+
+
+@dataclass(frozen=True)
+class BrokenStrategy:
+    """A function that was registered in a way that cannot work; its file's others can."""
+
+    name: str
+    kind: str
+    path: Path
+    reason: str
 
 
 STRATEGIES: dict[str, Strategy] = {}
+BROKEN: dict[str, BrokenStrategy] = {}
 TASKS: dict[str, Task] = {}
 SUITES: dict[str, Suite] = {}
 
@@ -152,12 +223,12 @@ def register_filter(
     `packages` are optional ones that change what it keeps, with what happens where one is not installed: their versions
     are part of the record.
     """
-    if fraction is not None and threshold is not None:
-        raise UserError("a filter declares fraction= or threshold=, not both")
-    if planted and not reference:
-        raise UserError("planted labels are for filters marked reference=True")
 
-    def register(function: Function) -> Function:
+    def make(function: Callable[..., Any]) -> Strategy:
+        if fraction is not None and threshold is not None:
+            raise UserError("a filter declares fraction= or threshold=, not both")
+        if planted and not reference:
+            raise UserError("planted labels are for filters marked reference=True")
         strategy = _make_strategy(
             function,
             "filter",
@@ -176,10 +247,9 @@ def register_filter(
         for name in CUT_OPTIONS:
             if name in strategy.options:
                 raise UserError(f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator")
-        _add(STRATEGIES, strategy.name, strategy, "strategy")
-        return function
+        return strategy
 
-    return register
+    return _registering("filter", make)
 
 
 def register_selector(
@@ -192,7 +262,7 @@ def register_selector(
 ) -> Callable[[Function], Function]:
     """Register a function from a `PoolView` (and its `seed`) to a `Subset` as a selector of the function's name."""
 
-    def register(function: Function) -> Function:
+    def make(function: Callable[..., Any]) -> Strategy:
         strategy = _make_strategy(
             function,
             "selector",
@@ -204,10 +274,9 @@ def register_selector(
         )
         if "seed" not in strategy.options:
             raise UserError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
-        _add(STRATEGIES, strategy.name, strategy, "strategy")
-        return function
+        return strategy
 
-    return register
+    return _registering("selector", make)
 
 
 def register_signal(
@@ -228,8 +297,8 @@ def register_signal(
     a server may cost something, or be another.
     """
 
-    def register(function: Function) -> Function:
-        strategy = _make_strategy(
+    def make(function: Callable[..., Any]) -> Strategy:
+        return _make_strategy(
             function,
             "signal",
             columns=columns,
@@ -240,10 +309,8 @@ def register_signal(
             setup=setup,
             asks_server=asks_server,
         )
-        _add(STRATEGIES, strategy.name, strategy, "strategy")
-        return function
 
-    return register
+    return _registering("signal", make)
 
 
 def register_task(task: Task) -> Task:
@@ -262,7 +329,7 @@ def register_suite(suite: Suite) -> Suite:
 
 
 def load_strategies(plugins: Iterable[str | Path] = ()) -> dict[str, Strategy]:
-    """Load `filters/` and the plugins, once; return every strategy by name."""
+    """Load `filters/` and the plugins, anew where one changed; return every strategy by name."""
     for path in sorted(FILTERS_DIR.glob("*.py")):
         _load_file(path)
     load_plugins(plugins)
@@ -270,7 +337,7 @@ def load_strategies(plugins: Iterable[str | Path] = ()) -> dict[str, Strategy]:
 
 
 def load_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:
-    """Load `eval_tasks/` and the plugins, once; return every task by name."""
+    """Load `eval_tasks/` and the plugins, anew where one changed; return every task by name."""
     for path in sorted(TASKS_DIR.glob("*.py")):
         _load_file(path)
     load_plugins(plugins)
@@ -278,7 +345,7 @@ def load_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:
 
 
 def load_plugins(plugins: Iterable[str | Path]) -> None:
-    """Load a user's files, each once; what they register is theirs by its path."""
+    """Load a user's files, again where one, or a helper that it imports, has changed; each is known by its path."""
     for plugin in plugins:
         path = Path(plugin).expanduser().resolve()
         if not path.is_file():
@@ -287,7 +354,12 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
 
 
 def get_strategy(name: str) -> Strategy:
-    """Look a strategy up; raises KeyError with the nearest name."""
+    """Look a strategy up; raises KeyError with the nearest name, and UserError with the reason for a broken one."""
+    if name not in STRATEGIES and name in BROKEN:
+        broken = BROKEN[name]
+        raise UserError(
+            f"{broken.kind} {name!r} of {broken.path} cannot be used: {broken.reason}", code="broken-strategy"
+        )
     if name not in STRATEGIES:
         known = sorted(each.name for each in STRATEGIES.values() if each.kind != "signal")
         raise UnknownNameError(f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.")
@@ -412,11 +484,11 @@ def _make_strategy(
         for _, placeholder, _, _ in Formatter().parse(text):
             if placeholder is not None and placeholder not in options:
                 raise UserError(f"{kind} {name!r} declares {text!r} but has no option {placeholder!r}")
-    module = sys.modules.get(function.__module__)
+    module, loaded = sys.modules.get(function.__module__), _LOADING
     return Strategy(
         name=name,
         kind=kind,
-        function=function,
+        function=function if loaded is None else _watched(function, loaded, assets),
         options=options,
         columns=tuple(columns),
         features=tuple(features),
@@ -425,88 +497,143 @@ def _make_strategy(
         planted=tuple(planted),
         images=images,
         signals=tuple(signals),
-        setup=setup,
+        setup=setup if loaded is None or setup is None else _watched(setup, loaded, assets),
         fraction=fraction,
         threshold=threshold,
         reference=reference,
         asks_server=asks_server,
         paper=_first_line(module.__doc__ if module else None),
         summary=_first_line(function.__doc__),
-        source_path=Path(inspect.getsourcefile(function) or ""),
-        source_hash=_LOADING.source_hash if _LOADING else "",
-        import_hashes=_LOADING.import_hashes if _LOADING else {},
+        source_path=_source_of(function),
+        source_hash=_text_hash(function) if loaded is None else loaded.code.main.sha256,
+        loaded=loaded,
+        line=getattr(getattr(function, "__code__", None), "co_firstlineno", 0),
     )
 
 
+def _source_of(function: Callable[..., Any]) -> Path:
+    try:
+        return Path(inspect.getsourcefile(function) or "")
+    except TypeError:  # of a prompt, or compiled
+        return Path()
+
+
+def _registering(kind: str, make: Callable[[Callable[..., Any]], Strategy]) -> Callable[[Function], Function]:
+    """Return the decorator that registers what `make` makes of a function.
+
+    Of a file that is being loaded, one that cannot be made is put aside with its reason, and the others are registered.
+    """
+
+    def register(function: Function) -> Function:
+        try:
+            strategy = make(function)
+        except UserError as error:
+            if _LOADING is None:
+                raise
+            BROKEN[function.__name__] = BrokenStrategy(function.__name__, kind, _LOADING.path, str(error))
+            return function
+        BROKEN.pop(strategy.name, None)
+        _add_strategy(strategy)
+        return function
+
+    return register
+
+
+def _add_strategy(strategy: Strategy) -> None:
+    before = STRATEGIES.get(strategy.name)
+    if before is not None and not _is_again(before, strategy):
+        if before.source_path == strategy.source_path and strategy.loaded is not None:
+            raise UserError(
+                f"{strategy.source_path} registers {strategy.name!r} twice, in lines {before.line} and "
+                f"{strategy.line}; rename one of them",
+                code="registered-twice",
+            )
+        raise UserError(
+            f"two files register the strategy {strategy.name!r}, {before.source_path} and {strategy.source_path}; "
+            "rename one of them",
+            code="registered-twice",
+        )
+    STRATEGIES[strategy.name] = strategy
+    if strategy.loaded is not None:
+        strategy.loaded.assets |= set(strategy.assets)
+
+
+def _is_again(before: Strategy, now: Strategy) -> bool:
+    """Tell whether a strategy is one that stood there, registered again: by a cell that is run again, or a new load."""
+    if before.loaded is None and now.loaded is None:
+        return True
+    return before.source_path == now.source_path and before.loaded is not now.loaded and now.loaded is not None
+
+
 def _add(table: dict[str, Any], name: str, item: Any, noun: str) -> None:
-    if name in table:
-        raise UserError(f"two files register the {noun} {name!r}; rename one of them")
+    if name in table and not (_LOADING is None and _ADDED_BY.get((noun, name)) is None):
+        raise UserError(f"two files register the {noun} {name!r}; rename one of them", code="registered-twice")
     table[name] = item
+    _ADDED_BY[noun, name] = None if _LOADING is None else _LOADING.path
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A file of strategies or tasks as it was run."""
-
-    source_hash: str
-    import_hashes: dict[str, str]
-
-
-_LOADED: set[Path] = set()
-_LOADING: _Source | None = None
-
-# What every strategy may import, and what says nothing of its values.
-_PLUMBING = {"filtering", "pool", "registry", "rules", "subset", "tasks", "uids"}
+_LOADED: dict[Path, LoadedFile] = {}
+_LOADING: LoadedFile | None = None
+_ADDED_BY: dict[tuple[str, str], Path | None] = {}  # by "task" or "suite" and name, the file; None: a script
 
 
 def _load_file(path: Path) -> None:
     global _LOADING
-    if path in _LOADED:
-        return
-    module_name = f"winnow_{path.parent.name}_{path.stem}".replace("-", "_")
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    data = path.read_bytes()  # once: what is run is what is hashed
+    begin_watching()
+    with not_watching():
+        before = _LOADED.get(path)
+        # What it read as it was loaded may have changed unseen, so such a file is always run again.
+        if before is not None and before.code.is_unchanged() and not undeclared_reads(path):
+            return
+        code = read_own_code(path)
+        _forget(path)
+        loaded, outer = LoadedFile(code), _LOADING
+        try:
+            _LOADING = loaded
+            with watching(path, [each.path for each in code.files]):
+                run_file(code)
+        except (Exception, SystemExit) as error:
+            _forget(path)
+            raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}", code="bad-code") from error
+        finally:
+            _LOADING = outer
+    _LOADED[path] = loaded
+
+
+def _forget(path: Path) -> None:
+    """Forget all that a file registered, and what it read."""
+    _LOADED.pop(path, None)
+    forget_reads(path)
+    for name in [name for name, each in STRATEGIES.items() if each.loaded is not None and each.loaded.path == path]:
+        del STRATEGIES[name]
+    for name in [name for name, each in BROKEN.items() if each.path == path]:
+        del BROKEN[name]
+    tables: dict[str, dict[str, Any]] = {"task": TASKS, "suite": SUITES}
+    for noun, name in [key for key, added_by in _ADDED_BY.items() if added_by == path]:
+        tables[noun].pop(name, None)
+        del _ADDED_BY[noun, name]
+
+
+def _watched(function: Callable[..., Any], loaded: LoadedFile, assets: Iterable[str]) -> Callable[..., Any]:
+    """Return a function whose reads are taken for those of the file that it stands in, but for its assets."""
+
+    @functools.wraps(function)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        given = [options[name] for name in assets if options.get(name) is not None]
+        paths = [path for each in given for path in ([each] if isinstance(each, str) else each)]
+        with watching(loaded.path, [each.path for each in loaded.code.files], paths):
+            return function(*arguments, **options)
+
+    return watched
+
+
+def _text_hash(function: Callable[..., Any]) -> str:
+    """Return the sha256 of a function's text, of its name where a prompt has no text."""
     try:
-        _LOADING = _Source(hashlib.sha256(data).hexdigest(), _import_hashes(data, path))
-        exec(compile(data, str(path), "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    finally:
-        _LOADING = None
-    _LOADED.add(path)
-
-
-def _import_hashes(data: bytes, path: Path) -> dict[str, str]:
-    """Return the sha256 of the modules that a file imports from `benchmark` or from its own folder, by name."""
-    names = set()
-    for node in ast.walk(ast.parse(data)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    hashes = {}
-    for name in sorted(names):
-        first, _, rest = name.partition(".")
-        folder = ROOT_DIR / "benchmark" if first == "benchmark" else path.parent
-        place = folder / (rest if first == "benchmark" else name).replace(".", "/")
-        if first == "benchmark" and (not rest or rest.partition(".")[0] in _PLUMBING):
-            continue
-        for file in (place.with_suffix(".py"), place / "__init__.py"):
-            if file.is_file():
-                hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return hashes
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        text = function.__name__
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_line(docstring: str | None) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmark.assets import find_assets, hash_assets
 from benchmark.errors import UserError
 from benchmark.registry import STRATEGIES, Strategy, check_options, get_strategy
 from benchmark.signals import KEPT_VERSION, user_signal
 from benchmark.stage import Json, digest
+from benchmark.watch import Undeclared
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,36 +90,50 @@ class Rule:
         return any(rule.strategy.takes_device for rule in self.with_signals(pool))
 
     def as_json(self, pool: Pool) -> dict[str, Json]:
-        """Return what identifies the rule: name, options, cut, and the hashes of assets and of the file it stands in.
+        """Return what a record says of the rule: name, options, cut, hashes of assets, and of its code (`identity`).
 
-        And its signals, and the versions of optional packages, where it declares any. Raises FileNotFoundError where an
-        asset or a signal is nowhere.
+        And its signals, and the versions of optional packages, where it declares any; and as `source` the sha256 of its
+        file as it ran, which identifies nothing where there is an `identity`: see `without_sources`. Raises
+        FileNotFoundError where an asset or a signal is nowhere.
         """
-        return {**self.identity(pool), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
+        return {**self._described(pool, "cpu"), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
 
     def kept_identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
-        """Return what kept values hang on beside the pool: `identity`, and what the files import of ours."""
-        imports = {rule.name: rule.strategy.import_hashes for rule in self.with_signals(pool)}
-        return {"version": KEPT_VERSION, **self.identity(pool, device), "imports": imports}
+        """Return what kept values hang on beside the pool: `identity`, and the version of how they are kept."""
+        return {"version": KEPT_VERSION, **self.identity(pool, device)}
 
     def kept_dir(self, pool: Pool, device: str = "cpu") -> Path:
         """Return the folder in which the values of a pool are kept."""
         return kept_dir_of(pool, self.kept_identity(pool, device))
 
     def identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
-        """Return what its values hang on beside the pool: all of `as_json` but the cut, and a GPU."""
+        """Return what its values hang on beside the pool: all of `as_json` but cut and source file, and a GPU."""
+        found: dict[str, Json] = without_sources(self._described(pool, device))
+        return found
+
+    def undeclared(self, pool: Pool) -> dict[str, list[Undeclared]]:
+        """Return what its values may hang on that it has not declared, by strategy: itself, and its signals."""
+        found = {rule.name: rule.strategy.undeclared() for rule in self.with_signals(pool)}
+        return {name: inputs for name, inputs in found.items() if inputs}
+
+    def runs_here_alone(self, pool: Pool) -> bool:
+        """Tell whether it, or a signal of it, is known to this process alone: of a script or notebook."""
+        return any(rule.strategy.loaded is None for rule in self.with_signals(pool))
+
+    def _described(self, pool: Pool, device: str) -> dict[str, Json]:
         found: dict[str, Json] = {
             "name": self.name,
             "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
             "source": self.strategy.source_hash,
+            "identity": self.strategy.identity,
         }
-        if self.strategy.packages:
-            found["packages"] = self.strategy.package_versions()
+        if versions := self.strategy.package_versions():
+            found["packages"] = versions
         if device != "cpu" and self.strategy.takes_device:
             found["device"] = device  # its rounding is another
         if self.strategy.signals:
             found["signals"] = {
-                name: user_signal(pool, name, self.name).sha256 if rule is None else rule.identity(pool, device)
+                name: user_signal(pool, name, self.name).sha256 if rule is None else rule._described(pool, device)
                 for name, rule in self.signal_rules(pool).items()
             }
         return found
@@ -126,3 +142,46 @@ class Rule:
 def kept_dir_of(pool: Pool, kept_identity: dict[str, Json]) -> Path:
     """Return the folder in which the values of a rule with this `kept_identity` are kept."""
     return pool.signals_dir / f"{kept_identity['name']}-{digest(kept_identity)[:16]}"
+
+
+def without_sources(value: Any) -> Any:
+    """Return rules, as they stand in records, by what identifies them: `source` goes where there is an `identity`."""
+    return _changed_rules(value, lambda rule: {k: v for k, v in rule.items() if k != "source" or not rule["identity"]})
+
+
+def as_recorded(now: Any, there: Any) -> Any:
+    """Return rules as a record would state them that fits, so that the two can be compared value by value.
+
+    Of the same `identity` the file may be another (its comments). A record made before there was an `identity` states
+    the whole file's hash alone, and fits a rule of the same file: what a helper was then is known to nobody.
+    """
+    if isinstance(now, list) and isinstance(there, list) and len(now) == len(there):
+        return [as_recorded(*pair) for pair in zip(now, there, strict=True)]
+    if not (isinstance(now, dict) and isinstance(there, dict)):
+        return now
+    found = {key: as_recorded(value, there.get(key)) for key, value in now.items()}
+    if _is_rule(now) and now["identity"] and now["identity"] == there.get("identity"):
+        found["source"] = there.get("source")
+    elif _is_rule(now) and "identity" not in there:
+        del found["identity"]
+        # Then only declared packages were stated, by a rule that declared any.
+        stated = {name: found.get("packages", {}).get(name) for name in there.get("packages", {})}
+        found = {
+            **{key: value for key, value in found.items() if key != "packages"},
+            **({"packages": stated} if stated else {}),
+        }
+    return found
+
+
+def _is_rule(value: dict[str, Any]) -> bool:
+    return {"name", "options", "source", "identity"} <= set(value)
+
+
+def _changed_rules(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a JSON value with every rule in it changed."""
+    if isinstance(value, list):
+        return [_changed_rules(each, change) for each in value]
+    if isinstance(value, dict):
+        inner = {key: _changed_rules(each, change) for key, each in value.items()}
+        return change(inner) if _is_rule(inner) else inner
+    return value

@@ -1,6 +1,6 @@
 """Values kept row by row: what filters and signals said of a pool's rows, and what users bring as a parquet.
 
-    signals_dir/<strategy>-<key>/strategy.json      what its values hang on: options, assets, its whole source file
+    signals_dir/<strategy>-<key>/strategy.json      what its values hang on: options, assets, its code
     signals_dir/<strategy>-<key>/<shard>.parquet    a row for each of the metadata shard's: value, state (a signal: uid)
     signals_dir/<strategy>-<key>/<shard>.parts/     what a run that is under way, or was killed, has of it so far
     signals_dir/my_scores.parquet                   a user's: a column `uid`, and columns that filters ask for by name;
@@ -29,10 +29,11 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import NotFoundError, UserError
 from benchmark.names import nearest_name
-from benchmark.stage import Json, atomic_path, digest, locked, remove_temporary, write_json
+from benchmark.stage import Json, atomic_path, digest, locked, read_json, remove_temporary, write_json
 from benchmark.storage import file_hash, list_files
 from benchmark.tables import family_of, is_family, iter_batches, plain_column, plain_type, read_footer, read_parquet
 from benchmark.uids import UID_DTYPE, find_uids, format_uids, parse_uids, sorted_blocks
+from benchmark.watch import Undeclared
 
 if TYPE_CHECKING:
     from benchmark.pool import Pool
@@ -43,6 +44,7 @@ INPUTS_KEY = b"winnow_inputs"
 REMEDY = "delete it, and its values are computed again"
 MAX_TEXTS = 1 << 16  # different ones in a user's column of texts
 JOINED_NAME = "joined"
+UNDECLARED_NAME = "undeclared.json"
 
 # States of a row; the last three are "no verdict".
 NOT_ASKED, JUDGED, NO_VERDICT, ABSENT, UNDECODABLE = range(5)
@@ -189,11 +191,49 @@ def common_type(kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
     return np.result_type(*typed)
 
 
-def begin_keeping(folder: Path, identity: dict[str, Json]) -> None:
-    """Make a strategy's folder and say in it what its values hang on; the caller has locked it."""
+def begin_keeping(folder: Path, identity: dict[str, Json], *, anew: bool = False) -> bool:
+    """Make a strategy's folder and say in it what its values hang on; the caller has locked it.
+
+    Return whether there are values of an earlier run; `anew` removes them first.
+    """
     remove_temporary(folder)
+    if anew:
+        forget_values(folder)
     if not (folder / "strategy.json").exists():
         write_json(folder / "strategy.json", identity)
+    return _has_values(folder)
+
+
+def end_keeping(folder: Path, *, forget: bool) -> None:
+    """Remove a strategy's values where they are not to be kept, and its folder where nothing is left in it."""
+    if forget:
+        forget_values(folder)
+    if not _has_values(folder) and not (folder / UNDECLARED_NAME).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_values(folder: Path) -> None:
+    """Remove every value of a strategy."""
+    for path in folder.glob("*.par*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _has_values(folder: Path) -> bool:
+    return any(folder.glob("*.par*"))
+
+
+def write_undeclared(folder: Path, inputs: Sequence[Undeclared]) -> None:
+    """Say in a strategy's folder what it was seen to read without declaring it: no later run is to trust its values."""
+    write_json(folder / UNDECLARED_NAME, [[each.kind, each.name] for each in inputs])
+
+
+def read_undeclared(folder: Path) -> list[Undeclared]:
+    """Return what a strategy was seen to read in some process, as `write_undeclared` said."""
+    path = folder / UNDECLARED_NAME
+    return [Undeclared(*each) for each in read_json(path)] if path.exists() else []
 
 
 # --- What users bring ----------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ class StrategyUsed:
     name: str
     options: dict[str, pydantic.JsonValue]
     cut: dict[Literal["fraction", "threshold"], Finite] | None
-    source: Hash  # sha256 of the file it stands in
+    source: Hash  # sha256 of the file it stands in, as it ran
+    identity: Hash | None = None  # what its code is known by (benchmark/identity.py); older entries do not say
     packages: dict[str, str | None] = field(default_factory=dict)  # versions of optional ones that change what it keeps
     signals: dict[str, pydantic.JsonValue] = field(default_factory=dict)  # a user's file by its sha256, else as a rule
 
@@ -285,7 +286,7 @@ def write_entry(path: Path, entry: Entry) -> None:
     if not entry.pool.damaged_tars:
         del values["pool"]["damaged_tars"]
     for used in values["strategy"]:
-        for name in ("packages", "signals"):  # most have none
+        for name in ("identity", "packages", "signals"):  # what it does not state or have
             if not used[name]:
                 del used[name]
     write_json(path, values)

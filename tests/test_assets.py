@@ -437,4 +437,5 @@ def test_a_rule_without_assets_is_recorded_as_it_was_given(pico_pool):
         "options": {"seed": 3},
         "cut": None,
         "source": sha256_of(STRATEGIES["random"].source_path),
+        "identity": STRATEGIES["random"].identity,
     }

@@ -49,9 +49,9 @@ def test_options_are_the_keyword_only_arguments(scratch):
 
 def test_declarations_that_contradict_themselves_are_refused(scratch):
     with pytest.raises(ValueError, match="fraction= or threshold=, not both"):
-        register_filter(fraction=0.3, threshold=0.1)
+        register_filter(fraction=0.3, threshold=0.1)(_renamed("r_cuts"))
     with pytest.raises(ValueError, match="planted labels are for filters marked reference"):
-        register_filter(planted=["is_clean"])
+        register_filter(planted=["is_clean"])(_renamed("r_planted"))
 
     def r_fraction(rows, *, fraction: float = 0.1): ...
     def r_two(rows, other): ...

@@ -18,6 +18,7 @@ from benchmark.filtering import run_filters, score_pool
 from benchmark.judging import SLICE_ROWS
 from benchmark.pilot import pilot_lines
 from benchmark.pool import Pool
+from benchmark.registry import STRATEGIES
 from benchmark.rules import Cut, Rule
 from benchmark.stage import sha256_of
 from benchmark.subset import Subset
@@ -28,7 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PLUGIN = '''"""Signals and filters made for tests; every call notes how many rows it was handed."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,11 @@ from benchmark import register_filter, register_selector, register_signal
 from benchmark.filtering import PoolView
 from benchmark.subset import Subset
 
+REPLACED = []
+
 
 def note(name: str, rows: pd.DataFrame) -> None:
-    with Path(os.environ["NOTES"]).open("a") as file:
+    with Path(__file__).with_name("notes").open("a") as file:
         file.write(f"{name} {len(rows)}\\n")
 
 
@@ -131,9 +133,9 @@ def s_part(rows: pd.DataFrame, *, k: float = 1.0) -> pd.Series:
 @register_filter(columns=["score"], fraction=0.5)
 def s_replaces(rows: pd.DataFrame) -> pd.Series:
     """Replace the metadata shard while it is judged."""
-    if "REPLACED" in os.environ:
+    for path in REPLACED:
         uids = [f"{number:032x}" for number in (7, 8, 9, 10)]
-        pd.DataFrame({"uid": uids, "score": [0.0, 5.0, 6.0, 1.0]}).to_parquet(os.environ["REPLACED"])
+        pd.DataFrame({"uid": uids, "score": [0.0, 5.0, 6.0, 1.0]}).to_parquet(path)
     return rows["score"] * 3
 
 
@@ -163,13 +165,12 @@ def plugin(tmp_path_factory, strategies):
 
 
 @pytest.fixture
-def notes(tmp_path, monkeypatch):
+def notes(plugin, monkeypatch):
     """Return what was called since the last time it was asked; no rows are asked again in other company."""
     monkeypatch.setattr(judging, "NUM_AGAIN", 0)
     monkeypatch.setattr(judging, "NUM_AGAIN_COSTLY", 0)
-    path = tmp_path / "notes"
-    path.touch()
-    monkeypatch.setenv("NOTES", str(path))
+    path = plugin.with_name("notes")
+    path.write_text("")
     judging._MODELS.clear()  # of other tests
 
     def read():
@@ -245,13 +246,14 @@ def test_options_that_python_takes_for_equal_are_different_signals(tmp_path, not
     assert len(list((pool / "signals").glob("s_kind-*"))) == 2
 
 
-def test_a_file_changed_while_it_is_read_is_an_error_and_nothing_is_kept(tmp_path, notes, monkeypatch):
+def test_a_file_changed_while_it_is_read_is_an_error_and_nothing_is_kept(tmp_path, notes):
     pool = make_pool(tmp_path / "pool", [0, 1, 2])
     path = next((pool / "metadata").glob("*.parquet"))
-    monkeypatch.setenv("REPLACED", str(path))
+    replaced = STRATEGIES["s_replaces"].function.__wrapped__.__globals__["REPLACED"]
+    replaced.append(str(path))
     with pytest.raises(ValueError, match=r"\.parquet was changed while it was used; run it again"):
         kept(pool, Rule("s_replaces", {}, Cut("fraction", 0.5)))
-    monkeypatch.delenv("REPLACED")
+    replaced.clear()
     assert kept(pool, Rule("s_replaces", {}, Cut("fraction", 0.5))) == [8, 9]
 
 

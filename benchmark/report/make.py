@@ -14,7 +14,7 @@ from benchmark.report.page import Contents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
 from benchmark.report.survey import Survey, survey_pool
-from benchmark.rules import Rule
+from benchmark.rules import Rule, as_recorded, without_sources
 from benchmark.scales import Scale
 from benchmark.stage import (
     Json,
@@ -59,7 +59,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "metadata": metadata_state(pool),
         "board": standing.digest,
         "compared": [each.as_json(pool) for each in compared],
-        "scored": [rule.as_json(pool) for rule in rules],
+        "scored": [without_sources(rule.as_json(pool)) for rule in rules],
         "descriptions": digest([descriptions, changed_rules]),
     }
     report_dir = exp_dir / REPORT_DIR_NAME
@@ -137,11 +137,11 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
             # The record has assets by their hash; they are looked for anew.
             options = {key: value for key, value in made["options"].items() if key not in STRATEGIES[name].assets}
             rule = make_rule(name, {**options, **made["cut"]})
-            now = rule.as_json(pool)
+            now = as_recorded(rule.as_json(pool), made)
         except (ValueError, FileNotFoundError) as error:
             changed[name] = str(error)
             continue
-        if now["source"] != made["source"]:
+        if any(now.get(key) != made.get(key) for key in ("identity", "source")):
             changed[name] = "its file changed after the subset was made"
         elif now["options"] != made["options"]:
             changed[name] = "its assets are not in the usual places"
@@ -161,7 +161,7 @@ def _keep_if_default(pool: Pool, record: Record, subset_path: Path) -> None:
     if any(option.is_required for option in strategy.options.values()):
         return
     rule = make_rule(strategy.name, filter_defaults(strategy))
-    if record.made_from == Choice(rules=(rule,)).made_from(pool):
+    if record.made_from == as_recorded(Choice(rules=(rule,)).made_from(pool), record.made_from):
         keep_default_subset(pool, rule, load_subset(subset_path))
 
 

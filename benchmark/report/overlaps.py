@@ -20,7 +20,7 @@ from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
-from benchmark.rules import Rule
+from benchmark.rules import Rule, as_recorded, without_sources
 from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
 from benchmark.storage import cache_dir
 from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
@@ -58,7 +58,7 @@ class Comparable:
     def as_json(self, pool: Pool) -> dict[str, Json]:
         """Return what a report depends on: where a filter may be run, its subset follows from the rule."""
         known = None if self.is_direct or self.known_path is None else sha256_of(self.known_path)
-        return {**self.rule.as_json(pool), "subset": known}
+        return {**without_sources(self.rule.as_json(pool)), "subset": known}
 
 
 def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, str]]:
@@ -125,7 +125,7 @@ def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -
     wanted = Choice(rules=(rule,)).made_from(pool)
     candidates = [(folder / SUBSET_NAME, record.result["sha256"]) for folder, record in beside]
     made_from = [record.made_from for _, record in beside]
-    places = [place for place, there in zip(candidates, made_from, strict=True) if there == wanted]
+    places = [place for place, there in zip(candidates, made_from, strict=True) if there == as_recorded(wanted, there)]
     cached_path = _cached_path(pool, rule)
     try:
         record = read_record(cached_path.with_suffix(".json"))
@@ -153,7 +153,7 @@ def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
     """Return what a default subset hangs on; also the state of metadata and features, not in the fingerprint."""
     return {
         "pool": pool.fingerprint,
-        "rule": rule.as_json(pool),
+        "rule": without_sources(rule.as_json(pool)),
         "metadata": metadata_state(pool),
         "filter": FILTER_VERSION,
     }
