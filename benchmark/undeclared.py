@@ -92,7 +92,8 @@ def spell_undeclared(strategy: str, inputs: Sequence[Undeclared]) -> str:
             f"{strategy} is of a script or notebook: it runs in this process and nothing of it is kept for another "
             "time; put it into a file of its own and name that in plugins= to have it kept"
         )
-    stem = re.sub(r"\W", "_", PurePath(first.name).stem) or "words"
+    stem = re.sub(r"\W", "_", PurePath(first.name).stem)
+    stem = stem if stem.isidentifier() else "words"
     told, remedy = {
         "file": (
             f"reads {first.name}",

@@ -8,9 +8,12 @@ benchmark/SELECTION.md; benchmark/undeclared.py looks at the source for some of 
 from __future__ import annotations
 
 import importlib.util
+import linecache
 import os
+import pathlib
 import sys
 import threading
+import tokenize
 import zoneinfo
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ from types import FrameType
 from benchmark.identity import is_packaged
 
 SYSTEM_DIRS = ("/proc", "/sys", "/dev", *zoneinfo.TZPATH)
+MACHINE_PROGRAMS = ("ldconfig", "lscpu", "nproc", "sysctl", "uname")  # that packages ask how many cores there are, say
 IMPORT_FILES = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 
@@ -135,30 +139,53 @@ def _hear_file(watched: _Watched, text: str) -> None:
     for path in (plain, real):
         if any(path.is_relative_to(each) for each in watched.assets) or path in watched.code:
             return
-        if is_packaged(path) or str(path).startswith(SYSTEM_DIRS):
+        # Whoever looks for the version of a package asks every place on the path.
+        if is_packaged(path) or str(path).startswith(SYSTEM_DIRS) or text in sys.path or _is_of_cache(path):
             return
-    frame = _calling_frame()
-    if frame is not None and frame.f_code.co_filename in IMPORT_FILES:
-        # A package that is being imported may read what it likes. The user's own code is in the identity, but where
-        # the name of the module was computed.
-        source = _source_of(plain)
-        if source is not None and source not in watched.code:
+    source = _source_of(plain)
+    caller = _caller()
+    if caller == IMPORT_FILES[1] and source is not None:
+        # The user's own code is in the identity, but where the name of a module was computed.
+        if source not in watched.code:
             note(Undeclared("code", _short(str(source))))
-        return
-    note(Undeclared("file", _short(text)))
+    elif not _is_importing() and not (source is not None and caller == linecache.__file__):
+        note(Undeclared("file", _short(text)))
 
 
-def _calling_frame() -> FrameType | None:
-    """Return the innermost frame of a user's own code, or of the import of a package: whichever is nearer."""
+def _is_of_cache(path: Path) -> bool:
+    """Tell whether a file is one that Winnow itself keeps for another time; the user's assets are the user's."""
+    storage = sys.modules.get("benchmark.storage")
+    if storage is None:
+        return False
+    cache_dir = Path(storage.cache_dir()).absolute()
+    return path.is_relative_to(cache_dir) and not path.is_relative_to(cache_dir / "assets")
+
+
+def _caller() -> str:
+    """Return the file of the code that opens something: of the import system, or of whoever reads lines of code."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name not in (__file__, *_OPENERS):
+            return name
+        frame = frame.f_back
+    return ""
+
+
+_OPENERS = (tokenize.__file__, pathlib.__file__)  # that open for others
+
+
+def _is_importing() -> bool:
+    """Tell whether it is a package that reads, as it is imported: that may read what it likes."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if name in IMPORT_FILES:
-            return frame
+            return True
         if not name.startswith("<") and not is_packaged(Path(name)):
-            return frame
+            return False  # the user's own code is nearer
         frame = frame.f_back
-    return None
+    return False
 
 
 def _source_of(path: Path) -> Path | None:
@@ -185,13 +212,9 @@ def _hear_server(watched: _Watched, arguments: tuple[object, ...]) -> None:
 
 
 def _hear_process(watched: _Watched, arguments: tuple[object, ...]) -> None:
-    if not _is_importing():
-        note(Undeclared("process", str(arguments[0])))
-
-
-def _is_importing() -> bool:
-    frame = _calling_frame()
-    return frame is not None and frame.f_code.co_filename in IMPORT_FILES
+    program = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else str(arguments[0])
+    if Path(program).name not in MACHINE_PROGRAMS and not _is_importing():
+        note(Undeclared("process", program))
 
 
 def _hear_thread(watched: _Watched, arguments: tuple[object, ...]) -> None:
