@@ -96,7 +96,7 @@ class ShardValues:
     image_effort: Effort = field(default_factory=Effort)  # reading and decoding
 
 
-_TOLD: set[tuple[str, Undeclared]] = set()  # what this process has said
+_TOLD: set[tuple[str, str]] = set()  # strategies, and which load of them, that were spoken of
 
 
 class UndeclaredInputError(Exception):
@@ -177,8 +177,8 @@ class Judge:
         """Say once what each strategy reads undeclared, as far as it is known."""
         for number, rule in enumerate(self.all_rules):
             inputs = [*rule.strategy.undeclared(), *read_undeclared(self.kept_dirs[number])]
-            if inputs and (rule.name, inputs[0]) not in _TOLD:
-                _TOLD.add((rule.name, inputs[0]))
+            if inputs and (rule.name, rule.strategy.version) not in _TOLD:
+                _TOLD.add((rule.name, rule.strategy.version))
                 warn(spell_undeclared(f"{rule.strategy.kind} {rule.name!r}", list(dict.fromkeys(inputs))))
 
     def tier(self, number: int) -> int:

@@ -46,8 +46,10 @@ class _Watched:
 
 
 _LOCAL = threading.local()
+_NOBODY = _Watched(Path())
 _FOUND: dict[Path, dict[Undeclared, None]] = {}  # by the strategy's file, in order
 _WRITTEN: dict[Path, set[str]] = {}
+_LAST: dict[str, _Watched] = {}  # by a file of code, whom it worked for the last time
 _is_watching = False
 
 
@@ -73,11 +75,13 @@ def forget_reads(source: Path) -> None:
 def watching(
     source: Path, code: Iterable[Path] = (), assets: Iterable[str] = (), *, may_ask_servers: bool = False
 ) -> Iterator[None]:
-    """Take what this thread reads, and threads that it starts, for reads of the strategies of a file."""
+    """Take what this thread reads, and other threads that run its code, for reads of the strategies of a file."""
     spelt = [Path(each) for each in assets]
     both = tuple(dict.fromkeys([*(each.absolute() for each in spelt), *(each.resolve() for each in spelt)]))
     written = _WRITTEN.setdefault(source, set())
-    with _told(_Watched(source, frozenset(code), both, may_ask_servers, written)):
+    watched = _Watched(source, frozenset(code), both, may_ask_servers, written)
+    _LAST.update(dict.fromkeys(map(str, watched.code), watched))
+    with _told(watched):
         yield
 
 
@@ -90,7 +94,7 @@ def not_watching() -> Iterator[None]:
 
 @contextmanager
 def _told(watched: _Watched | None) -> Iterator[None]:
-    before = getattr(_LOCAL, "watched", None)
+    before = getattr(_LOCAL, "watched", _NOBODY)
     _LOCAL.watched = watched
     try:
         yield
@@ -106,8 +110,16 @@ def note(found: Undeclared) -> None:
 
 
 def _watched() -> _Watched | None:
-    found: _Watched | None = getattr(_LOCAL, "watched", None)
-    return found or getattr(threading.current_thread(), "_winnow_watched", None)
+    """Return whom this thread works for; of a thread that said nothing, whose code it runs."""
+    found: _Watched | None = getattr(_LOCAL, "watched", _NOBODY)
+    if found is not _NOBODY:
+        return found
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if (last := _LAST.get(frame.f_code.co_filename)) is not None:
+            return last
+        frame = frame.f_back
+    return None
 
 
 def _hear(event: str, arguments: tuple[object, ...]) -> None:
@@ -217,12 +229,6 @@ def _hear_process(watched: _Watched, arguments: tuple[object, ...]) -> None:
         note(Undeclared("process", program))
 
 
-def _hear_thread(watched: _Watched, arguments: tuple[object, ...]) -> None:
-    thread = getattr(arguments[0], "__self__", None)
-    if isinstance(thread, threading.Thread):
-        thread.__dict__["_winnow_watched"] = watched
-
-
 def _short(text: str) -> str:
     """Return a path as it is read best: from here where it lies below."""
     path, here = Path(text).absolute(), Path.cwd()
@@ -236,6 +242,4 @@ _EVENTS = {
     "subprocess.Popen": _hear_process,
     "os.system": _hear_process,
     "os.posix_spawn": _hear_process,
-    "_thread.start_new_thread": _hear_thread,
-    "_thread.start_joinable_thread": _hear_thread,
 }
