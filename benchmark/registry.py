@@ -24,7 +24,7 @@ from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.identity import ROOT_DIR, OwnCode, distribution_of, package_version, read_own_code
 from benchmark.loading import run_file
 from benchmark.names import nearest_name
-from benchmark.undeclared import named_in_source
+from benchmark.undeclared import is_of_server, named_in_source
 from benchmark.watch import (
     Undeclared,
     begin_watching,
@@ -160,6 +160,7 @@ class LoadedFile:
         self.path = code.main.path
         self.number = next(_NUMBERS)  # tells loads of a file apart
         self.assets: set[str] = set()  # options of its strategies that are assets
+        self.asks_server = False  # one of them declares so
 
     @functools.cached_property
     def identity(self) -> str:
@@ -172,7 +173,8 @@ class LoadedFile:
 
     def undeclared(self) -> list[Undeclared]:
         """Return what its source names, and what it was seen to read, and is no asset of its strategies."""
-        return list(dict.fromkeys([*undeclared_reads(self.path), *self._named]))
+        found = dict.fromkeys([*undeclared_reads(self.path), *self._named])
+        return [each for each in found if not (self.asks_server and is_of_server(each))]
 
 
 @dataclass(frozen=True)
@@ -556,6 +558,7 @@ def _add_strategy(strategy: Strategy) -> None:
     STRATEGIES[strategy.name] = strategy
     if strategy.loaded is not None:
         strategy.loaded.assets |= set(strategy.assets)
+        strategy.loaded.asks_server |= strategy.asks_server
 
 
 def _is_again(before: Strategy, now: Strategy) -> bool:

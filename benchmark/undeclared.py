@@ -49,6 +49,7 @@ SERVER_MODULES = {
     "xmlrpc.client",
 }
 PROCESS_MODULES = {"joblib", "loky", "multiprocess", "multiprocessing", "pexpect", "pty", "sh", "subprocess"}
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)  # says who asks, not what
 PROCESS_CALLS = re.compile(
     r"os\.(system|popen|fork|forkpty|posix_spawnp?|spawn\w+|exec\w+)|concurrent\.futures\.ProcessPoolExecutor"
 )
@@ -84,6 +85,11 @@ def named_in_source(code: OwnCode, assets: Iterable[str]) -> list[Undeclared]:
     return list(found)
 
 
+def is_of_server(found: Undeclared) -> bool:
+    """Tell whether something is what a signal that declares `asks_server` needs: a server, and the key to it."""
+    return found.kind == "server" or (found.kind == "variable" and SECRET.search(found.name) is not None)
+
+
 def spell_undeclared(strategy: str, inputs: Sequence[Undeclared]) -> str:
     """Say in one line what a strategy ("filter 'mine'") reads undeclared, what follows, and how to declare it."""
     first, *others = inputs
@@ -101,7 +107,7 @@ def spell_undeclared(strategy: str, inputs: Sequence[Undeclared]) -> str:
             f"`{stem}: str | None = None`",
         ),
         "variable": (f"reads the environment variable {first.name}", "make it an option of the strategy"),
-        "server": (f"asks a server ({first.name})", "bring what it answers as a parquet file of yours (signals=)"),
+        "server": (f"asks a server ({first.name})", "ask it in a signal that declares asks_server=True"),
         "process": (f"runs another program ({first.name})", "bring what it answers as a parquet file (signals=)"),
         "code": (f"imports {first.name}", "import it by an ordinary import statement"),
     }[first.kind]

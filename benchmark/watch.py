@@ -41,7 +41,6 @@ class _Watched:
     source: Path  # the file that the strategy was loaded from
     code: frozenset[Path] = frozenset()  # that is part of its identity
     assets: tuple[Path, ...] = ()  # that are known by their contents; files, or folders of them
-    may_ask_servers: bool = False
     written: set[str] = field(default_factory=set)  # by itself
 
 
@@ -72,14 +71,12 @@ def forget_reads(source: Path) -> None:
 
 
 @contextmanager
-def watching(
-    source: Path, code: Iterable[Path] = (), assets: Iterable[str] = (), *, may_ask_servers: bool = False
-) -> Iterator[None]:
+def watching(source: Path, code: Iterable[Path] = (), assets: Iterable[str] = ()) -> Iterator[None]:
     """Take what this thread reads, and other threads that run its code, for reads of the strategies of a file."""
     spelt = [Path(each) for each in assets]
     both = tuple(dict.fromkeys([*(each.absolute() for each in spelt), *(each.resolve() for each in spelt)]))
     written = _WRITTEN.setdefault(source, set())
-    watched = _Watched(source, frozenset(code), both, may_ask_servers, written)
+    watched = _Watched(source, frozenset(code), both, written)
     _LAST.update(dict.fromkeys(map(str, watched.code), watched))
     with _told(watched):
         yield
@@ -217,7 +214,7 @@ def _hear_database(watched: _Watched, arguments: tuple[object, ...]) -> None:
 
 
 def _hear_server(watched: _Watched, arguments: tuple[object, ...]) -> None:
-    if not watched.may_ask_servers and not _is_importing():
+    if not _is_importing():
         address = arguments[1]
         spelt = ":".join(str(each) for each in address[:2]) if isinstance(address, tuple) else str(address)
         note(Undeclared("server", spelt))

@@ -300,6 +300,34 @@ def test_a_server_that_is_asked_is_named(place, monkeypatch):
     assert found == Undeclared("server", f"127.0.0.1:{port}")
 
 
+def test_a_signal_that_declares_its_server_is_kept(place, monkeypatch):
+    """With the key to it; another variable of the environment counts as ever."""
+    code = HEAD.replace("register_filter\n", "register_filter, register_signal\n") + textwrap.dedent("""
+        import socket
+
+        @register_signal(columns=["text"], asks_server=True)
+        def u_answers(rows):
+            socket.create_connection(("127.0.0.1", int(Path(__file__).stem.split("_")[-1]))).close()
+            return keep(rows, [os.environ.get("SOME_API_KEY", "red")])
+
+        @register_filter(signals=["u_answers"])
+        def u_by_answers(rows):
+            return rows["u_answers"]
+        """)
+    monkeypatch.chdir(place)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        name = f"u_answers_{server.getsockname()[1]}.py"
+        with loaded_plugin(place / name, code):
+            assert len(run_filters(Pool(place / "pool"), [Rule("u_by_answers")]).subset) == 4
+            assert not Rule("u_by_answers").undeclared(Pool(place / "pool"))
+            assert len(list((place / "pool" / "signals").glob("u_answers-*/*.parquet"))) == 2
+        (place / "u_other.py").write_text(
+            code.replace("SOME_API_KEY", "WORDS").replace("u_answers", "v_answers").replace("u_by", "v_by")
+        )
+        load_plugins([place / "u_other.py"])
+        assert Rule("v_answers").strategy.undeclared() == [Undeclared("variable", "WORDS")]
+
+
 def test_an_experiment_whose_subset_came_out_differently_is_not_put_under_its_checkpoints(place, monkeypatch):
     monkeypatch.chdir(place)
     write_words(place, "red")
@@ -403,7 +431,8 @@ def test_the_line_says_how_to_declare_it():
     told = spell_undeclared("filter 'mine'", [Undeclared("file", "lists/words.txt"), Undeclared("file", "b")])
     assert told == (
         "filter 'mine' reads lists/words.txt and 1 more, which it has not declared, so nothing of it is kept for "
-        'another time; declare assets={"words": "words.txt"} and take the path from the argument `words: str | None = None`'
+        'another time; declare assets={"words": "words.txt"} and take the path from the argument `words: str | None = '
+        "None`"
     )
 
 
