@@ -448,7 +448,8 @@ def _pool(arguments: list[str]) -> int:
         "index",
         "find every sample in the tars, and what is damaged; a second call reads what has changed",
         "winnow pool index pools/mine --workers 8",
-        "Exit code 0: whole; 1: some tar is damaged. What can be read of it is indexed all the same.",
+        "Exit code 0: whole; 1: some tar is damaged, or something is left out: tars in folders, compressed or under "
+        "other\nnames, samples whose names hold dots. What can be read is indexed all the same.",
     )
     index.add_argument("pool_dir", metavar="DIR", help="the pool")
     index.add_argument("--hash-images", action="store_true", help="hash images whose json names no sha256")
@@ -456,7 +457,7 @@ def _pool(arguments: list[str]) -> int:
         "--strict",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end with 1 where a tar is damaged (default), or with 0",
+        help="end with 1 where a tar is damaged or something is left out (default), or with 0",
     )
     check = _pool_action(
         actions,
@@ -485,9 +486,17 @@ def _pool(arguments: list[str]) -> int:
         "make a pool of somebody else's tars, and of their parquet files or of the tars alone; nothing is copied",
         "winnow pool import --shards data/tars --metadata data/meta --column text=caption --key-column key --out mine",
         "Uids are the tars' where their json names some, else made from image hash and caption. A row finds its sample "
-        "by --uid-column,\nby --key-column, or by its columns sha256 and text.",
+        "by --uid-column,\nby --key-column, or by its columns sha256 and text. Exit code 2, nothing is made: tars are "
+        "damaged or left out,\nor dots in names hide members (go on by --no-strict); or no sample can be used.",
     )
-    take.add_argument("--shards", required=True, metavar="DIR", help="the folder of the tars (jpg, txt, perhaps json)")
+    take.add_argument(
+        "--shards",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="the tars (jpg, txt, perhaps json): their folder, a folder of such folders, patterns or files, such as "
+        "'tars/{0000..0127}.tar' or 'tars/**/*.tar'",
+    )
     take.add_argument(
         "--metadata", nargs="+", default=[], metavar="PATH", help="parquet files or folders (default: from the tars)"
     )
@@ -497,10 +506,17 @@ def _pool(arguments: list[str]) -> int:
         action="append",
         default=[],
         metavar="NEW=OLD",
-        help="what a column is called there; without --metadata a field of the json (several times)",
+        help="what a column is called there; without --metadata a field of the json (several times); text=FIELD where "
+        "the captions stand in the json",
     )
     take.add_argument("--uid-column", metavar="C", help="the column of uids; the tars' json name the same ones")
     take.add_argument("--key-column", metavar="C", help="the column of the samples' keys in the tars")
+    take.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make nothing where tars are damaged or left out or dots in names hide members (default), or go on",
+    )
     for action in (build, index, check, take):
         action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
@@ -595,11 +611,12 @@ def _pool_import(options: argparse.Namespace) -> int:
     out_dir = as_out_dir(options.out)
     report = import_pool(
         out_dir,
-        shards_dir=as_location(options.shards),
+        shards=[as_location(text) for text in options.shards],
         metadata=[as_location(text) for text in options.metadata],
         columns=columns,
         uid_column=options.uid_column,
         key_column=options.key_column,
+        strict=options.strict,
         workers=options.workers,
     )
     print("\n".join([str(out_dir), *report.lines(), *filter_lines(report.filters)]))

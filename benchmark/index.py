@@ -13,23 +13,28 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
+from benchmark import shards
 from benchmark.errors import NotFoundError, UserError
 from benchmark.executor import map_items
-from benchmark.stage import atomic_path, locked, read_json, warn, write_bytes, write_json
-from benchmark.storage import FileState, as_location, index_dir_of, is_remote, list_files, one_line, open_sequential
+from benchmark.shards import tell_contents
+from benchmark.stage import Json, atomic_path, locked, read_json, warn, write_bytes, write_json
+from benchmark.storage import as_location, index_dir_of, is_remote, one_line, open_sequential
 from benchmark.subset import Subset, load_subset
-from benchmark.tars import Damage, Member, ReadAt, reading_ahead, scan_tar
+from benchmark.tars import IMAGE_FORMATS, Damage, Member, ReadAt, reading_ahead, scan_tar
 from benchmark.uids import UID_DTYPE, count_of, fingerprint_of, parse_uids
 
 INDEX_VERSION = 2
@@ -38,7 +43,8 @@ MAX_JSON_BYTES = 1 << 20
 MAX_EXTENSION = 60  # characters; a longer one leaves no room for a key in a plain tar header
 MAX_MEMBER_BYTES = (1 << 31) - 1  # lengths are 32-bit numbers
 MANY_TARS = 4  # from here on they are indexed by several processes
-PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2|txz|zip)$")
+MAX_KINDS = 8  # of unusable samples that are told of a tar, by their members
+MAX_MEMBERS = 6  # of such a sample that are named
 HASHED_MARK = "hash_images"  # beside an index: images without a hash in their JSON are read and hashed
 SHARDS_NOTE = "shards.json"  # in a pool whose tars lie elsewhere
 
@@ -63,7 +69,7 @@ INDEX_SCHEMA = pa.schema(
 PLACE_COLUMNS = ("image_offset", "image_length", "text_offset", "text_length")
 
 
-Tar = FileState  # of a pool, as it was when it was listed
+Tar = shards.Tar  # of a pool, as it was when it was listed
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,17 @@ class ShardsNote:
     only: str | None = None  # a subset file in the pool's folder: other samples are none of this pool's
     assign_uids: bool = False  # from the hashes of image and caption, whatever the JSON says
     hash_images: bool = False  # those whose JSON names no sha256
+    names: tuple[str, ...] | None = None  # of the tars below the folder; None: all at its top
+    caption_field: str | None = None  # of the JSON, that captions are taken from; None: from the txt
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Samples that cannot be used and have the same members."""
+
+    members: tuple[str, ...]  # their extensions, sorted
+    count: int
+    example: str  # a key
 
 
 @dataclass(frozen=True)
@@ -89,10 +106,21 @@ class TarCounts:
     uid_sum: str  # the fingerprint of the rows' uids
     damage: int  # places that could not be read
     damage_places: tuple[str, ...]  # the first of them
+    # What follows is written into an index only where something is left out; its being there tells that an index knows.
+    empty: int = 0  # samples with neither picture nor caption where uids are made of these; they are no rows
+    dotted: int = 0  # pictures or captions that a dot in their names hides from their samples
+    dotted_example: str = ""  # a name
+    lacking: tuple[Lacking, ...] = ()  # the samples that cannot be used, the most frequent kinds
 
     @property
     def num_incomplete(self) -> int:
         return self.rows - self.present
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether all that the tar holds is in samples that can be used."""
+        left_out = self.num_incomplete + self.without_json + self.damage + self.empty + self.dotted
+        return not left_out
 
 
 @dataclass(frozen=True)
@@ -134,15 +162,19 @@ class IndexSummary:
         missing = [(a + 1, b - 1) for a, b in pairwise(numbers) if b > a + 1]
         return [str(first) if first == last else f"{first}-{last}" for first, last in missing]
 
+    def tell_damage(self) -> str:
+        """Say how many tars are damaged, with an example; there must be one."""
+        tar, counts = self.damaged[0]
+        return (
+            f"{len(self.damaged):,} of {len(self.tars):,} tars are damaged ({sum(c.damage for _, c in self.damaged):,} "
+            f"places), such as {tar.path}: {counts.damage_places[0]}"
+        )
+
     def refuse_damage(self, strict: bool) -> None:
         """Raise ValueError where a tar is damaged, or warn where `strict` is False."""
         if not self.damaged:
             return
-        tar, counts = self.damaged[0]
-        what = (
-            f"{len(self.damaged):,} of {len(self.tars):,} tars are damaged ({sum(c.damage for _, c in self.damaged):,} "
-            f"places), such as {tar.path}: {counts.damage_places[0]}"
-        )
+        what = self.tell_damage()
         if strict:
             raise UserError(
                 f"{what}. `winnow pool index` lists them; fetch them again, or go on with what can be read of them by "
@@ -165,6 +197,7 @@ class PoolIndex:
     image_length: np.ndarray
     text_offset: np.ndarray
     text_length: np.ndarray
+    caption_field: str | None = None  # of the JSON that stands there; None: the caption itself does
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -172,22 +205,15 @@ class PoolIndex:
 
 def list_tars(pool_dir: Path) -> list[Tar]:
     """Return the pool's tars in its order; raises FileNotFoundError where it has none."""
-    shards_dir = shards_dir_of(pool_dir)
-    tars = tars_in(shards_dir)
+    shards_dir, note = shards_dir_of(pool_dir), read_note(pool_dir)
+    tars = shards.tars_in(shards_dir, None if note is None else note.names)
     if not tars:
         if not is_remote(pool_dir) and not pool_dir.is_dir():
             raise NotFoundError(f"there is no pool at {pool_dir}")
-        raise NotFoundError(f"{pool_dir} has no images: there is no tar in {shards_dir}")
+        raise NotFoundError(
+            f"{pool_dir} has no images: there is no tar in {shards_dir}; {tell_contents(shards_dir)}", code="no-tars"
+        )
     return tars
-
-
-def tars_in(shards_dir: Path) -> list[Tar]:
-    """Return the tars of a folder by name; none where there is no such folder."""
-    try:
-        files = list_files(shards_dir)
-    except FileNotFoundError:
-        return []
-    return sorted((file for file in files if file.path.suffix.lower() == ".tar"), key=lambda file: file.path.name)
 
 
 def workers_for(tars: Sequence[Tar], workers: int | None) -> int:
@@ -197,12 +223,10 @@ def workers_for(tars: Sequence[Tar], workers: int | None) -> int:
     return 0 if len(tars) < MANY_TARS else min(os.cpu_count() or 1, len(tars))
 
 
-def not_taken(pool_dir: Path) -> list[str]:
-    """Return the names in the folder of the tars that look like more samples, and are none that can be read."""
-    files = list_files(shards_dir_of(pool_dir), recursive=True)
-    top = shards_dir_of(pool_dir)
-    names = [str(file.path).removeprefix(str(top)).strip("/") for file in files]
-    return [name for name in names if PACKED.search(name.lower()) or ("/" in name and name.lower().endswith(".tar"))]
+def tars_left_out(pool_dir: Path) -> list[shards.LeftOut]:
+    """Return the files in the folder of the pool's tars that look like more samples, and are not taken."""
+    note = read_note(pool_dir)
+    return [] if note is not None and note.names is not None else shards.files_left_out(shards_dir_of(pool_dir))
 
 
 def has_tars(pool_dir: Path) -> bool:
@@ -213,7 +237,7 @@ def has_tars(pool_dir: Path) -> bool:
     except FileNotFoundError as error:
         if note is not None:
             raise NotFoundError(
-                f"the tars of {pool_dir} are gone: its {SHARDS_NOTE} says that they are in {note.shards_dir}"
+                f"the tars of {pool_dir} are gone: its {SHARDS_NOTE} says that they are in {note.shards_dir} ({error})"
             ) from error
         return False
 
@@ -231,9 +255,10 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
         return None
     value = read_json(path)
     try:
-        return ShardsNote(**value)
+        note = ShardsNote(**value)
     except TypeError as error:
         raise UserError(f"{path} is no note on shards: {error}") from error
+    return note if note.names is None else replace(note, names=tuple(note.names))
 
 
 def only_path(pool_dir: Path) -> Path | None:
@@ -244,7 +269,11 @@ def only_path(pool_dir: Path) -> Path | None:
 
 def write_note(pool_dir: Path, note: ShardsNote) -> None:
     """Write where a pool's tars lie when they are not its own."""
-    write_json(pool_dir / SHARDS_NOTE, asdict(note))
+    later = ("names", "caption_field")  # fields; left out where they say nothing, so that notes stay the same bytes
+    write_json(
+        pool_dir / SHARDS_NOTE,
+        {name: value for name, value in asdict(note).items() if value is not None or name not in later},
+    )
 
 
 def build_index(
@@ -274,6 +303,7 @@ def build_index(
                 only=only,
                 assign_uids=note is not None and note.assign_uids,
                 uids_in_keys=uids_in_keys,
+                caption_field=None if note is None else note.caption_field,
             )
             done = map_items(work, todo, workers=workers_for(todo, workers), name="index")
             made = dict(zip(todo, done, strict=True))
@@ -308,7 +338,7 @@ def narrow_index(pool_dir: Path, source_dir: Path) -> IndexSummary:
         (table,) = index_tables(source_index_dir, [tar], INDEX_SCHEMA.names)
         table = table.filter(pa.array(count_of(unpack_uids(table["uid"]), only) > 0)).cast(INDEX_SCHEMA)
         damage = Damage(counts.damage, list(counts.damage_places))
-        counts = counts_of(table, unpack_uids(table["uid"]), 0, damage)
+        counts = counts_of(table, unpack_uids(table["uid"]), damage)
         write_index(index_dir, tar, table, counts, hash_images=note.hash_images)
     return build_index(pool_dir)
 
@@ -321,31 +351,36 @@ def index_tar(
     only: np.ndarray | None = None,
     assign_uids: bool = False,
     uids_in_keys: bool = False,
+    caption_field: str | None = None,
 ) -> tuple[pa.Table, TarCounts]:
     """Return the index of one tar and its counts; what cannot be read is listed there, and no more than it is lost.
 
+    Neighbours with one key are a sample. Members of a key that stand apart are put together too, where none of them is
+    there twice, at the place of the first of them.
+
     `only`: sorted uids, outside of which a sample is left out as if it were not there. `uids_in_keys`: the keys are
-    `{uid}-{copy}`, as in resharded tars, and the JSON is not asked.
+    `{uid}-{copy}`, as in resharded tars, and the JSON is not asked. `caption_field`: of the JSON, that is the caption.
     """
-    rows = _Rows(hash_images, assign_uids, uids_in_keys)
+    rows = _Rows(hash_images, assign_uids, uids_in_keys, caption_field)
     with open_sequential(path) as file:
         read = reading_ahead(file.read_up_to)
         members: dict[str, Member] = {}
         key = ""
         for member in scan_tar(read, size, rows.damage):
-            # Neighbours with one key are a sample; a member that it has already begins the next, as in open_clip.
+            # A member that the sample has already begins the next, as in open_clip.
             if member.key != key or member.extension in members:
                 rows.add(key, members, read)
                 key, members = member.key, {}
             members[member.extension] = member
         rows.add(key, members, read)
+        rows.put_together(read)
     return rows.table(str(path), only)
 
 
 def index_tables(index_dir: Path, tars: Sequence[Tar], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield columns of each tar's index, in the pool's order."""
     for tar in tars:
-        path = index_path(index_dir, tar.path)
+        path = index_path(index_dir, tar)
         try:
             with pq.ParquetFile(path) as file:  # without threads, which cost more than they bring for so few rows
                 yield file.read(list(columns), use_threads=False)
@@ -374,7 +409,13 @@ def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subs
         for name in PLACE_COLUMNS:
             parts[name].append(arrays[name][wanted])
     whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-    return PoolIndex(summary, **whole)
+    note = read_note(pool_dir)
+    return PoolIndex(summary, **whole, caption_field=None if note is None else note.caption_field)
+
+
+def caption_of(data: bytes, caption_field: str | None) -> bytes:
+    """Return a caption's bytes from what stands at its place: itself, or a JSON that has it in a field."""
+    return data if caption_field is None else str(from_json(data)[caption_field]).encode()
 
 
 def present_rows(table: pa.Table) -> np.ndarray:
@@ -391,6 +432,50 @@ def unpack_uids(column: pa.ChunkedArray) -> np.ndarray:
     return pairs.astype("<u8").view(UID_DTYPE)
 
 
+class _Unusable:
+    """Collects what samples that cannot be used consist of, and what dots in names hide."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[tuple[str, ...], list[str]] = {}
+        self.counts: dict[tuple[str, ...], int] = defaultdict(int)
+        self.dotted = 0
+        self.dotted_example = ""
+
+    def add(self, key: str, extensions: Iterable[str]) -> None:
+        """Take in a sample that cannot be used."""
+        named = sorted(extensions)
+        members = tuple(named[:MAX_MEMBERS]) + (("...",) if len(named) > MAX_MEMBERS else ())
+        self.kinds.setdefault(members, [key])
+        self.counts[members] += 1
+        self.look_for_dots(key, named)
+
+    def look_for_dots(self, key: str, extensions: Sequence[str]) -> None:
+        """Count the pictures and captions that hide behind a dot.
+
+        Beside a picture and a caption that are the sample's own, only pairs that look like a sample count: members
+        such as `thumb.jpg` are nobody's loss.
+        """
+        split = [(each, *each.rpartition(".")[::2]) for each in extensions if "." in each]
+        if not split:
+            return
+        pictures = {before: each for each, before, last in split if last in IMAGE_FORMATS}
+        captions = {before: each for each, before, last in split if last == "txt"}
+        if IMAGE_FORMATS.keys() & set(extensions) and "txt" in extensions:
+            hidden = {before: pictures[before] for before in pictures if before in captions}
+        else:
+            lacked = [] if IMAGE_FORMATS.keys() & set(extensions) else [pictures]
+            lacked += [] if "txt" in extensions else [captions]
+            hidden = max(lacked, key=len)
+        self.dotted += len(hidden)
+        if hidden and not self.dotted_example:
+            self.dotted_example = f"{key}.{min(hidden.values())}"
+
+    def lacking(self) -> tuple[Lacking, ...]:
+        """Return the most frequent kinds."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_KINDS]
+        return tuple(Lacking(members, count, self.kinds[members][0]) for members, count in ordered)
+
+
 @dataclass
 class _Rows:
     """The rows of a tar's index while they are collected, column by column."""
@@ -398,26 +483,88 @@ class _Rows:
     hash_images: bool
     assign_uids: bool
     uids_in_keys: bool
+    caption_field: str | None = None
     damage: Damage = field(default_factory=Damage)
     without_json: int = 0
+    empty: int = 0
+    unusable: _Unusable = field(default_factory=_Unusable)  # those that are no rows
+    apart: list[tuple[str, dict[str, Member]]] = field(default_factory=list)  # may have more members elsewhere
     uids: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     extensions: list[str | None] = field(default_factory=list)
     places: list[int] = field(default_factory=list)  # six to a row: offset and length of image, text, json
     hashes: list[bytes | None] = field(default_factory=list)
-    others: list[list[dict[str, object]] | None] = field(default_factory=list)
+    others: list[list[dict[str, Json]] | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        needs_json = self.caption_field is not None or not (self.assign_uids or self.uids_in_keys)
+        # Beside a picture, of a sample to which nothing is missing.
+        self.needed = {*(["json"] if needs_json else []), *(["txt"] if self.caption_field is None else [])}
 
     def add(self, key: str, members: dict[str, Member], read: ReadAt) -> None:
-        """Take a sample up; nothing where it has no members."""
+        """Take neighbours with one key up; nothing where there are none."""
         if not members:
             return
+        if self.needed <= members.keys() and not _IMAGES.isdisjoint(members):
+            self._take(key, members, read)
+        else:
+            self.apart.append((key, members))
+
+    def put_together(self, read: ReadAt) -> None:
+        """Take up what waits for members elsewhere in the tar, joined by key where no member is there twice."""
+        if not self.apart:
+            return
+        parts: dict[str, list[dict[str, Member]]] = {}
+        for key, members in self.apart:
+            parts.setdefault(key, []).append(members)
+        rows: dict[str, list[int]] = {}
+        for row, key in enumerate(self.keys):
+            if key in parts:
+                rows.setdefault(key, []).append(row)
+        samples: list[tuple[str, dict[str, Member]]] = []
+        replaced: set[int] = set()
+        for key, pieces in parts.items():
+            whole = pieces + [self._members_of(row) for row in rows.get(key, ())]
+            joined = {extension: member for piece in whole for extension, member in piece.items()}
+            if len(joined) == sum(map(len, whole)):
+                in_order = sorted(joined.values(), key=lambda member: member.offset)
+                samples.append((key, {member.extension: member for member in in_order}))
+                replaced.update(rows.get(key, ()))
+            else:
+                samples += [(key, piece) for piece in pieces]
+        self._keep([row for row in range(len(self.keys)) if row not in replaced])
+        for key, members in sorted(samples, key=lambda sample: _start(sample[1].values())):
+            self._take(key, members, read)
+        starts = [_start(self._members_of(row).values()) for row in range(len(self.keys))]
+        self._keep(sorted(range(len(starts)), key=starts.__getitem__))
+
+    def _keep(self, rows: list[int]) -> None:
+        """Keep some rows, in the order given."""
+        columns: tuple[list[Any], ...] = (self.uids, self.keys, self.extensions, self.hashes, self.others)
+        for column in columns:
+            column[:] = [column[row] for row in rows]
+        self.places = [place for row in rows for place in self.places[6 * row : 6 * row + 6]]
+
+    def _members_of(self, row: int) -> dict[str, Member]:
+        key, places = self.keys[row], self.places[6 * row : 6 * row + 6]
+        found = [(str(each["extension"]), each["offset"], each["length"]) for each in self.others[row] or ()]
+        text = None if self.caption_field is not None else "txt"  # else it is the json once more
+        for number, extension in enumerate((self.extensions[row], text, "json")):
+            if extension is not None and places[2 * number] >= 0:
+                found.append((extension, places[2 * number], places[2 * number + 1]))
+        return {each: Member(f"{key}.{each}", key, each, int(start), int(size)) for each, start, size in found}
+
+    def _take(self, key: str, members: dict[str, Member], read: ReadAt) -> None:
+        """Make a row of a sample, or count it where it can be none."""
         record = members.get("json")
         if record is None and not (self.assign_uids or self.uids_in_keys):
             self.without_json += 1
+            self.unusable.add(key, members)
             return
         image = next((members[extension] for extension in IMAGE_ORDER if extension in members), None)
         text = members.get("txt")
         uid, digest = "", None
+        caption: bytes | None = None
         if self.uids_in_keys:
             uid = key.rpartition("/")[2].partition("-")[0]
             if not is_uid(uid):
@@ -427,10 +574,12 @@ class _Rows:
                 return
         elif record is not None:
             try:
-                uid, digest = self._identity(record, read)
+                uid, digest, caption = self._identity(record, read)
             except ValueError as error:
                 self.damage.add(record.offset, f"the json of sample {key!r} {error}")
                 return
+        if self.caption_field is not None:
+            text = None if caption is None else record
         for member in members.values():
             if len(member.extension) > MAX_EXTENSION:
                 self.damage.add(member.offset, f"the extension of {member.name[:80]!r}... is too long")
@@ -438,10 +587,15 @@ class _Rows:
             if member.size > MAX_MEMBER_BYTES:
                 self.damage.add(member.offset, f"the member {member.name!r} has {member.size:,} bytes, 2 GiB or more")
                 return
+        if self.assign_uids and image is None and text is None:
+            self.empty += 1  # the hash of nothing would be one uid for all of them
+            self.unusable.add(key, members)
+            return
         if image is not None and digest is None and (self.hash_images or self.assign_uids):
             digest = hashlib.sha256(read(image.offset, image.size)).digest()
         if self.assign_uids:
-            caption = b"" if text is None else read(text.offset, text.size)
+            if caption is None:
+                caption = b"" if text is None else read(text.offset, text.size)
             uid = assigned_uid(digest or b"", caption)
         self.uids.append(uid)
         self.keys.append(key)
@@ -449,7 +603,7 @@ class _Rows:
         for each in (image, text, record):
             self.places += (-1, -1) if each is None else (each.offset, each.size)
         self.hashes.append(digest)
-        known = (image is not None) + (text is not None) + (record is not None)
+        known = (image is not None) + (text is not None and text is not record) + (record is not None)
         self.others.append(
             None
             if len(members) == known
@@ -460,8 +614,11 @@ class _Rows:
             ]
         )
 
-    def _identity(self, record: Member, read: ReadAt) -> tuple[str, bytes | None]:
-        """Read uid and image hash from a sample's JSON; raises ValueError that says what is wrong with it."""
+    def _identity(self, record: Member, read: ReadAt) -> tuple[str, bytes | None, bytes | None]:
+        """Read uid, image hash and, where captions stand there, the caption from a sample's JSON.
+
+        Raises ValueError that says what is wrong with it.
+        """
         if record.size > MAX_JSON_BYTES:
             raise UserError(f"has {record.size:,} bytes, more than {MAX_JSON_BYTES:,}")
         try:
@@ -477,13 +634,15 @@ class _Rows:
                 digest = bytes.fromhex(sha256)
             except ValueError:
                 digest = None
+        told = None if self.caption_field is None else fields.get(self.caption_field)
+        caption = told.encode() if isinstance(told, str) else None
         if self.assign_uids:
-            return "", digest
+            return "", digest, caption
         if not isinstance(uid, str):
             raise UserError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
         if not is_uid(uid):
             raise UserError(f"names the uid {uid!r}; a uid is 32 hex characters")
-        return uid, digest
+        return uid, digest, caption
 
     def table(self, where: str, only: np.ndarray | None) -> tuple[pa.Table, TarCounts]:
         """Return the table, with its counts in the footer."""
@@ -504,11 +663,20 @@ class _Rows:
         if only is not None:
             table = table.filter(pa.array(count_of(uids, only) > 0))
             uids = unpack_uids(table["uid"])
-        return table, counts_of(table, uids, self.without_json if only is None else 0, self.damage)
+        if only is not None:
+            return table, counts_of(table, uids, self.damage)
+        return table, counts_of(table, uids, self.damage, self.without_json, self.empty, self.unusable)
 
 
-def counts_of(table: pa.Table, uids: np.ndarray, without_json: int, damage: Damage) -> TarCounts:
-    """Count what a tar's index holds."""
+def counts_of(
+    table: pa.Table,
+    uids: np.ndarray,
+    damage: Damage,
+    without_json: int = 0,
+    empty: int = 0,
+    unusable: _Unusable | None = None,
+) -> TarCounts:
+    """Count what a tar's index holds; `unusable` has the samples that are no rows, and takes in rows."""
     has_image, has_text = (table[f"{name}_offset"].to_numpy() >= 0 for name in ("image", "text"))
     is_present = present_rows(table)
     # The sums over the samples that are there, so that content hashes need no second pass.
@@ -519,6 +687,8 @@ def counts_of(table: pa.Table, uids: np.ndarray, without_json: int, damage: Dama
         # Without an image hash, uid and length stand in: enough to see that another set of samples is there.
         digest = hashes[row] or hashlib.sha256(f"{packed[row]!r}{lengths[row]}".encode()).digest()
         total += int.from_bytes(digest)
+    unusable = unusable or _Unusable()
+    _look_over(table, is_present, unusable)
     return TarCounts(
         rows=table.num_rows,
         present=int(is_present.sum()),
@@ -529,17 +699,71 @@ def counts_of(table: pa.Table, uids: np.ndarray, without_json: int, damage: Dama
         uid_sum=f"{fingerprint_of(uids):064x}",
         damage=damage.count,
         damage_places=tuple(damage.places),
+        empty=empty,
+        dotted=unusable.dotted,
+        dotted_example=unusable.dotted_example,
+        lacking=unusable.lacking(),
     )
+
+
+def _look_over(table: pa.Table, is_present: np.ndarray, unusable: _Unusable) -> None:
+    """Take in the rows that cannot be used, and of the others those whose members have dots in their extensions."""
+    others = table["others"].combine_chunks()
+    parents, extensions = pc.list_parent_indices(others), pc.struct_field(pc.list_flatten(others), "extension")
+    has_dots = parents.filter(pc.match_substring(extensions, ".")).unique()
+    rows = np.union1d(np.flatnonzero(~is_present), has_dots.to_numpy()).astype(np.int64)
+    columns = ["key", "image_extension", "text_offset", "json_offset", "others"]
+    for row, values in zip(rows.tolist(), table.select(columns).take(pa.array(rows)).to_pylist(), strict=True):
+        named = [] if values["image_extension"] is None else [values["image_extension"]]
+        named += ["txt"] if values["text_offset"] not in (-1, values["json_offset"]) else []
+        named += ["json"] if values["json_offset"] >= 0 else []
+        named += [each["extension"] for each in values["others"] or ()]
+        if is_present[row]:
+            unusable.look_for_dots(values["key"], sorted(named))
+        else:
+            unusable.add(values["key"], named)
 
 
 def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *, hash_images: bool = False) -> None:
     """Write a tar's index, its counts in the footer, atomically."""
-    about = {"version": INDEX_VERSION, "state": _kept_state(tar), "hash_images": hash_images, **asdict(counts)}
+    told = asdict(counts)
+    if counts.is_sound:
+        told = {name: value for name, value in told.items() if name not in _LEFT_OUT}
+    about = {"version": INDEX_VERSION, "state": _kept_state(tar), "hash_images": hash_images, **told}
     table = table.replace_schema_metadata({"winnow_index": json.dumps(about)})
-    with atomic_path(index_path(index_dir, tar.path)) as temporary:
+    with atomic_path(index_path(index_dir, tar)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        if not is_remote(tar.path):
-            os.utime(temporary, ns=(_time_of(tar), _time_of(tar)))
+        _keep_time(temporary, index_path(index_dir, tar), tar)
+
+
+def _keep_time(path: Path, target: Path, tar: Tar) -> None:
+    """Give the file that becomes a local tar's index the tar's time.
+
+    Where its file system keeps times less precisely than the tar's, a note beside the index says which one was meant.
+    """
+    if is_remote(tar.path):
+        return
+    os.utime(path, ns=(_time_of(tar), _time_of(tar)))
+    kept, note_path = path.stat().st_mtime_ns, _time_note_path(target)
+    if kept != _time_of(tar):
+        write_json(note_path, {"kept": kept, "meant": _time_of(tar)})
+    else:
+        note_path.unlink(missing_ok=True)
+
+
+def _is_of_time(path: Path, tar: Tar) -> bool:
+    """Tell whether an index was made from a local tar as it is now."""
+    kept = path.stat().st_mtime_ns
+    if kept == _time_of(tar):
+        return True
+    try:
+        return bool(read_json(_time_note_path(path)) == {"kept": kept, "meant": _time_of(tar)})
+    except (OSError, ValueError):
+        return False
+
+
+def _time_note_path(path: Path) -> Path:
+    return path.with_suffix(".time.json")
 
 
 def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
@@ -548,7 +772,14 @@ def assigned_uid(image_sha256: bytes, caption: bytes) -> str:
 
 
 def _index_one(
-    tar: Tar, *, index_dir: Path, hash_images: bool, only: Path | None, assign_uids: bool, uids_in_keys: bool
+    tar: Tar,
+    *,
+    index_dir: Path,
+    hash_images: bool,
+    only: Path | None,
+    assign_uids: bool,
+    uids_in_keys: bool,
+    caption_field: str | None,
 ) -> TarCounts:
     table, counts = index_tar(
         tar.path,
@@ -557,6 +788,7 @@ def _index_one(
         only=None if only is None else load_subset(only, known_sorted=True).uids,
         assign_uids=assign_uids,
         uids_in_keys=uids_in_keys,
+        caption_field=caption_field,
     )
     write_index(index_dir, tar, table, counts, hash_images=hash_images)
     return counts
@@ -564,17 +796,20 @@ def _index_one(
 
 def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | None:
     """Return the counts of a tar's index, or None where there is none that fits the tar as it is now."""
-    path = index_path(index_dir, tar.path)
+    path = index_path(index_dir, tar)
     try:
         about = json.loads((pq.read_schema(path).metadata or {})[b"winnow_index"])
-        is_older = not is_remote(tar.path) and path.stat().st_mtime_ns != _time_of(tar)
+        is_older = not is_remote(tar.path) and not _is_of_time(path, tar)
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None  # absent, of an older version, or damaged, and made anew
     fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == _kept_state(tar)
     if is_older or not fits or (hash_images and not about["hash_images"]):
         return None
+    if "lacking" not in about and (about["rows"] > about["present"] or about["without_json"] or about["damage"]):
+        return None  # made before members that stand apart were put together, and something is left out
     del about["hash_images"]
-    return TarCounts(**{**about, "damage_places": tuple(about["damage_places"])})
+    lacking = tuple(Lacking(**{**each, "members": tuple(each["members"])}) for each in about.pop("lacking", ()))
+    return TarCounts(**{**about, "damage_places": tuple(about["damage_places"]), "lacking": lacking})
 
 
 def _kept_state(tar: Tar) -> str:
@@ -594,13 +829,14 @@ def _take_over_index(pool_dir: Path, index_dir: Path, tars: Sequence[Tar], hash_
         return
     for tar in tars:
         if _read_counts(index_dir, tar, hash_images) is None and _read_counts(inside, tar, hash_images) is not None:
-            with atomic_path(index_path(index_dir, tar.path)) as temporary:
-                shutil.copy2(index_path(inside, tar.path), temporary)
+            with atomic_path(index_path(index_dir, tar)) as temporary:
+                shutil.copy2(index_path(inside, tar), temporary)
+                _keep_time(temporary, index_path(index_dir, tar), tar)
 
 
-def index_path(index_dir: Path, tar_path: Path) -> Path:
+def index_path(index_dir: Path, tar: Tar) -> Path:
     """Return where a tar's index is written."""
-    return index_dir / f"{tar_path.stem}.parquet"
+    return index_dir / f"{tar.stem}.parquet"
 
 
 def knows_all_images(path: Path) -> bool:
@@ -617,6 +853,12 @@ def _beside(pool_dir: Path, text: str) -> Path:
     return location if location.is_absolute() else pool_dir / text
 
 
+def _start(members: Iterable[Member]) -> int:
+    return min(member.offset for member in members)
+
+
+_IMAGES = frozenset(IMAGE_ORDER)
+_LEFT_OUT = ("empty", "dotted", "dotted_example", "lacking")  # fields of TarCounts
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
 

@@ -210,8 +210,8 @@ class Pool:
         know the hashes of all images, of the tar's size and time."""
         found = []
         for tar in self.summary.tars:
-            path = index_path(self.index_dir, tar.path)
-            found.append([tar.path.name, file_hash(path, state_of(path))])
+            path = index_path(self.index_dir, tar)
+            found.append([tar.label, file_hash(path, state_of(path))])
             if not knows_all_images(path):
                 found[-1].append(tar.state)
         return digest(found)

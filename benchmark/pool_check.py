@@ -19,10 +19,10 @@ from benchmark.index import (
     build_index,
     index_path,
     index_tables,
-    not_taken,
     present_rows,
     unpack_uids,
 )
+from benchmark.left_out import left_out_lines
 from benchmark.options import known_strategies, make_rule
 from benchmark.pool import Pool, npz_shapes
 from benchmark.samples import MAX_UNDECODABLE, decode_pixels
@@ -50,7 +50,7 @@ class IndexReport:
     """What a pool's index says of its tars."""
 
     summary: IndexSummary
-    not_taken: list[str]  # names that look like more tars
+    left_out: list[str]  # what the pool leaves out, in sentences
     index_bytes: int
     num_repeated: int  # uids at several places
     repeated: dict[str, list[str]]  # the first of them, and where: "TAR KEY"
@@ -59,7 +59,7 @@ class IndexReport:
 
     @property
     def is_whole(self) -> bool:
-        return not self.summary.damaged
+        return not self.summary.damaged and not self.left_out
 
     def lines(self) -> list[str]:
         """Return what `winnow pool index` prints."""
@@ -75,7 +75,7 @@ class IndexReport:
             f"index            {self.index_bytes:,} bytes ({a_sample}), each tar's counts in {self.counts_path}",
             f"content hash     {self.summary.content_hash}",
             f"numbering        {_gaps(self.summary)}",
-            *([f"not taken        {_told(self.not_taken)}: packed, or in folders"] if self.not_taken else []),
+            *(f"left out         {line}" for line in self.left_out),
             f"repeated uids    {self.num_repeated:,}"
             + (f", all their places in {self.repeats_path}" if self.num_repeated else ""),
             *_repeat_lines(self.repeated),
@@ -98,7 +98,7 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
             writer.writerow(["tar", *COUNTED, "damage_places"])
             for tar, counts in zip(summary.tars, summary.counts, strict=True):
                 numbers = [getattr(counts, name) for name in COUNTED]
-                writer.writerow([tar.path.name, *numbers, "; ".join(counts.damage_places)])
+                writer.writerow([tar.label, *numbers, "; ".join(counts.damage_places)])
         repeated = repeated_uids(index_uids(index_dir, summary.tars), index_dir)
         repeats_path = index_dir / REPEATS_NAME
         if not len(repeated):
@@ -111,8 +111,8 @@ def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool 
     first = repeated[:SHOWN]
     return IndexReport(
         summary,
-        not_taken(pool_dir),
-        sum(index_path(index_dir, tar.path).stat().st_size for tar in summary.tars),
+        left_out_lines(pool_dir, summary),
+        sum(index_path(index_dir, tar).stat().st_size for tar in summary.tars),
         len(repeated),
         _gather(first, _places(index_dir, summary.tars, first)),
         repeats_path,
@@ -133,9 +133,9 @@ def damage_lines(summary: IndexSummary) -> list[str]:
     """Return a line for every damaged place that the index lists."""
     lines = []
     for tar, counts in summary.damaged:
-        lines += [f"{tar.path.name}: {place}" for place in counts.damage_places]
+        lines += [f"{tar.label}: {place}" for place in counts.damage_places]
         unlisted = counts.damage - len(counts.damage_places)
-        lines += [f"{tar.path.name}: and {unlisted:,} more"] if unlisted else []
+        lines += [f"{tar.label}: and {unlisted:,} more"] if unlisted else []
     return lines
 
 
@@ -159,7 +159,7 @@ def _places(index_dir: Path, tars: Sequence[Tar], wanted: np.ndarray) -> Iterato
         uids = unpack_uids(table["uid"])
         rows = np.flatnonzero(count_of(uids, wanted))
         for text, row in zip(format_uids(uids[rows]), rows.tolist(), strict=True):
-            yield text, tar.path.name, table["key"][row].as_py()
+            yield text, tar.label, table["key"][row].as_py()
 
 
 def _rows(pool: Pool, paths: Sequence[Path], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
@@ -362,8 +362,7 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
     if summary is not None:
         pictures = sample_pictures(pool, summary)
         problems += damage_lines(summary) + _unusable(pool, meeting, pictures)
-        if packed := not_taken(pool.dir):
-            problems.append(f"{_told(packed)}: not taken, as they are packed or in folders of their own")
+    problems += left_out_lines(pool.dir, summary)
     return PoolReport(
         pool.dir,
         fingerprint,

@@ -22,7 +22,9 @@ from benchmark.stage import (
     cost,
     finished,
     locked,
+    read_record,
     remove_temporary,
+    say,
     write_record,
 )
 from benchmark.storage import one_line
@@ -34,7 +36,8 @@ def make_pool(
 ) -> Record:
     """Call `make` to fill a folder, once: return the record of what it made, now or before.
 
-    `make` leaves alone what is there already, so that a killed call goes on. Raises ValueError where the folder was
+    `make` leaves alone what is there already, so that a killed call goes on with the same settings; with others it
+    begins anew. Where `make` raises what the user can mend, nothing of it stays. Raises ValueError where the folder was
     made with other settings, or holds what is not ours.
     """
     record_path, claim_path = out_dir / f"{stage}.json", out_dir / f"{stage}-begun.json"
@@ -43,17 +46,46 @@ def make_pool(
     names = {path.name for path in out_dir.iterdir()} - {LOCK_NAME} if out_dir.exists() else set()
     if names and not names & {record_path.name, claim_path.name, f"{claim_path.name}.tmp"}:
         raise UserError(f"--out {out_dir} is not empty (found {min(names)}); choose a new or empty folder")
+    was_there = out_dir.exists()
     with locked(out_dir):
         record = finished(record_path, stage, version, made_from)
         if record is None:
-            if finished(claim_path, stage, version, made_from) is None:
-                write_record(claim_path, Record(stage, version, made_from, {}))
+            claim = read_record(claim_path)
+            wanted = Record(stage, version, made_from, {})
+            if claim is not None and claim.hash != wanted.hash:
+                say(f"{out_dir}: begun with other settings and not finished; begun anew")
+                _remove_begun(out_dir)
+            if claim is None or claim.hash != wanted.hash:
+                write_record(claim_path, wanted)
             remove_temporary(out_dir)
-            with cost(out_dir, f"pool {stage}"):
-                record = Record(stage, version, made_from, make())
+            try:
+                with cost(out_dir, f"pool {stage}"):
+                    record = Record(stage, version, made_from, make())
+            except UserError:
+                _remove_begun(out_dir)
+                claim_path.unlink()
+                (out_dir / LOCK_NAME).unlink(missing_ok=True)
+                if not was_there and not any(out_dir.iterdir()):
+                    out_dir.rmdir()
+                raise
             write_record(record_path, record)
         claim_path.unlink(missing_ok=True)
     return record
+
+
+# All that imports and samples write beside their record and claim, so that what is somebody else's is never removed.
+_BEGUN = ("metadata", "index", "assets", "shards.json", "uids.npy", "planted.parquet", "costs.jsonl")
+
+
+def _remove_begun(out_dir: Path) -> None:
+    """Remove what a call that did not finish has written."""
+    remove_temporary(out_dir)
+    for name in _BEGUN:
+        path = out_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def as_out_dir(text: str) -> Path:

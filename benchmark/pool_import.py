@@ -22,19 +22,21 @@ from benchmark.index import (
     Tar,
     assigned_uid,
     build_index,
+    caption_of,
     index_tables,
     is_uid,
     present_rows,
-    tars_in,
     unpack_uids,
     workers_for,
     write_note,
 )
+from benchmark.left_out import tell_dotted, tell_nothing_usable, unusable_lines
 from benchmark.names import nearest_name
 from benchmark.pool import Pool
 from benchmark.pool_check import Meeting, filters_of, measure_meeting
 from benchmark.pool_folder import iter_row_groups, make_pool, parquet_writer, read_parquet_schema, write_npz_rows
-from benchmark.stage import Json, Record, digest, sha256_of
+from benchmark.shards import Found, find_tars, tell_left_out
+from benchmark.stage import Json, Record, digest, sha256_of, warn
 from benchmark.storage import index_dir_of, local_copy, one_line, open_sequential
 from benchmark.tables import family_of, is_family, plain_column, without_view_types, without_views
 from benchmark.tars import Damage, reading_ahead, scan_tar
@@ -52,8 +54,9 @@ COMMON_TYPES: dict[str, pa.DataType] = {  # CommonPool's columns
     "face_bboxes": pa.list_(pa.list_(pa.float64())),
     "sha256": pa.string(),
 }
-FROM_TARS = ("uid", "text", "sha256")  # what no JSON field stands for
+FROM_TARS = ("uid", "text", "sha256")  # what the samples say themselves; the text may stand in their JSON instead
 STAND_INS = {"original_width": "width", "original_height": "height"}  # fields that are taken where there is no better
+CAPTION_FIELDS = ("caption", "text", "alt_text", "alt", "title")  # that captions often stand in
 PROBED = 16  # samples at the front of each tar that tell which fields the JSON has
 BATCH = 50_000  # rows of a row group
 
@@ -66,6 +69,7 @@ class ImportReport:
     summary: IndexSummary
     meeting: Meeting
     filters: dict[str, str | None]  # by name: None where it can run, else what it lacks
+    found: Found  # the tars, and the files that are left out
 
     def lines(self) -> list[str]:
         """Return the report for people, but for the filters."""
@@ -77,6 +81,14 @@ class ImportReport:
             "them with image and caption",
             f"              {sum(c.without_json for c in self.summary.counts):,} more without a json are left out",
         ]
+        if self.found.names is not None:
+            folders = sorted({name.rpartition("/")[0] or "." for name in self.found.names})
+            shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+            lines.insert(1, f"tars          {len(self.found.names):,} in {self.found.folder}, folders: {shown}")
+        if num_empty := sum(c.empty for c in self.summary.counts):
+            lines.append(f"              {num_empty:,} more with neither image nor caption are left out")
+        needs_json = not made_from["assign_uids"]
+        lines += [f"              {line}" for line in unusable_lines(self.summary, needs_json=needs_json)]
         if made_from["metadata"]:
             lines += [
                 f"rows          {meeting.rows:,}, and {result['left_out']:,} left out, which have no uid",
@@ -136,85 +148,134 @@ class Probe:
     fields: dict[str, Json]  # of the JSON, each with a value that is not null where one was met
     num_json: int
     num_uids: int  # and of these, that name a uid
+    num_texts: int  # samples with a txt
 
     @property
     def all_have_uids(self) -> bool:
         return 0 < self.num_json == self.num_uids
 
+    @property
+    def text_fields(self) -> list[str]:
+        """Return the fields of the JSON that captions may stand in, the likeliest first."""
+        texts = [name for name, value in self.fields.items() if isinstance(value, str)]
+        named = [name for name in CAPTION_FIELDS if name in texts]
+        return named + [name for name in texts if name not in named and " " in str(self.fields[name])]
+
 
 def import_pool(
     out_dir: Path,
     *,
-    shards_dir: Path,
+    shards: Sequence[Path],
     metadata: Sequence[Path] = (),
     columns: Mapping[str, str] | None = None,
     uid_column: str | None = None,
     key_column: str | None = None,
+    strict: bool = True,
     workers: int | None = None,
 ) -> ImportReport:
     """Make a pool of somebody's tars, which are referred to, and of their parquet files (or folders of such).
 
-    Without `metadata` it is made from the tars: uid, text, sha256, and of the JSON url, original_width and
-    original_height (or width and height), CommonPool's other columns, and `columns` (new name -> field). With it,
+    `shards`: folders, patterns or files, as `find_tars` takes them. Without `metadata` it is made from the tars: uid,
+    text, sha256, and of the JSON url, original_width and original_height (or width and height), CommonPool's other
+    columns, and `columns` (new name -> field); `text` may be one of these where the tars have no txt. With it,
     `columns` renames. Uids are the tars' where their JSON names some, else those of image hash and caption; rows get
     theirs from `uid_column`, from the sample whose key is in `key_column`, or from the columns sha256 and text. A row
-    without a uid is left out and counted. A finished import is left as it is, a killed call goes on.
+    without a uid is left out and counted. A finished import is left as it is, a killed call goes on, and one that fails
+    leaves nothing.
+
+    Raises UserError where files that hold samples are left out, tars are damaged or dots in names hide members; with
+    `strict` False it warns.
     """
-    tars = tars_in(shards_dir)
-    if not tars:
-        raise NotFoundError(f"--shards {shards_dir}: there is no tar")
+    found = find_tars(shards)
+    if found.left_out:
+        where = " ".join(map(str, shards))
+        _refuse(
+            f"--shards {where}: {tell_left_out(found.left_out, len(found.tars))}. Unpack what is compressed, and name "
+            f"what is meant, such as '{found.folder}/*.tar' (the top alone) or '{found.folder}/**/*.tar' (folders too)",
+            "tars-left-out",
+            strict,
+        )
+    tars, given = found.tars, dict(columns or {})
     probe = probe_tars(tars)
     if uid_column is not None and not probe.num_uids:
         raise UserError(
-            f"--uid-column {uid_column}: the json of the first samples in {shards_dir} have no field 'uid' of 32 hex "
+            f"--uid-column {uid_column}: the json of the first samples in {found.folder} have no field 'uid' of 32 hex "
             "characters; leave it out, and uids are made from image hash and caption"
         )
     if uid_column is None and 0 < probe.num_uids < probe.num_json:
         raise UserError(
-            f"of the first {probe.num_json:,} json in {shards_dir} only {probe.num_uids:,} name a uid of 32 hex "
+            f"of the first {probe.num_json:,} json in {found.folder} only {probe.num_uids:,} name a uid of 32 hex "
             "characters; --uid-column uid keeps these and leaves the other samples out"
         )
-    tables = Tables(_parquet_paths(metadata), dict(columns or {}), uid_column, key_column)
+    tables = Tables(_parquet_paths(metadata), given, uid_column, key_column)
+    caption_field = None
     if tables.paths:
         tables = _with_uids(tables, probe.all_have_uids)
         is_by_content = tables.uid_column is None and tables.key_column is None
         assign_uids = is_by_content or (tables.key_column is not None and not probe.all_have_uids)
     else:
-        _check_fields(tables, probe.fields)
+        _check_fields(tables, probe)
+        caption_field = given.pop("text", None)
         assign_uids = uid_column is None and not probe.all_have_uids
     made_from: dict[str, Json] = {
-        "shards_dir": str(shards_dir.resolve()),
+        "shards_dir": str(found.folder.resolve()),
         "assign_uids": assign_uids,
-        "tars": digest([[tar.path.name, tar.size] for tar in tars]),
+        "tars": digest([[tar.label, tar.size] for tar in tars]),
         "metadata": [[path.name, sha256_of(local_copy(path))] for path in tables.paths],
-        "columns": dict(tables.columns),
+        "columns": {**tables.columns, **({} if caption_field is None else {"text": caption_field})},
         "uid_column": tables.uid_column,
         "key_column": tables.key_column,
     }
+    text_fields = [] if caption_field else probe.text_fields
 
     def make() -> dict[str, Json]:
-        note = ShardsNote(str(shards_dir.resolve()), assign_uids=assign_uids, hash_images=not tables.paths)
+        note = ShardsNote(
+            str(found.folder.resolve()),
+            assign_uids=assign_uids,
+            hash_images=not tables.paths,
+            names=found.names,
+            caption_field=caption_field,
+        )
         write_note(out_dir, note)
         summary = build_index(out_dir, workers=workers)
         if not summary.num_present:
+            told = tell_nothing_usable(summary, needs_json=not assign_uids, fields=text_fields)
             raise UserError(
-                f"no sample in {shards_dir} has image, caption and a uid; delete {out_dir} and give other tars"
+                f"no sample in {found.folder} can be used, as none has image, caption and a uid: {told}",
+                code="no-usable-sample",
             )
+        _refuse_unsound(summary, strict)
         if tables.paths:
             return _import_tables(out_dir, tables, summary)
-        return _import_tars(out_dir, summary, _wanted_fields(tables.columns, probe.fields), workers)
+        return _import_tars(out_dir, summary, _wanted_fields(given, probe.fields), caption_field, workers)
 
+    is_new = not (out_dir / "import.json").exists()
     record = make_pool(out_dir, "import", IMPORT_VERSION, made_from, make)
     summary = build_index(out_dir)
-    summary.refuse_damage(strict=False)
+    if not is_new:
+        _refuse_unsound(summary, strict)
     pool = Pool(out_dir, strict=False)
-    return ImportReport(record, summary, measure_meeting(pool, summary), filters_of(pool))
+    return ImportReport(record, summary, measure_meeting(pool, summary), filters_of(pool), found)
+
+
+def _refuse_unsound(summary: IndexSummary, strict: bool) -> None:
+    """Raise UserError where tars are damaged or dots hide members; warn where that is allowed."""
+    if summary.damaged:
+        _refuse(f"{summary.tell_damage()}. Fetch them again", "tars-damaged", strict)
+    if dotted := tell_dotted(summary):
+        _refuse(dotted, "dotted-names", strict)
+
+
+def _refuse(what: str, code: str, strict: bool) -> None:
+    if strict:
+        raise UserError(f"{what}; or go on without them by --no-strict", code=code)
+    warn(f"{what}; going on without them (--no-strict)")
 
 
 def probe_tars(tars: Sequence[Tar]) -> Probe:
     """Look at the first samples of every tar."""
     fields: dict[str, Json] = {}
-    num_json = num_uids = 0
+    num_json = num_uids = num_texts = 0
     for tar in tars:
         with open_sequential(tar.path) as file:
             read = reading_ahead(file.read_up_to)
@@ -223,6 +284,7 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
                 keys.add(member.key)
                 if len(keys) > PROBED:
                     break
+                num_texts += member.extension == "txt"
                 if member.extension == "json" and member.size <= MAX_JSON_BYTES:
                     try:
                         record = from_json(read(member.offset, member.size))
@@ -232,25 +294,37 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
                         num_json += 1
                         fields |= {name: value for name, value in record.items() if fields.get(name) is None}
                         num_uids += isinstance(record.get("uid"), str) and is_uid(record["uid"])
-    return Probe(fields, num_json, num_uids)
+    return Probe(fields, num_json, num_uids, num_texts)
 
 
 # --- Metadata from the tars ----------------------------------------------------------------------------------------
 
 
-def _check_fields(tables: Tables, fields: Mapping[str, Json]) -> None:
+def _check_fields(tables: Tables, probe: Probe) -> None:
     """Raise ValueError or KeyError where an option does not go with tars alone."""
     if tables.key_column is not None:
         raise UserError(f"--key-column {tables.key_column} goes with --metadata: tars alone are joined with nothing")
     if tables.uid_column not in (None, "uid"):
         raise UserError(f"--uid-column {tables.uid_column} goes with --metadata; of tars alone it is their json's uid")
     for new, old in tables.columns.items():
-        if new in FROM_TARS:
+        if new == "text" and probe.num_texts:
+            raise UserError(
+                f"--column text={old}: without --metadata text is made from the tars' txt, where they have some",
+                code="captions-in-txt",
+            )
+        if new in FROM_TARS and new != "text":
             raise UserError(f"--column {new}={old}: without --metadata {new} is made from the tars' samples")
-        if old not in fields:
+        if old not in probe.fields:
             raise UnknownNameError(
-                f"--column {new}={old}: the tars' json have no field {old!r}.{nearest_name(old, fields)} "
-                f"Fields: {', '.join(sorted(fields)) or 'none'}."
+                f"--column {new}={old}: the tars' json have no field {old!r}.{nearest_name(old, probe.fields)} "
+                f"Fields: {', '.join(sorted(probe.fields)) or 'none'}."
+            )
+        value = probe.fields[old]
+        if new == "text" and not isinstance(value, str):
+            raise UserError(
+                f"--column text={old}: captions are text, but a json of the tars has {value!r} there"[:300]
+                + f"; fields with text: {', '.join(probe.text_fields) or 'none'}",
+                code="captions-not-text",
             )
 
 
@@ -274,16 +348,22 @@ def _type_of(value: Json) -> pa.DataType:
 
 
 def _import_tars(
-    out_dir: Path, summary: IndexSummary, wanted: dict[str, tuple[str, pa.DataType]], workers: int | None
+    out_dir: Path,
+    summary: IndexSummary,
+    wanted: dict[str, tuple[str, pa.DataType]],
+    caption_field: str | None,
+    workers: int | None,
 ) -> dict[str, Json]:
-    work = partial(_write_metadata_of, out_dir=out_dir, wanted=wanted)
+    work = partial(_write_metadata_of, out_dir=out_dir, wanted=wanted, caption_field=caption_field)
     rows = sum(map_items(work, summary.tars, workers=workers_for(summary.tars, workers), name="metadata"))
     return {"rows": rows, "left_out": summary.num_rows - rows}
 
 
-def _write_metadata_of(tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, pa.DataType]]) -> int:
+def _write_metadata_of(
+    tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, pa.DataType]], caption_field: str | None
+) -> int:
     """Write the metadata shard of a tar's samples that have image and caption; return how many they are."""
-    target = out_dir / "metadata" / f"{tar.path.stem}.parquet"
+    target = out_dir / "metadata" / f"{tar.stem}.parquet"
     if target.exists():
         return int(pq.read_metadata(target).num_rows)
     names = ["uid", "key", "image_offset", "text_offset", "text_length", "json_offset", "json_length", "image_sha256"]
@@ -301,7 +381,8 @@ def _write_metadata_of(tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, 
                 *(part[f"{kind}_{what}"].to_pylist() for kind in ("text", "json") for what in ("offset", "length")),
                 strict=True,
             ):
-                texts.append(read(text_offset, text_length).decode("utf-8", "replace"))
+                text = caption_of(read(text_offset, text_length), caption_field)
+                texts.append(text.decode("utf-8", "replace"))
                 records.append(_read_record(read(json_offset, json_length)) if json_offset >= 0 and wanted else {})
             hashes = [None if value is None else value.hex() for value in part["image_sha256"].to_pylist()]
             arrays = [pa.array(format_uids(unpack_uids(part["uid"]))), pa.array(texts), pa.array(hashes, pa.string())]
@@ -395,7 +476,7 @@ def _import_tables(out_dir: Path, tables: Tables, summary: IndexSummary) -> dict
         left_out += num_rows - pq.read_metadata(target).num_rows
     if not rows:
         remedy = "" if tables.key_column is None else f"; the tars have keys such as {_some_key(out_dir, summary)!r}"
-        raise UserError(f"none of {left_out:,} rows has a uid{remedy}; delete {out_dir} and choose another column")
+        raise UserError(f"none of {left_out:,} rows has a uid{remedy}; choose another column")
     return {"rows": rows, "left_out": left_out}
 
 

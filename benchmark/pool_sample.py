@@ -118,7 +118,8 @@ def _make(pool: Pool, out_dir: Path, size: int, seed: int, shards_dir: str | Non
         chosen = (uids[count_of(uids, within) > 0] for uids in chosen)
     write_subset(out_dir / UIDS_NAME, (unique_uids(block)[0] for block in sorted_blocks(chosen, out_dir)))
     assign_uids = note is not None and note.assign_uids
-    write_note(out_dir, ShardsNote(shards_dir, UIDS_NAME, assign_uids, hashes_images(pool.dir)))
+    names, caption_field = (None, None) if note is None else (note.names, note.caption_field)
+    write_note(out_dir, ShardsNote(shards_dir, UIDS_NAME, assign_uids, hashes_images(pool.dir), names, caption_field))
     summary = narrow_index(out_dir, pool.dir)
     summary.refuse_damage(strict=False)
     return {"rows": rows or summary.num_rows, "present": summary.num_present}

@@ -24,9 +24,11 @@ from benchmark.index import (
     PoolIndex,
     Tar,
     build_index,
+    caption_of,
     index_tables,
     present_rows,
     read_index,
+    read_note,
     unpack_uids,
 )
 from benchmark.pool import Pool
@@ -128,7 +130,7 @@ def reshard(
                 code="subset-foreign",
             )
         # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
-        order = digest([[t.path.name, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
+        order = digest([[t.label, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
         plan_made_from = {**made_from, "order of tars": order}
         if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, plan_made_from) is None:
             write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, plan_made_from, {}))
@@ -136,7 +138,9 @@ def reshard(
         workers = min(os.cpu_count() or 1, len(todo)) if workers is None else workers
         with cost(out_dir, "reshard", workers=workers, shards=len(todo)):
             subset.save(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
-            write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir))
+            note = read_note(pool.dir)
+            caption_field = None if note is None else note.caption_field
+            write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir), caption_field=caption_field)
             written = 0
             for plan, size in zip(todo, map_items(write, todo, workers=workers, name="reshard"), strict=True):
                 written += size
@@ -238,14 +242,17 @@ def plan_shards(tars: Sequence[Tar], counts: np.ndarray, shard_size: int) -> lis
     return plans
 
 
-def write_shard(plan: ShardPlan, *, out_dir: Path, index_dir: Path) -> int:
-    """Write one output shard of the subset that lies in `out_dir`, and its statistics; return its bytes."""
+def write_shard(plan: ShardPlan, *, out_dir: Path, index_dir: Path, caption_field: str | None = None) -> int:
+    """Write one output shard of the subset that lies in `out_dir`, and its statistics; return its bytes.
+
+    `caption_field`: of the JSON, that becomes a txt; None where the samples have one.
+    """
     subset = load_subset(out_dir / SUBSET_COPY_NAME, known_sorted=True)
     path = out_dir / SHARD_FORMAT.format(plan.number)
     with atomic_path(path) as temporary, TarWriter(temporary) as writer:
         first = plan.first
         for tar, table in zip(plan.tars, index_tables(index_dir, plan.tars, INDEX_SCHEMA.names), strict=True):
-            first = _copy_samples(plan, first, tar, table, subset, writer)
+            first = _copy_samples(plan, first, tar, table, subset, writer, caption_field)
         writer.finish()
         size = writer.size
     write_json(out_dir / STATS_FORMAT.format(plan.number), {"successes": plan.stop - plan.start})
@@ -292,7 +299,15 @@ class TarWriter:
         os.close(self._file)
 
 
-def _copy_samples(plan: ShardPlan, first: int, tar: Tar, table: pa.Table, subset: Subset, writer: TarWriter) -> int:
+def _copy_samples(
+    plan: ShardPlan,
+    first: int,
+    tar: Tar,
+    table: pa.Table,
+    subset: Subset,
+    writer: TarWriter,
+    caption_field: str | None,
+) -> int:
     """Copy what an output shard has of one tar; return the place in P after the tar's last sample."""
     uids = unpack_uids(table["uid"])
     copies = count_of(uids, subset.uids) * present_rows(table)
@@ -313,14 +328,24 @@ def _copy_samples(plan: ShardPlan, first: int, tar: Tar, table: pa.Table, subset
                 members.append(("json", places["json_offset"][number], places["json_length"][number]))
             for other in others[number] or ():
                 members.append((other["extension"], other["offset"], other["length"]))
+            caption: bytes | None = None
+            if caption_field is not None:  # the caption's place is the JSON's
+                caption = caption_of(file.read(*members[1][1:]), caption_field)
+                members = [m for m in members if m[0] != "txt"] + [("txt", _NOT_IN_TAR, len(caption))]
             members.sort()
             before = int(ends[row] - copies[row])
             for copy in range(max(plan.start - before, 0), min(plan.stop - before, int(copies[row]))):
-                _copy_sample(f"{spelt[number]}-{copy}", members, file, writer)
+                _copy_sample(f"{spelt[number]}-{copy}", members, file, writer, caption)
     return int(ends[-1]) if len(ends) else first
 
 
-def _copy_sample(key: str, members: list[tuple[str, int, int]], file: SequentialReader, writer: TarWriter) -> None:
+def _copy_sample(
+    key: str,
+    members: list[tuple[str, int, int]],
+    file: SequentialReader,
+    writer: TarWriter,
+    caption: bytes | None = None,
+) -> None:
     """Copy a sample's members, (extension, offset, length) in their new order; raises ValueError where one is cut off.
 
     Members that stand in this order already are read in one piece, headers and all, which are then written over.
@@ -340,12 +365,15 @@ def _copy_sample(key: str, members: list[tuple[str, int, int]], file: Sequential
     at = 0
     for (extension, offset, length), size in zip(members, padded, strict=True):
         room[at : at + BLOCK] = member_header(f"{key}.{extension}", length)
-        if start >= 0:
+        if offset == _NOT_IN_TAR:
+            room[at + BLOCK : at + BLOCK + length] = caption or b""
+        elif start >= 0:
             file.readinto(offset, room[at + BLOCK : at + BLOCK + length])
         room[at + BLOCK + length : at + size] = bytes(size - BLOCK - length)
         at += size
 
 
+_NOT_IN_TAR = -1  # the place of a member that stands in another
 _PLACES = ("image_offset", "image_length", "text_offset", "text_length", "json_offset", "json_length")
 
 

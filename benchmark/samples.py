@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from benchmark.index import PoolIndex
+from benchmark.index import PoolIndex, caption_of
 from benchmark.storage import RangeReader
 from benchmark.tars import IMAGE_FORMATS
 
@@ -35,7 +35,7 @@ class SampleReader:
         tar = index.summary.tars[index.tar_number[row]]
         image = self.ranges.read(tar.path, int(index.image_offset[row]), int(index.image_length[row]), state=tar.state)
         text = self.ranges.read(tar.path, int(index.text_offset[row]), int(index.text_length[row]), state=tar.state)
-        return image, text
+        return image, caption_of(text, index.caption_field)
 
 
 def decode_image(data: bytes) -> Image.Image | None:

@@ -20,13 +20,24 @@ IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 BLOCK = 512  # bytes; tars are made of these
 ARCHIVE_END = 20 * BLOCK  # tars are padded to a multiple of this
 ZEROS = bytes(BLOCK)
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 READ_AHEAD = 8192  # holds what lies between one picture and the next: the JSON, the caption and three headers
 SEARCH_SIZE = 1 << 20  # read at a time where the next sound header is looked for
 MAX_DIGITS = 20  # of a number in a pax header
 MAX_DAMAGE = 100  # places that are listed for a tar; more are counted
 MAX_END = 1 << 20  # bytes of zeros at the end of a tar; more are a download that was not finished
 MAX_EXTENDED = 1 << 16  # bytes of a long name or of a pax header
+
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+# What else is found where a tar should be: its first bytes in lower case, behind white space.
+OTHERS = {
+    b"<!doctype": "is a web page (HTML) and no tar: what was asked for was not sent; fetch it again",
+    b"<html": "is a web page (HTML) and no tar: what was asked for was not sent; fetch it again",
+    b"<?xml": "is an XML document and no tar, as storages send that refuse; fetch it again",
+    b'{"': "is a JSON document and no tar, as servers send that refuse; fetch it again",
+    b"version https://git-lfs": "is a pointer of Git LFS and not the tar that it stands for; run `git lfs pull`",
+    b"par1": "is a parquet file and no tar",
+    b"pk\x03\x04": "is a zip archive and no tar; unpack it, and pack its files as a tar",
+}
 
 ReadAt = Callable[[int, int], bytes]  # (offset, length) -> bytes there, fewer at the end of the file
 
@@ -161,14 +172,19 @@ def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
             position, name_given, size_given = found, None, None
             continue
         if len(header) < BLOCK:
+            if position == 0 and (what := other_than_tar(header)):
+                damage.add(0, f"the file {what}")
+                return
             where = "inside a header" if header else "between two members, or before its end"
             damage.add(position, f"the tar is cut off {where}")
             return
-        if not _is_sound(header):
-            if position == 0 and header.startswith(COMPRESSED):
-                damage.add(0, "the file is compressed; tars must be plain, so that their members have a place")
+        if not is_header(header):
+            what = other_than_tar(header) if position == 0 else None
+            is_compressed = position == 0 and header.startswith(tuple(COMPRESSED))
+            found = size if is_compressed else _next_header(read, position + BLOCK, size)
+            if what and found == size:
+                damage.add(0, f"the file {what}")
                 return
-            found = _next_header(read, position + BLOCK, size)
             damage.add(position, _skipping("stands no header of a member", position, found, size))
             if found == size:
                 return
@@ -209,12 +225,25 @@ def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
             name_given = size_given = None
 
 
-def _is_sound(header: bytes) -> bool:
-    """Tell whether a header's checksum is right.
+def other_than_tar(head: bytes) -> str | None:
+    """Say what a file's first bytes are where they are known to begin something else than a tar: "is ...", or None."""
+    if not head:
+        return "is empty"
+    for begins, program in COMPRESSED.items():
+        if head.startswith(begins):
+            return f"is compressed; tars must be plain, so that their members have a place: {program} it"
+    start = head.lstrip().lower()
+    return next((told for begins, told in OTHERS.items() if start.startswith(begins)), None)
+
+
+def is_header(header: bytes) -> bool:
+    """Tell whether 512 bytes are a member's header: whether its checksum is right.
 
     It is the sum of the bytes, its own field taken for spaces. Adler-32's lower half is that sum plus 1, modulo 65521,
     and eleven times as quick as Python's.
     """
+    if len(header) < BLOCK:
+        return False
     stored = _number(header[148:155])  # six digits and a NUL as a rule
     if stored < 0 or _number(header[124:136]) < 0:
         return False
@@ -290,7 +319,7 @@ def _next_header(read: ReadAt, position: int, size: int) -> int:
         if not len(blocks):
             break
         for number in np.flatnonzero((blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)).tolist():
-            if _is_sound(blocks[number].tobytes()):
+            if is_header(blocks[number].tobytes()):
                 return position + int(number) * BLOCK
         position += len(blocks) * BLOCK
     return size

@@ -3,13 +3,30 @@
 import gzip
 import hashlib
 import io
+import json
 import os
+import shutil
 import tarfile
+import tempfile
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from benchmark.index import ShardsNote, build_index, has_tars, index_tar, not_taken, read_index, write_note
+from benchmark.index import (
+    ShardsNote,
+    build_index,
+    has_tars,
+    index_tar,
+    read_index,
+    tars_left_out,
+    unindexed_tars,
+    write_note,
+)
 from benchmark.tars import Damage, iter_members, scan_tar, write_tar
 from benchmark.uids import format_uids
 from tests.conftest import jpeg, members, uid
@@ -339,6 +356,270 @@ def test_a_compressed_tar_is_told_and_packed_ones_are_counted(tmp_path):
     packed = gzip.compress((tmp_path / "shards" / "a.tar").read_bytes())
     (tmp_path / "shards" / "d.tar.gz").write_bytes(packed)
     assert build_index(tmp_path).num_rows == 2
-    assert sorted(not_taken(tmp_path)) == ["d.tar.gz", "inner/c.tar"]
+    assert sorted(each.name for each in tars_left_out(tmp_path)) == ["d.tar.gz", "inner/c.tar"]
     (tmp_path / "shards" / "a.tar").write_bytes(packed)
     assert "the file is compressed" in build_index(tmp_path).counts[1].damage_places[0]
+
+
+# --- Members that stand apart ---------------------------------------------------------------------------------------
+
+
+def naive_samples(names):
+    """Group a tar's names by the rule as SHARDS.md states it: {(key, frozenset of extensions): place of the first}."""
+    split = [(name.partition(".")[0], name.partition(".")[2]) for name in names]
+    keys = [key for key, _ in split]
+    whole = {key: [extension for other, extension in split if other == key] for key in keys}
+    found, run = [], []
+    for place, (key, extension) in enumerate(split):
+        if len(set(whole[key])) == len(whole[key]):
+            if keys.index(key) == place:
+                found.append((place, key, frozenset(whole[key])))
+            run = []
+        elif run and place == run[-1][0] + 1 and split[place - 1][0] == key and extension not in {e for _, e in run}:
+            run.append((place, extension))
+            found[-1] = (found[-1][0], key, found[-1][2] | {extension})
+        else:
+            run = [(place, extension)]
+            found.append((place, key, frozenset([extension])))
+    return [(key, extensions) for _, key, extensions in found]
+
+
+def contents(name):
+    key, _, extension = name.partition(".")
+    return json.dumps({"uid": uid(ord(key))}).encode() if extension == "json" else name.encode()
+
+
+def table_samples(table):
+    found = []
+    for row in table.to_pylist():
+        extensions = [row["image_extension"]] if row["image_offset"] >= 0 else []
+        extensions += [name for name, kind in (("txt", "text"), ("json", "json")) if row[f"{kind}_offset"] >= 0]
+        extensions += [each["extension"] for each in row["others"] or ()]
+        found.append((row["key"], frozenset(extensions)))
+    return found
+
+
+def write_names(path, names):
+    write_tar(path, [(name, contents(name)) for name in names])
+
+
+NAMES = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["jpg", "txt", "json", "npy"])).map(".".join), max_size=14
+)
+
+
+@given(NAMES, st.booleans())
+@settings(max_examples=300)
+def test_samples_are_those_of_a_naive_grouping_in_any_order_of_members(names, assign_uids):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tar"
+        write_names(path, names)
+        table, counts = index_tar(path, path.stat().st_size, assign_uids=assign_uids)
+        data = path.read_bytes()
+    expected = naive_samples(names)
+    if assign_uids:
+        rows = [(key, parts) for key, parts in expected if parts & {"jpg", "txt"}]
+        assert counts.empty == len(expected) - len(rows)
+    else:
+        rows = [(key, parts) for key, parts in expected if "json" in parts]
+        assert counts.without_json == len(expected) - len(rows)
+    assert table_samples(table) == rows
+    for row in table.to_pylist():
+        for kind, extension in (("image", "jpg"), ("text", "txt")):
+            start, length = row[f"{kind}_offset"], row[f"{kind}_length"]
+            assert start < 0 or data[start : start + length] == f"{row['key']}.{extension}".encode()
+
+
+@given(st.sets(st.tuples(st.sampled_from("abcde"), st.sampled_from(["jpg", "txt", "json", "npy"]))), st.randoms())
+@settings(max_examples=100)
+def test_shuffled_members_give_webdatasets_samples_of_the_ordered_tar(pairs, random):
+    ordered = [".".join(pair) for pair in sorted(pairs)]
+    shuffled = random.sample(ordered, len(ordered))
+    with tempfile.TemporaryDirectory() as folder:
+        write_names(Path(folder) / "ordered.tar", ordered)
+        write_names(Path(folder) / "shuffled.tar", shuffled)
+        with (Path(folder) / "ordered.tar").open("rb") as file:
+            files = list(tar_file_iterator(file))
+        theirs = {
+            each["__key__"]: {name: data for name, data in each.items() if not name.startswith("__")}
+            for each in group_by_keys(iter([{**each, "__url__": ""} for each in files]))
+        }
+        table, _ = index_of(Path(folder) / "shuffled.tar")
+        with tarfile.open(Path(folder) / "shuffled.tar") as tar:
+            bytes_at = {each.offset_data: tar.extractfile(each).read() for each in tar}
+    ours = {}
+    for row in table.to_pylist():
+        places = {row["image_extension"]: row["image_offset"], "txt": row["text_offset"], "json": row["json_offset"]}
+        places |= {each["extension"]: each["offset"] for each in row["others"] or ()}
+        ours[row["key"]] = {name: bytes_at[place] for name, place in places.items() if place >= 0}
+    assert ours == {key: sample for key, sample in theirs.items() if "json" in sample}
+
+
+def test_pictures_captions_and_jsons_packed_one_kind_after_the_other_are_put_together(tmp_path):
+    samples = [members(f"k{number}", number) for number in range(5)]
+    write_tar(tmp_path / "shards" / "a.tar", [sample[kind] for kind in (2, 0, 1) for sample in samples])
+    index = read_index(tmp_path)
+    assert format_uids(index.uids) == [uid(number) for number in range(5)]
+    assert index.summary.counts[0].is_sound
+
+
+def test_members_of_one_key_in_different_tars_stay_apart(tmp_path):
+    image, record, text = members("k", 1)
+    write_tar(tmp_path / "shards" / "a.tar", [image, record])
+    write_tar(tmp_path / "shards" / "b.tar", [text])
+    counts = build_index(tmp_path).counts
+    assert [(each.rows, each.present, each.without_json) for each in counts] == [(1, 0, 0), (0, 0, 1)]
+
+
+def test_a_json_that_stands_apart_gives_its_hash_to_a_uid_that_is_made(tmp_path):
+    image, text = b"picture", b"a caption"
+    known = hashlib.sha256(b"of the original").digest()
+    record = json.dumps({"sha256": known.hex()}).encode()
+    files = [("k.jpg", image), ("k.txt", text), ("l.jpg", image), ("l.txt", text), ("k.json", record)]
+    write_tar(tmp_path / "a.tar", files)
+    table, _ = index_tar(tmp_path / "a.tar", (tmp_path / "a.tar").stat().st_size, assign_uids=True)
+    expected = [hashlib.sha256(known + text), hashlib.sha256(hashlib.sha256(image).digest() + text)]
+    assert [value.hex() for value in table["uid"].to_pylist()] == [each.hexdigest()[:32] for each in expected]
+
+
+# --- What is left out ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [[], [("m.jpg", b"x")], [("m.1.jpg", b"x"), ("m.1.txt", b"y")]])
+def test_the_index_of_a_sound_tar_says_nothing_of_what_is_left_out(tmp_path, extra):
+    write_tar(tmp_path / "shards" / "a.tar", members("k", 1) + extra)
+    sound = build_index(tmp_path).counts[0].is_sound
+    about = json.loads(pq.read_schema(tmp_path / "index" / "a.parquet").metadata[b"winnow_index"])
+    assert sound == (extra == []) == ("lacking" not in about)
+    assert build_index(tmp_path).counts[0].is_sound == sound
+
+
+def test_an_index_made_before_members_were_put_together_is_made_anew_where_something_is_left_out(tmp_path):
+    samples = {"whole": members("k", 1), "apart": [members("k", 1)[place] for place in (0, 1)] + members("l", 2)}
+    for name, files in samples.items():
+        write_tar(tmp_path / "shards" / f"{name}.tar", files)
+    build_index(tmp_path)
+    times = {}
+    for name in samples:
+        path = tmp_path / "index" / f"{name}.parquet"
+        table, state = pq.read_table(path), path.stat()
+        about = json.loads(table.schema.metadata[b"winnow_index"])
+        about = {
+            key: value for key, value in about.items() if key not in ("empty", "dotted", "dotted_example", "lacking")
+        }
+        pq.write_table(table.replace_schema_metadata({"winnow_index": json.dumps(about)}), path, compression="zstd")
+        os.utime(path, ns=(state.st_mtime_ns, state.st_mtime_ns))
+        times[name] = path.stat().st_ino
+    build_index(tmp_path)
+    again = {name: (tmp_path / "index" / f"{name}.parquet").stat().st_ino != times[name] for name in samples}
+    assert again == {"whole": False, "apart": True}
+
+
+@pytest.mark.parametrize(
+    ("names", "dotted", "example"),
+    [
+        (["k.input.jpg", "k.outputs.txt"], 1, "k.input.jpg"),
+        (["22.05.jpg", "22.05.txt", "22.06.jpg", "22.06.txt"], 2, "22.05.jpg"),
+        (["v.1/k.jpg", "v.1/k.json", "v.1/k.txt"], 0, ""),
+        (["k.jpg", "k.txt", "k.json", "k.thumb.jpg", "k.seg.png"], 0, ""),
+        (["k.jpg", "k.txt", "k.json", "k.2.jpg", "k.2.txt"], 1, "k.2.jpg"),
+        (["k.jpg", "k.json", "k.caption.txt"], 1, "k.caption.txt"),
+        (["k.cls", "k.jpg"], 0, ""),
+    ],
+)
+def test_pictures_and_captions_that_dots_in_names_hide_are_counted_with_an_example(tmp_path, names, dotted, example):
+    record = json.dumps({"uid": uid(1)}).encode()
+    write_tar(tmp_path / "a.tar", [(name, record if name.endswith("json") else b"x") for name in names])
+    for assign_uids in (False, True):
+        size = (tmp_path / "a.tar").stat().st_size
+        _, counts = index_tar(tmp_path / "a.tar", size, assign_uids=assign_uids)
+        assert (counts.dotted, counts.dotted_example) == (dotted, example)
+
+
+def test_samples_with_neither_picture_nor_caption_are_counted_and_get_no_uid(tmp_path):
+    files = [("k.cls", b"1"), ("l.cls", b"2"), ("m.jpg", b"x"), ("m.txt", b"y"), ("n.json", b"{}")]
+    write_tar(tmp_path / "shards" / "a.tar", files)
+    write_note(tmp_path, ShardsNote("shards", assign_uids=True))
+    (counts,) = build_index(tmp_path).counts
+    assert (counts.rows, counts.empty, counts.without_json) == (1, 3, 0)
+    assert build_index(tmp_path).counts == [counts], "as read from its footer"
+    assert [(each.members, each.count, each.example) for each in counts.lacking] == [
+        (("cls",), 2, "k"),
+        (("json",), 1, "n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("begins", "told"),
+    [
+        (b"<html><title>403 Forbidden</title></html>", "is a web page (HTML)"),
+        (b"\n <!DOCTYPE html>" + b" " * 4000, "is a web page (HTML)"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML document"),
+        (b'{"error": "gated"}', "is a JSON document"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "`git lfs pull`"),
+        (b"PAR1" + bytes(4000), "is a parquet file"),
+        (
+            b"\x28\xb5\x2f\xfd" + bytes(600),
+            "is compressed; tars must be plain, so that their members have a place: unzstd",
+        ),
+        (b"BZh9", "bunzip2"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_is_called_a_tar_and_is_none_is_told_by_what_it_is(tmp_path, begins, told):
+    path = tmp_path / "shards" / "a.tar"
+    path.parent.mkdir()
+    path.write_bytes(begins)
+    (counts,) = build_index(tmp_path).counts
+    assert counts.damage == 1 and told in counts.damage_places[0]
+
+
+def test_a_tar_whose_first_header_is_lost_is_read_on_whatever_it_begins_with(tmp_path):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, members("k", 1) + members("l", 2))
+    path.write_bytes(b"<html>" + path.read_bytes()[6:])
+    (counts,) = build_index(tmp_path).counts
+    assert (counts.present, counts.damage) == (1, 1) and "stands no header" in counts.damage_places[0]
+
+
+def test_tars_of_other_names_are_known_by_their_first_bytes(tmp_path):
+    folder = tmp_path / "shards"
+    write_tar(folder / "a.tar", members("k", 1))
+    for name in ("b.tar.part", "c", "d.webdataset", "a.tar.tmp", ".cache/e.tar", "a.tar.idx", "a_stats.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "a.tar", folder / name)
+    (folder / "f.bin").write_bytes(bytes(2000))
+    (folder / "in.x" / "g").mkdir(parents=True)
+    shutil.copy(folder / "a.tar", folder / "in.x" / "g" / "h.tar")
+    (folder / "i.tgz").write_bytes(b"\x1f\x8b")
+    assert {each.name: each.what for each in tars_left_out(tmp_path)} == {
+        "b.tar.part": "under other names than *.tar",
+        "c": "under other names than *.tar",
+        "d.webdataset": "under other names than *.tar",
+        "in.x/g/h.tar": "in folders",
+        "i.tgz": "compressed",
+    }
+
+
+def test_an_index_on_a_file_system_that_keeps_times_less_precisely_is_made_once(tmp_path, monkeypatch):
+    path = tmp_path / "shards" / "a.tar"
+    write_tar(path, members("k", 1))
+    os.utime(path, ns=(1_700_000_000_123_456_789,) * 2)
+    utime = os.utime
+
+    def to_two_seconds(target, ns):
+        utime(target, ns=tuple(time // 2_000_000_000 * 2_000_000_000 for time in ns))
+
+    monkeypatch.setattr("benchmark.index.os.utime", to_two_seconds)
+    build_index(tmp_path)
+    made = (tmp_path / "index" / "a.parquet").stat().st_ino
+    assert unindexed_tars(tmp_path) == []
+    build_index(tmp_path)
+    assert (tmp_path / "index" / "a.parquet").stat().st_ino == made
+    write_tar(path, members("k", 2))  # of the same size, within the same two seconds
+    utime(path, ns=(1_700_000_000_999_999_999,) * 2)
+    assert format_uids(read_index(tmp_path).uids) == [uid(2)]
+    monkeypatch.undo()
+    write_tar(path, members("k", 3))
+    assert format_uids(read_index(tmp_path).uids) == [uid(3)]
+    assert not (tmp_path / "index" / "a.time.json").exists()

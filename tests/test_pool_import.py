@@ -1,12 +1,15 @@
 """`winnow pool import`: somebody else's tars and parquet files become a pool whose rows and samples meet."""
 
+import gzip
 import hashlib
 import json
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -14,11 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.cli import main
+from benchmark.errors import UserError
 from benchmark.index import read_index
 from benchmark.pool_check import check_pool
 from benchmark.pool_import import import_pool
+from benchmark.samples import SampleReader
+from benchmark.shards import find_tars, tars_in
+from benchmark.storage import as_location
+from benchmark.subset import Subset
 from benchmark.tars import write_tar
-from benchmark.uids import format_uids
+from benchmark.uids import format_uids, parse_uids, sort_uids
 from tests.conftest import jpeg, members, uid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +178,7 @@ def test_rows_bring_their_own_uids(uid_tars, tmp_path, capsys):
 
 def test_a_pools_own_layout_needs_no_option(uid_tars, tmp_path, capsys):
     pd.DataFrame({"uid": [uid(3)], "text": ["t"], "sha256": ["00" * 32]}).to_parquet(tmp_path / "m.parquet")
-    import_pool(tmp_path / "p", shards_dir=uid_tars, metadata=[tmp_path / "m.parquet"])
+    import_pool(tmp_path / "p", shards=[uid_tars], metadata=[tmp_path / "m.parquet"])
     assert check_pool(tmp_path / "p").meeting.rows_present == 1
 
 
@@ -188,7 +196,7 @@ def test_types_become_commonpools(uid_tars, tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")
-    import_pool(tmp_path / "pool", shards_dir=uid_tars, metadata=[tmp_path / "m.parquet"])
+    import_pool(tmp_path / "pool", shards=[uid_tars], metadata=[tmp_path / "m.parquet"])
     types = {each.name: str(each.type) for each in pq.read_schema(tmp_path / "pool" / "metadata" / "m.parquet")}
     assert types == {
         "uid": "string", "original_width": "int64", "original_height": "int64", "clip_b32_similarity_score": "float",
@@ -213,7 +221,7 @@ def test_killed_at_every_rename_it_ends_with_the_same_bytes(tars, tmp_path, with
         frame.to_parquet(tmp_path / f"{name}.parquet")
         np.savez(tmp_path / f"{name}.npz", l14_img=np.zeros((1, 2)))
     metadata = [tmp_path / "0.parquet", tmp_path / "1.parquet"] if with_metadata else []
-    import_pool(tmp_path / "whole", shards_dir=tars, metadata=metadata)
+    import_pool(tmp_path / "whole", shards=[tars], metadata=metadata)
     code = (
         "import os, pathlib, signal, sys\nfrom pathlib import Path\nfrom benchmark.pool_import import import_pool\n"
         "original = pathlib.Path.replace\ncount = number = 0\n"
@@ -221,7 +229,7 @@ def test_killed_at_every_rename_it_ends_with_the_same_bytes(tars, tmp_path, with
         "    if count == number:\n        os.kill(os.getpid(), signal.SIGKILL)\n    return original(self, target)\n"
         "pathlib.Path.replace = replace\nout, tars, *metadata = map(Path, sys.argv[1:])\n"
         "while True:\n    number += 1\n    child = os.fork()\n    if child == 0:\n"
-        "        import_pool(out, shards_dir=tars, metadata=metadata)\n        os._exit(0)\n"
+        "        import_pool(out, shards=[tars], metadata=metadata)\n        os._exit(0)\n"
         "    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n    print(status, flush=True)\n"
         "    if status != -signal.SIGKILL:\n        break\n"
     )
@@ -263,7 +271,7 @@ def test_killed_at_every_rename_it_ends_with_the_same_bytes(tars, tmp_path, with
         (None, ["--uid-column", "uid"], "--uid-column uid: the json of the first samples in tars have no"),
         (None, ["--out", "s3://bucket"], "--out s3://bucket is no local folder"),
         (None, ["--out", "tars"], "--out tars is not empty"),
-        (None, ["--shards", "."], "--shards .: there is no tar"),
+        (None, ["--shards", "nowhere"], "--shards nowhere: there is nothing at nowhere"),
     ],
 )
 def test_what_cannot_be_imported_is_met_by_one_sentence(
@@ -318,3 +326,330 @@ def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["pool", "import", "--help"])
     assert "  winnow pool import --shards data/tars" in capsys.readouterr().out
+
+
+# --- What is left out, and what refusals say -------------------------------------------------------------------------
+
+
+def bare(name, image="jpg", text="txt"):
+    """Return a sample's picture and caption under other extensions."""
+    return [(f"{name}.{image}", jpeg(COLOURS[name[-1]])), (f"{name}.{text}", f"caption {name[-1]}".encode())]
+
+
+def refused(code, tmp_path, *shards, out="out", **options):
+    """Import, and return what the refusal with this code says; nothing must be made."""
+    with pytest.raises(UserError) as caught:
+        import_pool(tmp_path / out, shards=[Path(each) for each in shards], **options)
+    assert caught.value.code == code
+    assert not (tmp_path / out).exists()
+    return str(caught.value)
+
+
+def test_tars_in_folders_beside_tars_are_named_and_taken_only_where_that_is_said(tmp_path, capsys):
+    for number, folder in enumerate(("mixed", "mixed/part1", "mixed/part2")):
+        write_tar(tmp_path / folder / "0.tar", bare("abc"[number]))
+    told = refused("tars-left-out", tmp_path, tmp_path / "mixed")
+    assert "2 of 3 files that look like samples are not taken: 2 in folders, such as part1/0.tar" in told
+    assert importing(capsys, "--shards", tmp_path / "mixed", "--out", tmp_path / "out")[0] == 2
+    code, told = importing(capsys, "--shards", tmp_path / "mixed", "--out", tmp_path / "top", "--no-strict")
+    assert code == 0 and len(rows_of(tmp_path / "top")) == 1 and "2 in folders, such as part1/0.tar" in told
+    assert main(["pool", "index", str(tmp_path / "top")]) == 1
+    assert main(["pool", "index", str(tmp_path / "top"), "--no-strict"]) == 0
+    assert any("2 in folders, such as part1/0.tar" in each for each in check_pool(tmp_path / "top").problems)
+    for pattern, names in (("*.tar", "a"), ("**/*.tar", "abc")):
+        code, _ = importing(capsys, "--shards", tmp_path / "mixed" / pattern, "--out", tmp_path / f"p{len(names)}")
+        assert code == 0 and rows_of(tmp_path / f"p{len(names)}")["uid"].tolist() == [uid_of(name) for name in names]
+        assert main(["pool", "index", str(tmp_path / f"p{len(names)}")]) == 0, "what was named is all that is meant"
+        assert check_pool(tmp_path / f"p{len(names)}").problems == []
+
+
+def test_compressed_tars_and_tars_of_other_names_are_left_out_with_a_word(tars, tmp_path):
+    (tars / "2.tar.gz").write_bytes(gzip.compress((tars / "00000.tar").read_bytes()))
+    (tars / "00000.webdataset").write_bytes((tars / "00000.tar").read_bytes())
+    told = refused("tars-left-out", tmp_path, tars)
+    assert (
+        "1 compressed, such as 2.tar.gz" in told and "1 under other names than *.tar, such as 00000.webdataset" in told
+    )
+    report = import_pool(tmp_path / "out", shards=[tars / "00000.webdataset"])
+    assert report.meeting.present == 2
+    assert "is compressed" in refused("not-a-tar", tmp_path, tars / "2.tar.gz", out="other")
+
+
+def test_names_with_dots_are_counted_with_an_example_and_refused_unless_allowed(tmp_path, capsys):
+    write_tar(tmp_path / "tars" / "0.tar", bare("a") + bare("x v2.0 (clean) b") + bare("y v2.0 c"))
+    told = refused("dotted-names", tmp_path, tmp_path / "tars")
+    assert "2 samples have dots in their names" in told
+    assert "'x v2.0 (clean) b.jpg' in 0.tar is taken for the member '0 (clean) b.jpg' of the key 'x v2'" in told
+    code, told = importing(capsys, "--shards", tmp_path / "tars", "--out", tmp_path / "out", "--no-strict")
+    assert code == 0 and "warning: 2 samples have dots in their names" in told and "--no-strict" in told
+    assert "2 more with neither image nor caption are left out" in told and "repeated" not in told
+    assert rows_of(tmp_path / "out")["uid"].tolist() == [uid_of("a")]
+    assert importing(capsys, "--shards", tmp_path / "tars", "--out", tmp_path / "out")[0] == 2
+    assert main(["pool", "index", str(tmp_path / "out")]) == 1
+
+
+def test_dots_in_folders_hide_nothing(tmp_path):
+    write_tar(tmp_path / "tars" / "0.tar", bare("train.v1/a") + bare("train.v1/b"))
+    assert import_pool(tmp_path / "out", shards=[tmp_path / "tars"]).meeting.present == 2
+
+
+def test_two_part_extensions_are_shown_beside_what_is_looked_for(tmp_path):
+    write_tar(
+        tmp_path / "tars" / "0.tar", bare("a", "input.jpg", "outputs.txt") + bare("b", "input.jpg", "outputs.txt")
+    )
+    told = refused("no-usable-sample", tmp_path, tmp_path / "tars")
+    assert (
+        "2 samples have input.jpg and outputs.txt, but no picture (jpg, png, jpeg, webp) and no caption (txt), such as "
+        "'a' in 0.tar"
+    ) in told
+    assert "'a.input.jpg' in 0.tar is taken for the member 'input.jpg' of the key 'a'" in told
+
+
+def test_labels_without_captions_are_told_by_their_extensions(tmp_path):
+    write_tar(tmp_path / "tars" / "0.tar", bare("a", text="cls") + bare("b", text="cls"))
+    told = refused("no-usable-sample", tmp_path, tmp_path / "tars")
+    assert "2 samples have cls and jpg, but no caption (txt), such as 'a' in 0.tar" in told and "dots" not in told
+
+
+def test_a_folder_of_web_pages_is_told_by_what_they_are(tmp_path):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_text("<html><title>403 Forbidden</title></html>" * 50)
+    told = refused("no-usable-sample", tmp_path, tmp_path / "tars")
+    assert "0.tar: at byte 0 the file is a web page (HTML)" in told
+
+
+def test_tars_without_a_name_that_has_key_and_extension_are_told(tmp_path):
+    write_tar(tmp_path / "tars" / "0.tar", [("a", b"x"), (".hidden", b"y")])
+    assert "no file whose name is a key, a dot and an ext" in refused("no-usable-sample", tmp_path, tmp_path / "tars")
+
+
+def test_samples_without_a_uid_beside_jsons_that_name_them_are_told(tmp_path):
+    write_tar(tmp_path / "tars" / "0.tar", [*members("a", 1)[:2], *bare("b"), *members("c", 3)[1:]])
+    told = refused("no-usable-sample", tmp_path, tmp_path / "tars")
+    assert "1 samples have jpg and txt, but no json with a uid, such as 'b' in 0.tar" in told
+    assert "but no caption (txt), such as 'a'" in told and "but no picture" in told
+
+
+def test_a_tar_that_is_cut_off_is_refused_unless_that_is_allowed_and_nobody_is_told_of_another_option(
+    tars, tmp_path, capsys
+):
+    whole = (tars / "00001.tar").read_bytes()
+    (tars / "00001.tar").write_bytes(whole[:1100])
+    assert "00001.tar: at byte" in refused("tars-damaged", tmp_path, tars)
+    code, told = importing(capsys, "--shards", tars, "--out", tmp_path / "out", "--no-strict")
+    assert code == 0 and "going on without them (--no-strict)" in told and "strict=false" not in told
+
+
+def test_members_packed_kind_by_kind_are_imported_as_if_they_stood_together(tmp_path):
+    samples = [bare(name) for name in "abcde"]
+    write_tar(tmp_path / "one" / "0.tar", [member for sample in samples for member in sample])
+    write_tar(tmp_path / "two" / "0.tar", [sample[kind] for kind in (0, 1) for sample in samples])
+    for name in ("one", "two"):
+        import_pool(tmp_path / f"pool-{name}", shards=[tmp_path / name])
+    assert rows_of(tmp_path / "pool-one").equals(rows_of(tmp_path / "pool-two"))
+
+
+def test_samples_with_neither_picture_nor_caption_are_no_repeats(tmp_path, capsys):
+    write_tar(tmp_path / "tars" / "0.tar", [*bare("a"), ("b.cls", b"1"), ("c.cls", b"2"), ("d.json", b"{}")])
+    code, told = importing(capsys, "--shards", tmp_path / "tars", "--out", tmp_path / "out")
+    assert code == 0 and "repeated uids" not in told
+    assert "3 more with neither image nor caption are left out" in told
+    assert (
+        "2 samples have cls, but no picture (jpg, png, jpeg, webp) and no caption (txt), such as 'b' in 0.tar" in told
+    )
+    assert check_pool(tmp_path / "out").problems == []
+
+
+# --- Where the tars are ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Tars as MetaCLIP writes them: <shard % 100>/<shard>.tar, a name of its own each; and one name in all folders."""
+    for number, name in enumerate("abc"):
+        write_tar(tmp_path / "own" / f"{number}" / f"{number:02d}.tar", bare(name))
+        write_tar(tmp_path / "same" / f"{number}" / "00.tar", bare(name))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("shards", "names"),
+    [
+        (["own"], "abc"),
+        (["same"], "abc"),
+        (["own/1"], "b"),
+        (["own/*/*.tar"], "abc"),
+        (["same/**/*.tar"], "abc"),
+        (["own/{0..1}/{00..02}.tar"], None),
+        (["same/{0..2}/00.tar"], "abc"),
+        (["same/{0,2}/00.tar"], "ac"),
+        (["same/{2..1}/00.tar"], "bc"),
+        (["own/[12]/0?.tar"], "bc"),
+        (["own/1/01.tar"], "b"),
+        (["own/1/01.tar", "own/0/00.tar", "own/1/01.tar"], "ab"),
+        (["own/0", "same/2/*.tar"], "ac"),
+    ],
+)
+def test_shards_are_folders_folders_of_folders_patterns_and_files(folders, monkeypatch, capsys, shards, names):
+    monkeypatch.chdir(folders)
+    code, told = importing(capsys, "--shards", *shards, "--out", "out")
+    if names is None:
+        assert code == 2 and "4 of the tars that it names are not there, such as own/0/01.tar" in told
+        return
+    assert code == 0
+    assert rows_of(Path("out"))["uid"].tolist() == [uid_of(name) for name in names]
+    assert format_uids(read_index(Path("out")).uids) == [uid_of(name) for name in names]
+    assert check_pool(Path("out")).problems == []
+    assert importing(capsys, "--shards", *shards, "--out", "out")[0] == 0, "as before"
+    assert main(["pool", "sample", "out", "--size", "1", "--out", "part"]) == 0
+    assert check_pool(Path("part")).meeting.rows_present == 1
+
+
+def test_a_file_of_a_name_with_signs_of_patterns_is_that_file(tmp_path):
+    write_tar(tmp_path / "t[1]{0..3}.tar", bare("a"))
+    assert import_pool(tmp_path / "out", shards=[tmp_path / "t[1]{0..3}.tar"]).meeting.present == 1
+
+
+def test_a_tar_that_was_named_and_is_gone_is_an_error(folders, tmp_path):
+    import_pool(tmp_path / "out", shards=[folders / "own"])
+    (folders / "own" / "1" / "01.tar").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 tars are not in .*own, such as 1/01\.tar"):
+        check_pool(tmp_path / "out")
+
+
+def test_two_tars_that_would_have_one_name_are_refused(tmp_path):
+    write_tar(tmp_path / "tars" / "x" / "y--0.tar", bare("a"))
+    write_tar(tmp_path / "tars" / "x--y" / "0.tar", bare("b"))
+    assert "x--y/0.tar" in refused("one-name", tmp_path, tmp_path / "tars")
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], "it is empty"),
+        (["a.jpg", "b.jpg", "c.csv"], "it holds 2 .jpg, 1 .csv"),
+        (["x.tar.gz", "d/y.zip"], "2 compressed, such as d/y.zip"),
+    ],
+)
+def test_a_folder_without_tars_is_told_by_what_it_holds(tmp_path, files, told):
+    (tmp_path / "tars").mkdir()
+    for name in files:
+        (tmp_path / "tars" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "tars" / name).write_bytes(b"x")
+    assert told in refused("no-tars", tmp_path, tmp_path / "tars")
+
+
+def test_patterns_are_found_behind_a_url(folders):
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(folders / "own"), "/bucket/own", recursive=True)
+    for shards, below, names in (
+        ("own", "own", ["0/00.tar", "1/01.tar", "2/02.tar"]),
+        ("own/{0..1}/*.tar", "own", ["0/00.tar", "1/01.tar"]),
+        ("own/2/02.tar", "own/2", ["02.tar"]),
+    ):
+        found = find_tars([as_location(f"memory://bucket/{shards}")])
+        assert (str(found.folder), list(found.names)) == (f"memory://bucket/{below}", names)
+        assert [tar.label for tar in tars_in(found.folder, found.names)] == names
+
+
+# --- Captions in the json --------------------------------------------------------------------------------------------
+
+
+def without_text(name, caption, **fields):
+    return [
+        (f"{name}.json", json.dumps({"alt": caption, "rank": 1, **fields}).encode()),
+        (f"{name}.jpeg", jpeg(COLOURS[name])),
+    ]
+
+
+CAPTIONS = ['a "quoted" caption', "zwei Häuser\n— am Fluß", "", None]
+
+
+@pytest.fixture
+def json_tars(tmp_path):
+    """Captions in the json, as MetaCLIP packs them: with escapes, beyond ASCII, empty, and one that is not there."""
+    samples = [without_text(name, caption) for name, caption in zip("abcd", CAPTIONS, strict=True)]
+    write_tar(tmp_path / "tars" / "0.tar", [member for sample in samples for member in sample])
+    return tmp_path / "tars"
+
+
+def test_captions_are_taken_from_the_json(json_tars, tmp_path, capsys):
+    told = refused("no-usable-sample", tmp_path, json_tars)
+    assert "4 samples have jpeg and json, but no caption (txt)" in told and "--column text=alt" in told
+    code, told = importing(capsys, "--shards", json_tars, "--column", "text=alt", "--out", tmp_path / "out")
+    assert code == 0 and "1 incomplete samples are in none" in told
+    rows = rows_of(tmp_path / "out")
+    assert rows["text"].tolist() == CAPTIONS[:3]
+    made = [bytes.fromhex(hash_of(name)) + text.encode() for name, text in zip("abc", CAPTIONS, strict=False)]
+    assert rows["uid"].tolist() == [hashlib.sha256(each).hexdigest()[:32] for each in made]
+    index = read_index(tmp_path / "out")
+    reader = SampleReader(index, np.arange(3))
+    assert [reader.read(place)[1].decode() for place in range(3)] == CAPTIONS[:3]
+    assert check_pool(tmp_path / "out").problems == []
+
+
+def test_captions_from_the_json_are_sampled_and_resharded_into_txt(json_tars, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert importing(capsys, "--shards", json_tars, "--column", "text=alt", "--out", "out")[0] == 0
+    assert main(["pool", "sample", "out", "--size", "3", "--out", "part"]) == 0
+    uids = rows_of(Path("out"))["uid"].tolist()
+    Subset(sort_uids(parse_uids(uids + uids[:1], ""))).save(Path("subset.npy"))
+    for pool in ("out", "part"):
+        arguments = [f"pool_dir={pool}", "subset=subset.npy", f"out_dir={pool}-shards", "scale=small"]
+        assert main(["reshard", *arguments]) == 0
+        with tarfile.open(f"{pool}-shards/00000000.tar") as tar:
+            found = {each.name: tar.extractfile(each).read() for each in tar}
+        keys = [f"{uids[0]}-0", f"{uids[0]}-1", f"{uids[1]}-0", f"{uids[2]}-0"]
+        assert list(found) == [f"{key}.{extension}" for key in keys for extension in ("jpeg", "json", "txt")]
+        texts = [found[f"{key}.txt"].decode() for key in keys]
+        assert texts == [CAPTIONS[0], *CAPTIONS[:3]]
+        assert [json.loads(found[f"{key}.json"])["alt"] for key in keys] == texts
+        assert found[f"{keys[3]}.jpeg"] == jpeg(COLOURS["c"])
+
+
+@pytest.mark.parametrize(
+    ("field", "code", "told"),
+    [("alts", "unknown-name", "Did you mean 'alt'?"), ("rank", "captions-not-text", "fields with text: alt")],
+)
+def test_a_field_that_holds_no_captions_is_refused(json_tars, tmp_path, field, code, told):
+    assert told in refused(code, tmp_path, json_tars, columns={"text": field})
+
+
+# --- A failed or killed import ---------------------------------------------------------------------------------------
+
+
+def test_a_failed_import_leaves_nothing_and_another_may_take_its_place(tars, tmp_path, capsys):
+    pd.DataFrame({"key": ["nowhere"], "text": ["t"]}).to_parquet(tmp_path / "meta.parquet")
+    given = ["--shards", tars, "--out", tmp_path / "out"]
+    code, told = importing(capsys, *given, "--metadata", tmp_path / "meta.parquet", "--key-column", "key")
+    assert code == 2 and "none of 1 rows has a uid" in told and "delete" not in told
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    assert importing(capsys, *given, "--metadata", tmp_path / "meta.parquet", "--key-column", "key")[0] == 2
+    assert list((tmp_path / "out").iterdir()) == []
+    assert importing(capsys, *given)[0] == 0
+
+
+def test_a_killed_import_may_be_begun_anew_with_other_settings(tars, tmp_path, monkeypatch, capsys):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark.pool_import._import_tars", killed)
+    given = ["--shards", tars, "--out", tmp_path / "out"]
+    assert importing(capsys, *given, "--column", "score=similarity")[0] == 130
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"import-begun.json", "index"} <= left
+    monkeypatch.undo()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    code, told = importing(capsys, *given)
+    assert code == 0 and "begun with other settings and not finished; begun anew" in told
+    assert rows_of(tmp_path / "out").columns.tolist() == [
+        "uid",
+        "text",
+        "sha256",
+        "url",
+        "original_width",
+        "original_height",
+    ]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
