@@ -631,8 +631,8 @@ Look at subset files, combine and compare them. A subset is a multiset: a uid ma
   minus A B ...     A's copies of each uid, less those of every B, never below 0
   restrict A B ...  A with all its copies, for uids that every B has at all
   overlap A B ...   for every two files, copies counted: what they share (of each uid the least copies), what only one
-                    has (the rest), and the Jaccard index (sum of the least copies / sum of the most); for more than
-                    two files also what all of them share
+                    has (the rest), and the Jaccard index of copies (sum of the least copies / sum of the most) and of
+                    uids (each counted once, as in a report); for more than two files also what all of them share
   info FILE         how many uids and copies there are
 
 Files are .npy as DataComp writes them or raw pairs of 8-byte integers, and are read in blocks: their size is no matter.
@@ -722,7 +722,14 @@ def _leaderboard(arguments: list[str]) -> int:
     table = actions.add_parser("table", help="print a board")
     table.add_argument("--tasks", action="store_true", help="a line per task: range over strategies, noise")
     agreement = actions.add_parser("agreement", help="compare a board's order with DataComp's published scores")
-    table.add_argument("--entry", type=Path, help="an experiment's entry.json to stand among them")
+    table.add_argument(
+        "--entry",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an experiment's entry.json to stand among them (several times: the first is compared with all others)",
+    )
     compare = actions.add_parser("compare", help="print an evaluation's scores, beside a reference's")
     compare.add_argument("scores", metavar="A", help="a folder with results, eval_results.jsonl, a released checkpoint")
     compare.add_argument("reference", metavar="B", nargs="?", help="the same, to compare A with")
@@ -733,6 +740,9 @@ def _leaderboard(arguments: list[str]) -> int:
     )
     for action in (table, agreement):
         action.add_argument("--board", default="nano", help="a shipped board's name or a folder (default: nano)")
+    compare.add_argument(
+        "--board", help="whose entries tell seed noise: a shipped board's name or a folder (default: by A's scale)"
+    )
     for action in (table, agreement, compare):
         action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
     options = parser.parse_args(arguments)
@@ -749,6 +759,7 @@ def _leaderboard(arguments: list[str]) -> int:
             suite_name=options.suite,
             style=options.format,
             with_tasks=options.tasks,
+            board_name=options.board,
         )
         print(table_of_scores, end="")
     elif options.action == "agreement":

@@ -66,6 +66,7 @@ from benchmark.tasks import Suite, Task
 if TYPE_CHECKING:
     from benchmark.eval_sets import BadSetsError
     from benchmark.ranks import Ranks
+    from leaderboard.entries import Entry
     from leaderboard.table import Table
 
 Config = dict[str, Any]
@@ -545,7 +546,7 @@ def report_experiment(
     has_table = entry is not None and has_board(scale.name)
     if has_table:
         say("")
-        say(board_table(scale.name, exp_dir / ENTRY_NAME, "text"))
+        say(board_table(scale.name, [exp_dir / ENTRY_NAME], "text"))
     if any(exp_dir.glob(f"seed-*/{EVAL_FOLDER}/*.json")):
         for suite in _shown_suites(tasks, scale.suite) if tasks else [SUITES[scale.suite]]:
             if reference is not None or not has_table or suite.name != scale.suite:
@@ -564,21 +565,21 @@ def report_experiment(
     say(f"files: {exp_dir} (scores: {ENTRY_NAME}; predictions: seed-*/eval/*.parquet; times: costs.jsonl)")
 
 
-def board_table(board_name: str, entry_path: Path | None, style: str) -> str:
-    """Render a board, given by name or folder, with an entry among the others."""
+def board_table(board_name: str, entry_paths: Sequence[Path], style: str) -> str:
+    """Render a board, given by name or folder, with entries among its own; the first is compared with all others."""
     from leaderboard.table import render_markdown, render_table, to_frame
 
-    table = _table(board_name, entry_path)
+    table = _table(board_name, entry_paths)
     if style == "csv":
         return to_frame(table).to_csv(index=False).rstrip("\n")
     return render_markdown(table) if style == "markdown" else render_table(table)
 
 
-def board_tasks(board_name: str, entry_path: Path | None, style: str) -> str:
+def board_tasks(board_name: str, entry_paths: Sequence[Path], style: str) -> str:
     """Render what each task of a board can tell apart."""
     from leaderboard.task_table import make_task_table, render_tasks, tasks_to_frame
 
-    tasks = make_task_table(_table(board_name, entry_path))
+    tasks = make_task_table(_table(board_name, entry_paths))
     return tasks_to_frame(tasks).to_csv(index=False).rstrip("\n") if style == "csv" else render_tasks(tasks, style)
 
 
@@ -586,20 +587,25 @@ def board_agreement(board_name: str, style: str) -> str:
     """Render how far a board's order of strategies is the published one."""
     from leaderboard.agreement import agreement_to_frame, make_agreement, read_published, render_agreement
 
-    agreement = make_agreement(_table(board_name, None), read_published())
+    agreement = make_agreement(_table(board_name, ()), read_published())
     if style == "csv":
         return agreement_to_frame(agreement).to_csv(index=False).rstrip("\n")
     return render_agreement(agreement, style)
 
 
-def _table(board_name: str, entry_path: Path | None) -> Table:
-    from leaderboard.entries import BOARDS_DIR, read_board, read_entries, read_entry, read_other_pools
+def _table(board_name: str, entry_paths: Sequence[Path]) -> Table:
+    from leaderboard.entries import board_named, read_entries, read_entry, read_other_pools
     from leaderboard.table import make_table
 
-    shipped = BOARDS_DIR / board_name
-    board = read_board(shipped if shipped.is_dir() else Path(board_name))
-    highlight = None if entry_path is None else read_entry(entry_path)
-    return make_table(read_entries(board), board, highlight, read_other_pools(board))
+    board = board_named(board_name)
+    given: dict[Path, Entry] = {}
+    for path in entry_paths:
+        entry = read_entry(path)
+        if path.resolve() in given:
+            raise UserError(f"--entry {path} is given twice; give each entry once", code="entry-given-twice")
+        given[path.resolve()] = entry
+    first, *others = given.values() if given else (None,)
+    return make_table(read_entries(board), board, first, read_other_pools(board), others)
 
 
 def _choice(config: Config, device: str) -> Choice:

@@ -11,24 +11,42 @@ GAP = "  "
 Lines = Sequence[Sequence[str]]
 
 
-def aligned(lines: Lines, left: Collection[int]) -> list[str]:
-    """Pad texts to columns, those numbered in `left` to the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        GAP.join(
-            text.ljust(space) if column in left else text.rjust(space)
-            for column, (text, space) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+def aligned(lines: Lines, left: Collection[int], hanging: tuple[int, int] | None = None) -> list[str]:
+    """Pad texts to columns, those numbered in `left` to the left.
+
+    `hanging` is a column and its width: what is longer there is not cut, and the rest of its line goes on below it.
+    """
+    column, room = hanging or (-1, 0)
+    widths = [
+        max((len(text) for text in texts if number != column or len(text) <= room), default=0)
+        for number, texts in enumerate(zip(*lines, strict=True))
     ]
 
+    def padded(texts: Sequence[str]) -> str:
+        return GAP.join(
+            text.ljust(space) if number in left else text.rjust(space)
+            for number, (text, space) in enumerate(zip(texts, widths, strict=True))
+        ).rstrip()
 
-def text_table(header: Sequence[str], cells: Lines, left: Collection[int]) -> list[str]:
-    """Return the lines of a table for a terminal; a line break in a title makes it two lines."""
+    spelt = []
+    for texts in lines:
+        if hanging is None or len(texts[column]) <= room:
+            spelt.append(padded(texts))
+            continue
+        first = [*texts[: column + 1], *[""] * (len(texts) - column - 1)]
+        below = [*[""] * (column + 1), *texts[column + 1 :]]
+        spelt.append(f"{padded(first)}\n{padded(below)}")
+    return spelt
+
+
+def text_table(
+    header: Sequence[str], cells: Lines, left: Collection[int], hanging: tuple[int, int] | None = None
+) -> list[str]:
+    """Return the rows of a table for a terminal, `hanging` as in `aligned`; a title's line break makes it two lines."""
     top = [[title.partition("\n")[part] for title in header] for part in (0, 2)]
-    spelt = aligned([*top, *cells], left)
+    spelt = aligned([*top, *cells], left, hanging)
     head = spelt[:2] if any(top[1]) else spelt[:1]
-    return [*head, "-" * max(map(len, spelt)), *spelt[2:]]
+    return [*head, "-" * max(len(line) for row in spelt for line in row.split("\n")), *spelt[2:]]
 
 
 def markdown_table(header: Sequence[str], cells: Lines, left: Collection[int]) -> list[str]:
@@ -74,6 +92,13 @@ def listed(names: Sequence[str]) -> str:
     """Spell a list as in a sentence."""
     shown = list(names)
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def listed_some(names: Sequence[str], most: int = 6) -> str:
+    """Spell a list as in a sentence; of a long one the first, and how many more there are."""
+    if len(names) <= most:
+        return listed(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def counted(number: int, noun: str) -> str:

@@ -211,6 +211,12 @@ def read_board(board_dir: Path) -> Board:
     return board
 
 
+def board_named(name: str) -> Board:
+    """Read the board that is shipped under this name, else the one in this folder."""
+    shipped = BOARDS_DIR / name
+    return read_board(shipped if shipped.is_dir() else Path(name))
+
+
 def read_entries(board: Board) -> list[Entry]:
     """Read every entry of a board, by name; raises ValueError that names the file that breaks a rule."""
     entries = []

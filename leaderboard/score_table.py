@@ -19,14 +19,18 @@ from benchmark.results import normalised, read_predictions
 from benchmark.tasks import Suite, Task
 from benchmark.uncertainty import difference, difference_of, error_of_mean
 from leaderboard.columns import counted, listed, markdown_table, page, score, shortened, signed, text_table
+from leaderboard.entries import Board, board_named, has_board, read_entries, read_other_pools
+from leaderboard.peers import Peers, SeedScores, entries_on, seed_scores_of
 from leaderboard.scores import ScoreSet, best_suite, read_scores, suite_named
-from leaderboard.statistics import fit_seed_model
+from leaderboard.statistics import LEAST_DF
+from leaderboard.statistics import Difference as SeedDifference
 
 WIDTH = 100
 NAME_WIDTH = 28  # Pictograms, unseen designer
 SHOWN = 3  # largest parts of a change, slowest tasks
 MANY, FIRST = 10, 6  # of more missing tasks than MANY only the first are named
 ODD_MARK = "*"
+NORMALISED = "chance-normalised"
 PAIRED, UNPAIRED, NEITHER = "samples", "errors", ""
 
 
@@ -59,6 +63,7 @@ class Row:
     score: Estimate | None
     reference: float | None
     change: Estimate | None
+    over_seeds: SeedDifference | None = None  # the change with its interval over training seeds
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class TaskRow:
     change: Estimate | None
     compared: str  # PAIRED by sample, UNPAIRED by the two standard errors, NEITHER
     is_odd: bool  # not the number of samples or classes that the task is known to have
+    over_seeds: SeedDifference | None = None  # the change with its interval over training seeds
 
     @property
     def from_chance(self) -> float | None:
@@ -85,6 +91,24 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class SeedComparison:
+    """Two strategies with training seeds, and whose seeds tell how noisy a change is."""
+
+    ours: SeedScores
+    reference: SeedScores
+    peers: Peers
+    whose: str  # peers they are; empty without
+    why_alone: str  # there are none, and the two runs' own seeds are all that tells noise; empty with peers
+
+    def change(self, tasks: Sequence[str]) -> SeedDifference | None:
+        """Return the change of the mean over tasks; None where a seed lacks one, or nothing tells seed noise."""
+        runs = (self.ours, self.reference)
+        if not tasks or any(name not in scores for run in runs for scores in run.seeds.values() for name in tasks):
+            return None
+        return self.peers.difference(*runs, tasks)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A model's scores on a suite, beside a reference's where there is one."""
 
@@ -95,6 +119,7 @@ class Evaluation:
     tasks: tuple[TaskRow, ...]  # in the suite's order
     carriers: tuple[TaskRow, ...]  # the tasks with the largest parts of the average's change, largest first
     sentences: tuple[str, ...]
+    seeds: SeedComparison | None = None  # None where a side has no training seeds
 
     @property
     def title(self) -> str:
@@ -107,6 +132,11 @@ class Evaluation:
         """Return the headline average's line."""
         return next(row for row in self.rows if row.kind == "average")
 
+    @property
+    def has_seed_changes(self) -> bool:
+        """Tell whether changes have intervals over training seeds."""
+        return any(row.over_seeds is not None for row in self.rows) or any(row.over_seeds for row in self.tasks)
+
 
 def compare_scores(
     text: str,
@@ -115,15 +145,20 @@ def compare_scores(
     suite_name: str | None = None,
     style: str = "text",
     with_tasks: bool = False,
+    board_name: str | None = None,
 ) -> str:
-    """Render the scores that a user names, beside a reference's; see `read_scores` for what may be named."""
+    """Render the scores that a user names, beside a reference's; see `read_scores` for what may be named.
+
+    Seed noise is known from the board of that name or folder; without one, from that of the scale they were trained at.
+    """
     ours = read_scores(text)
     reference = None if reference_text is None else read_scores(reference_text)
     if reference is not None and reference.name == ours.name:
         ours, reference = replace(ours, name=text), replace(reference, name=str(reference_text))
     suite = best_suite(ours) if suite_name is None else suite_named(suite_name)
     _refuse_nothing_shared(ours, suite, reference)
-    return render_evaluation(ours, suite, reference, style, with_tasks=with_tasks, with_costs=False)
+    board = None if board_name is None else board_named(board_name)
+    return render_evaluation(ours, suite, reference, style, with_tasks=with_tasks, with_costs=False, board=board)
 
 
 def _refuse_nothing_shared(ours: ScoreSet, suite: Suite, reference: ScoreSet | None) -> None:
@@ -148,17 +183,28 @@ def make_evaluation(
     *,
     with_tasks: bool = False,
     with_costs: bool = True,
+    board: Board | None = None,
 ) -> Evaluation:
     """Work out a model's groups and averages on a suite, and how they differ from a reference's.
 
     Where a task has no score, neither its groups nor the averages over it have one, and a sentence lists it. Changes
-    are compared by sample where both sides have predictions of the same samples. The sentences are those for a table
+    are compared by sample where both sides have predictions of the same samples, and over training seeds where both
+    have seeds: with the noise of the entries of `board` (default: that of their scale) on their recipe and pool, as the
+    board's table does, else with that of their own seeds. The sentences are those for a table
     with or without a line per task, and with or without what the evaluation took. Raises ValueError where predictions
     are damaged.
     """
     registry.load_tasks()
     chance, bounds = _known_chance([ours] if reference is None else [ours, reference])
-    tasks = tuple(_task_row(registry.TASKS[name], ours, reference, chance) for name in suite.tasks)
+    seeds = None if reference is None else _seed_comparison(ours, reference, suite, board)
+
+    def over_seeds(names: Sequence[str]) -> SeedDifference | None:
+        return None if seeds is None else seeds.change(names)
+
+    tasks = tuple(
+        replace(_task_row(registry.TASKS[name], ours, reference, chance), over_seeds=over_seeds([name]))
+        for name in suite.tasks
+    )
     by_name = {row.task.name: row for row in tasks}
     groups: dict[str, list[str]] = {}
     for row in tasks:
@@ -172,9 +218,10 @@ def make_evaluation(
     rows.append(_normalised_row(headline))
     for scale, names in suite.informative.items():
         rows.append(_mean_row("average", f"informative at {scale}", [by_name[name] for name in names]))
+    rows = [row if row.name == NORMALISED else replace(row, over_seeds=over_seeds(row.tasks)) for row in rows]
     change = next(row.change for row in rows if row.name == "average")
     carriers = () if change is None else _carriers(headline, change)
-    found = Evaluation(ours, reference, suite, tuple(rows), tasks, carriers, ())
+    found = Evaluation(ours, reference, suite, tuple(rows), tasks, carriers, (), seeds)
     sentences = _sentences(found, bounds, with_tasks=with_tasks)
     if with_costs and (slowest := _slowest(ours)) is not None:
         sentences.append(slowest)
@@ -189,12 +236,13 @@ def render_evaluation(
     *,
     with_tasks: bool = False,
     with_costs: bool = True,
+    board: Board | None = None,
 ) -> str:
     """Spell a model's scores for a terminal, as GitHub's Markdown (`markdown`) or with all digits (`csv`).
 
-    `with_tasks` adds a line per task, `with_costs` a sentence about the slowest tasks.
+    `with_tasks` adds a line per task, `with_costs` a sentence about the slowest tasks; `board` as in `make_evaluation`.
     """
-    evaluation = make_evaluation(ours, suite, reference, with_tasks=with_tasks, with_costs=with_costs)
+    evaluation = make_evaluation(ours, suite, reference, with_tasks=with_tasks, with_costs=with_costs, board=board)
     if style == "csv":
         return to_frame(evaluation, with_tasks=with_tasks).to_csv(index=False)
     spell = markdown_table if style == "markdown" else text_table
@@ -235,7 +283,7 @@ def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
             "tasks": len(row.tasks),
             "scored": row.num_scored,
             "whole": not row.is_odd,
-            **_numbers(row.score, row.reference, row.change),
+            **_numbers(row.score, row.reference, row.change, row.over_seeds),
         }
         for row in evaluation.rows
     ]
@@ -249,7 +297,7 @@ def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
                 "tasks": 1,
                 "scored": int(task.score is not None),
                 "whole": not task.is_odd,
-                **_numbers(task.score, task.reference, task.change),
+                **_numbers(task.score, task.reference, task.change, task.over_seeds),
                 "chance": task.chance,
                 "from_chance": task.from_chance,
                 "compared_by": task.compared,
@@ -260,7 +308,9 @@ def to_frame(evaluation: Evaluation, *, with_tasks: bool) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _numbers(found: Estimate | None, reference: float | None, change: Estimate | None) -> dict[str, float | None]:
+def _numbers(
+    found: Estimate | None, reference: float | None, change: Estimate | None, over_seeds: SeedDifference | None
+) -> dict[str, float | None]:
     low, high = (change.interval if change else None) or (None, None)
     return {
         "score": found.value if found else None,
@@ -269,6 +319,9 @@ def _numbers(found: Estimate | None, reference: float | None, change: Estimate |
         "change": change.value if change else None,
         "change_low": low,
         "change_high": high,
+        "change_over_seeds": over_seeds.value if over_seeds else None,
+        "change_over_seeds_low": over_seeds.low if over_seeds else None,
+        "change_over_seeds_high": over_seeds.high if over_seeds else None,
     }
 
 
@@ -348,7 +401,7 @@ def _normalised_row(members: Sequence[TaskRow]) -> Row:
     pairs = list(zip(members, chances, strict=True))
     return Row(
         kind="average",
-        name="chance-normalised",
+        name=NORMALISED,
         tasks=tuple(row.task.name for row in members),
         num_scored=sum(row.score is not None for row in members),
         is_odd=any(row.is_odd for row in members),
@@ -395,10 +448,10 @@ def _sentences(evaluation: Evaluation, bounds: frozenset[str], *, with_tasks: bo
     sentences = _about_missing(ours, reference, suite)
     if reference is not None:
         sentences += _about_change(ours, reference, suite, tasks, change)
-        if (over_seeds := _over_seeds(ours, reference, suite)) is not None:
+        if (over_seeds := _about_seeds(evaluation)) is not None:
             sentences.append(over_seeds)
     if ours.scores:
-        sentences.append(_about_errors(ours, reference, tasks))
+        sentences.append(_about_errors(evaluation))
     if about_averages := _about_averages(evaluation, bounds, with_tasks=with_tasks):
         sentences.append(about_averages)
     if unscored := [name for name in ours.unscored if name in registry.TASKS and name not in suite.tasks]:
@@ -490,27 +543,80 @@ _HOW = {
 }
 
 
-def _over_seeds(ours: ScoreSet, reference: ScoreSet, suite: Suite) -> str | None:
-    """Say what training seeds allow to be said of the average, where there are two of them on a side."""
-    runs = []
-    for side in (ours, reference):
-        seeds = side.seeds.items()
-        if any(name not in each.scores for _, each in seeds for name in suite.headline):
-            return None
-        runs.append({s: math.fsum(each.scores[n] for n in suite.headline) / len(suite.headline) for s, each in seeds})
-    if not all(runs) or (model := fit_seed_model(runs)) is None:
+def _about_seeds(evaluation: Evaluation) -> str | None:
+    """Say what training seeds allow to be said of the average, and by whose noise; None without seeds."""
+    seeds = evaluation.seeds
+    if seeds is None or evaluation.average.change is None:
         return None
-    found = model.difference(0, 1)
-    return (
-        f"Over training seeds ({counted(len(runs[0]), 'seed')} against {len(runs[1])}) the change of the average is "
-        f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]."
-    )
+    ours, theirs = seeds.ours.seeds, seeds.reference.seeds
+    told = f"Over training seeds ({counted(len(ours), 'seed')} against {len(theirs)})"
+    found = evaluation.average.over_seeds
+    if found is None:
+        return (
+            f"{told} no interval of the change is known: {seeds.why_alone}, and these seeds alone tell noise by fewer "
+            f"than {LEAST_DF} degrees of freedom (one run of three seeds, or two of two, are the least). Train more "
+            "seeds."
+        )
+    dev = next((row.over_seeds for row in evaluation.rows if row.name == "dev"), None)
+    change = _seed_change_text(found) + (f", of dev {_seed_change_text(dev)}" if dev is not None else "")
+    alike = "" if set(ours) == set(theirs) else ", as if both were on the same seeds"
+    if seeds.why_alone:
+        by = f"the noise of these two runs' own seeds alone ({found.df:.0f} degrees of freedom), as {seeds.why_alone}"
+    else:
+        by = f"the noise of {seeds.whose} and of these two runs, as in `winnow leaderboard table`"
+    return f"{told} the change of the average is {change} (95 %{alike}), by {by}."
 
 
-def _about_errors(ours: ScoreSet, reference: ScoreSet | None, tasks: Sequence[TaskRow]) -> str:
+def _seed_comparison(ours: ScoreSet, reference: ScoreSet, suite: Suite, board: Board | None) -> SeedComparison | None:
+    """Return what compares two strategies over training seeds; None where one has none."""
+    sides = (ours, reference)
+    if not all(side.seeds for side in sides):
+        return None
+    runs = [
+        SeedScores(side.training.subset if side.training else "", {s: each.scores for s, each in side.seeds.items()})
+        for side in sides
+    ]
+    board, why_not = _board_of(ours, reference, suite, board)
+    if board is None or ours.training is None:
+        return SeedComparison(runs[0], runs[1], Peers(), "", why_not)
+    name = board.entries_dir.parent.name
+    on = (board, ours.training.recipe_hash, ours.training.pool)
+    entries = entries_on(read_entries(board), read_other_pools(board), *on)
+    if not entries:
+        return SeedComparison(runs[0], runs[1], Peers(), "", f"no entry of board {name} has their recipe and pool")
+    number = "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+    whose = f"the {number} of board {name} on their recipe and pool"
+    return SeedComparison(runs[0], runs[1], Peers(tuple(map(seed_scores_of, entries))), whose, "")
+
+
+def _board_of(ours: ScoreSet, reference: ScoreSet, suite: Suite, board: Board | None) -> tuple[Board | None, str]:
+    """Return the board whose entries may tell the noise of two experiments, else why there is none."""
+    training, other = ours.training, reference.training
+    if training is None or other is None:
+        side = ours if training is None else reference
+        return None, f"no record says by what recipe and on what pool all seeds of {side.name} were trained"
+    if (training.recipe_hash, training.pool) != (other.recipe_hash, other.pool):
+        return None, "they were not trained by one recipe on one pool"
+    if board is None and not has_board(training.scale):
+        return None, f"there is no board of scale {training.scale}"
+    board = board or board_named(training.scale)
+    if not set(suite.tasks) <= set(board.task_names):
+        return None, f"board {board.entries_dir.parent.name} is not scored by suite {suite.name}"
+    if odd := [name for side in (ours, reference) for name in suite.tasks if name in side.odd_sizes]:
+        return None, f"{odd[0]} was not evaluated on all its samples"
+    return board, ""
+
+
+def _seed_change_text(found: SeedDifference) -> str:
+    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def _about_errors(evaluation: Evaluation) -> str:
+    ours, reference, tasks = evaluation.ours, evaluation.reference, evaluation.tasks
     if not any(row.score is not None and row.score.error is not None for row in tasks):
         return f"No standard errors: {ours.name} has neither predictions nor records that state them."
-    what = "± is the standard error" + (", [ ] the 95 % interval" if reference else "")
+    where = " in the column of test samples" if evaluation.has_seed_changes else ""
+    what = "± is the standard error" + (f", [ ]{where} the 95 % interval" if reference else "")
     if len(ours.seeds) < 2:
         whose, but = "one training seed", "it says nothing about another training seed"
     else:
@@ -592,7 +698,7 @@ def _shown_tasks(evaluation: Evaluation, *, with_tasks: bool) -> list[TaskRow]:
 
 
 def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    header = ["group", "tasks", *_titles(evaluation)]
+    header = ["group", "tasks", *_titles(evaluation), *_seed_titles(evaluation)]
     cells = []
     rows = _shown_rows(evaluation)
     for row, told in zip(rows, _score_column([row.score for row in rows]), strict=True):
@@ -600,20 +706,30 @@ def _group_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         number = str(whole) if row.num_scored == whole else f"{row.num_scored} of {whole}"
         line = [row.name.replace("_", " ") + (ODD_MARK if row.is_odd else ""), number, told]
         line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
+        line += [_seed_cell(row)] if evaluation.has_seed_changes else []
         cells.append(line)
     return header, cells
 
 
 def _task_cells(evaluation: Evaluation, rows: Sequence[TaskRow]) -> tuple[list[str], list[list[str]]]:
     found, *change = _titles(evaluation)
-    header = ["task", found, "chance", "from\nchance", *change]
+    header = ["task", found, "chance", "from\nchance", *change, *_seed_titles(evaluation)]
     cells = []
     for row, told in zip(rows, _score_column([row.score for row in rows]), strict=True):
         share = "-" if row.from_chance is None else f"{round(100 * row.from_chance)} %"
         line = [row.label, told, _known(row.chance), share]
         line += [_known(row.reference), _change_text(row.change)] if evaluation.reference else []
+        line += [_seed_cell(row)] if evaluation.has_seed_changes else []
         cells.append(line)
     return header, cells
+
+
+def _seed_titles(evaluation: Evaluation) -> list[str]:
+    return ["change [95 %]\nover seeds"] if evaluation.has_seed_changes else []
+
+
+def _seed_cell(row: Row | TaskRow) -> str:
+    return "-" if row.over_seeds is None else _seed_change_text(row.over_seeds)
 
 
 def _titles(evaluation: Evaluation) -> list[str]:
@@ -623,7 +739,8 @@ def _titles(evaluation: Evaluation) -> list[str]:
     if evaluation.reference is None:
         return titles
     changes = [row.change for row in evaluation.tasks if row.change is not None]
-    return [*titles, "reference", "change [95 %]" if any(each.error is not None for each in changes) else "change"]
+    title = "change [95 %]" if any(each.error is not None for each in changes) else "change"
+    return [*titles, "reference", f"{title}\nby test samples" if evaluation.has_seed_changes else title]
 
 
 def _score_text(found: Estimate | None) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmark import registry
@@ -20,6 +20,7 @@ from leaderboard.checkpoints import SUITE as DATACOMP
 from leaderboard.checkpoints import guessed_score, read_checkpoints
 
 COSTS_NAME, COST_STAGE = "costs.jsonl", "evaluate_task"
+TRAINED_PATH = "checkpoint/checkpoint.json"  # in a seed's folder
 PER_CLASS_METRICS = ("acc1", "mean_per_class_recall")  # of which guessing gets 1 / classes
 OWN_SUITES = "To load your own tasks and suites: --plugins FILE."
 SEED_FOLDER = re.compile(r"seed-(\d+)")
@@ -42,6 +43,16 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What all seeds of an experiment were trained from."""
+
+    scale: str
+    recipe_hash: str
+    pool: str  # fingerprint
+    subset: str  # sha256
+
+
+@dataclass(frozen=True)
 class ScoreSet:
     """Scores by task of one model, or of one strategy as means over its training seeds."""
 
@@ -59,6 +70,7 @@ class ScoreSet:
     metrics_at: dict[str, str] = field(default_factory=dict)  # unscored task -> where its metrics are
     unknown: tuple[str, ...] = ()  # names that no task has here
     seeds: dict[int, ScoreSet] = field(default_factory=dict)  # empty: one model
+    training: Training | None = None  # of an experiment all of whose seeds are evaluated at their end
     notes: tuple[str, ...] = ()  # sentences that belong beside the scores
     chance_bounds: frozenset[str] = frozenset()  # tasks of whose chance an upper bound is known
 
@@ -130,7 +142,27 @@ def _of_folder(folder: Path) -> ScoreSet:
             f"{folder} holds no results: neither {EVAL_FOLDER}/*.json, {LINES_NAME} nor seed-*/{EVAL_FOLDER}/*.json; "
             "`winnow evaluate` makes them"
         )
-    return _over_seeds(_name_of(folder), dict(sorted(seeds.items())))
+    found = _over_seeds(_name_of(folder), dict(sorted(seeds.items())))
+    return replace(found, training=_training_of({seed: folder / f"seed-{seed}" for seed in seeds}))
+
+
+def _training_of(seed_dirs: Mapping[int, Path]) -> Training | None:
+    """Return what the evaluated weights of all seeds were trained from; None where one does not say, or they differ."""
+    found: set[Training] = set()
+    for seed, seed_dir in seed_dirs.items():
+        trained = read_record(seed_dir / TRAINED_PATH)
+        if trained is None or trained.made_from.get("seed") != seed:
+            return None
+        evaluated = [read_record(path) for path in sorted((seed_dir / EVAL_FOLDER).glob("*.json"))]
+        if any(each is None or each.made_from.get("checkpoint") != trained.result.get("weights") for each in evaluated):
+            return None
+        recipe, pool = trained.made_from.get("recipe", {}), trained.made_from.get("pool", {})
+        stated = [recipe.get("scale"), recipe.get("hash"), pool.get("fingerprint"), trained.made_from.get("subset")]
+        texts = [each for each in stated if isinstance(each, str)]
+        if len(texts) < len(stated):
+            return None
+        found.add(Training(*texts))
+    return found.pop() if len(found) == 1 else None
 
 
 def read_over_seeds(name: str, folders: Mapping[int, Path]) -> ScoreSet:

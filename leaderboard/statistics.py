@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ Run = Mapping[int, float]
 
 CONFIDENCE = 0.95
 POWER = 0.8
+LEAST_DF = 2  # of noise: with 1 an interval is 25 standard errors wide, each of them hardly known itself
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,23 @@ class StandardError:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two means with its confidence interval and two-sided p value."""
+    """A difference of two means with its confidence interval, two-sided p value and degrees of freedom."""
 
     value: float
     low: float
     high: float
     p: float
+    df: float
 
     @property
     def is_significant(self) -> bool:
         """Tell whether the interval leaves zero out."""
         return self.p < 1 - CONFIDENCE
+
+    @property
+    def reversed(self) -> Difference:
+        """Return the difference the other way round."""
+        return Difference(-self.value, -self.high, -self.low, self.p, self.df)
 
 
 @dataclass(frozen=True)
@@ -280,16 +287,18 @@ def fit_pool_model(scores: np.ndarray) -> PoolModel:
 
 
 def fit_seed_model(runs: Sequence[Run]) -> SeedModel | None:
-    """Fit the two-way model; None if no run has two seeds, so that nothing tells noise from strategy.
+    """Fit the two-way model; None if seeds within runs leave noise fewer than LEAST_DF degrees of freedom.
 
-    With the same seeds in all runs it is the two-way analysis of variance without interaction.
+    With the same seeds in all runs it is the two-way analysis of variance without interaction. Where runs share so few
+    seeds that telling their effects apart would leave fewer, all noise counts as each run's own, which is no less than
+    it is.
     """
     seeds = sorted({seed for run in runs for seed in run})
     scores = np.array([score for run in runs for score in run.values()])
     is_run = np.repeat(np.eye(len(runs)), [len(run) for run in runs], axis=0)  # (scores, runs)
     is_seed = np.array([[seed == other for other in seeds] for run in runs for seed in run], dtype=float)
     within_df = len(scores) - len(runs)
-    if within_df == 0:
+    if within_df < LEAST_DF:
         return None
     design = np.hstack([is_run, is_seed])
     inverse = np.linalg.pinv(design)
@@ -298,7 +307,7 @@ def fit_seed_model(runs: Sequence[Run]) -> SeedModel | None:
     rest = float(np.sum((scores - design @ effects) ** 2))
     rest_df = len(scores) - int(np.linalg.matrix_rank(design))
     seed_df = within_df - rest_df
-    if rest_df == 0:
+    if rest_df < LEAST_DF:
         rest, rest_df, seed_df = within, within_df, 0
     return SeedModel(
         runs=tuple(runs),
@@ -327,14 +336,16 @@ def least_detectable(error: StandardError) -> float:
     return float(optimize.brentq(missing_power, 0.1, 2 * critical + 2)) * error.value
 
 
-def rank_ranges(model: SeedModel, indices: Sequence[int]) -> list[RankRange]:
+def rank_ranges(difference: Callable[[int, int], Difference | None], indices: Sequence[int]) -> list[RankRange]:
     """Return the possible ranks of these runs among each other: those clearly better stand before, those worse behind.
 
-    Goldstein & Spiegelhalter (1996), "League tables and their limitations"; pair by pair, not adjusted.
+    `difference` gives one run minus another, None where nothing is known of their noise. Pair by pair, not adjusted:
+    Goldstein & Spiegelhalter (1996), "League tables and their limitations".
     """
     ranges = []
     for index in indices:
-        others = [model.difference(other, index) for other in indices if other != index]
+        found = [difference(other, index) for other in indices if other != index]
+        others = [each for each in found if each is not None]
         better = sum(d.is_significant and d.value > 0 for d in others)
         worse = sum(d.is_significant and d.value < 0 for d in others)
         ranges.append(RankRange(1 + better, len(indices) - worse))
@@ -367,6 +378,6 @@ def _difference(value: float, error: StandardError) -> Difference:
     from scipy import stats  # here, as it takes most of a second to load
 
     if error.value == 0:
-        return Difference(value, value, value, float(value == 0))
+        return Difference(value, value, value, float(value == 0), error.df)
     p = 2 * float(stats.t.sf(abs(value) / error.value, error.df))
-    return Difference(value, value - error.half_width, value + error.half_width, p)
+    return Difference(value, value - error.half_width, value + error.half_width, p, error.df)

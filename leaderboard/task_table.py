@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from leaderboard.columns import markdown_table, page, score, shortened, text_table
+from leaderboard.columns import listed, markdown_table, page, score, shortened, text_table
+from leaderboard.peers import seed_scores_of
 from leaderboard.statistics import mean, pooled_sd
-from leaderboard.table import Table
+from leaderboard.table import Row, Table
 
 LABEL_WIDTH = 18
+
+
+@dataclass(frozen=True)
+class GivenScore:
+    """The mean over seeds of a run that was given, and its 95 % interval over training seeds."""
+
+    mark: str  # ">" the highlighted run, "+" one beside it, "+2" the second of several
+    name: str
+    mean: float
+    interval: tuple[float, float] | None  # within 0 and 1; None where seed noise is not known
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class TaskRow:
     highest: float
     highest_name: str
     sd: float | None  # of one run over seeds, pooled over strategies; None where none has two seeds
-    own: float | None  # the highlighted run's mean
+    given: tuple[GivenScore, ...]  # the highlighted run's, then those of runs beside it
 
     @property
     def range_in_sds(self) -> float | None:
@@ -48,7 +60,7 @@ def make_task_table(table: Table) -> TaskTable:
     """Work out a line per task from the entries of a table, planted references aside."""
     board = table.board
     shown = sorted((row for row in table.rows if not row.entry.reference), key=lambda row: row.entry.name)
-    own = next((row for row in table.rows if row.is_highlighted), None)
+    given = sorted((row for row in table.rows if row.is_given), key=lambda row: row.number or 0)
     rows = []
     for task in board.tasks if shown else ():
         runs = [row.entry.averages([task.name]) for row in shown]
@@ -66,7 +78,7 @@ def make_task_table(table: Table) -> TaskTable:
                 highest=means[highest],
                 highest_name=shown[highest].entry.name,
                 sd=pooled_sd(runs),
-                own=mean(own.entry.averages([task.name])) if own else None,
+                given=_given_scores(table, given, task.name),
             )
         )
     sentences = ["The board has no entry yet."]
@@ -77,9 +89,29 @@ def make_task_table(table: Table) -> TaskTable:
             f"lowest and highest are means over training seeds, over {len(shown)} strategies{aside}; seed sd is one "
             "run's, pooled over them. A task whose range is a few seed sds tells little apart."
         ]
+        if told := [f"{each.mark} is {each.name}" for each in rows[0].given]:
+            sentences.insert(
+                0,
+                f"{listed(told)}: the mean over training seeds"
+                + (", [ ] where it would lie with other seeds (95 %)." if _is_noise_known(rows) else "."),
+            )
     return TaskTable(
         f"{board.rules.title}: its tasks", tuple(rows), bool(board.development), (*sentences, board.rules.note)
     )
+
+
+def _given_scores(table: Table, given: Sequence[Row], task: str) -> tuple[GivenScore, ...]:
+    model = table.peers.model([task], [seed_scores_of(row.entry) for row in given])
+    scores = []
+    for place, row in enumerate(given):
+        mark = f"{row.mark}{place}" if place and len(given) > 2 else row.mark
+        run = row.entry.averages([task])
+        interval = None
+        if model is not None and model.rest > 0:
+            half = model.error_of_mean(len(run)).half_width
+            interval = max(0.0, mean(run) - half), min(1.0, mean(run) + half)
+        scores.append(GivenScore(mark, row.full_name, mean(run), interval))
+    return tuple(scores)
 
 
 def render_tasks(tasks: TaskTable, style: str) -> str:
@@ -97,8 +129,9 @@ def render_tasks(tasks: TaskTable, style: str) -> str:
             f"{score(getattr(row, title))} {shortened(getattr(row, f'{title}_name'), LABEL_WIDTH)}"
             for row in tasks.rows
         ]
-    if any(row.own is not None for row in tasks.rows):
-        columns[">"] = [_known(row.own) for row in tasks.rows]
+    for place, run in enumerate(tasks.rows[0].given if tasks.rows else ()):
+        title = f"{run.mark} [95 %]" if _is_noise_known(tasks.rows) else run.mark
+        columns[title] = [_given_text(row.given[place]) for row in tasks.rows]
     columns["seed sd"] = [_known(row.sd) for row in tasks.rows]
     columns["range/sd"] = ["-" if row.range_in_sds is None else f"{row.range_in_sds:.1f}" for row in tasks.rows]
     cells = list(zip(*columns.values(), strict=True))
@@ -122,11 +155,26 @@ def tasks_to_frame(tasks: TaskTable) -> pd.DataFrame:
                 "highest_name": row.highest_name,
                 "seed_sd": row.sd,
                 "range_in_sds": row.range_in_sds,
-                **({} if row.own is None else {"highlighted": row.own}),
+                **{name: value for place, run in enumerate(row.given) for name, value in _as_columns(place, run)},
             }
             for row in tasks.rows
         ]
     )
+
+
+def _is_noise_known(rows: Sequence[TaskRow]) -> bool:
+    return any(run.interval is not None for row in rows for run in row.given)
+
+
+def _given_text(run: GivenScore) -> str:
+    interval = "" if run.interval is None else f" [{score(run.interval[0])}, {score(run.interval[1])}]"
+    return score(run.mean) + interval
+
+
+def _as_columns(place: int, run: GivenScore) -> list[tuple[str, float | None]]:
+    name = f"beside_{place}" if place else "highlighted"
+    low, high = run.interval or (None, None)
+    return [(name, run.mean), (f"{name}_low", low), (f"{name}_high", high)]
 
 
 def _known(value: float | None) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmark.cli import main
+from benchmark.errors import UserError
 from benchmark.registry import SUITES
 from benchmark.scales import SCALES
 from benchmark.tasks import Retrieval, ZeroShotClassification
+from benchmark.verbs import board_table
 from leaderboard.entries import (
     BOARDS_DIR,
     Board,
@@ -31,7 +37,9 @@ from leaderboard.entries import (
     read_other_pools,
     write_entry,
 )
+from leaderboard.peers import Peers, SeedScores
 from leaderboard.statistics import (
+    Difference,
     RankRange,
     StandardError,
     fit_pool_model,
@@ -286,8 +294,8 @@ def test_runs_that_cannot_be_told_apart_share_their_ranks() -> None:
     centres = [0.30, 0.50, 0.501, 0.40]
     model = fit_seed_model([{s: c + d for s, d in enumerate(ds)} for c, ds in zip(centres, pattern, strict=True)])
     assert model is not None
-    assert [str(ranks) for ranks in rank_ranges(model, range(4))] == ["4", "1-2", "1-2", "3"]
-    assert rank_ranges(model, [0, 3]) == [RankRange(2, 2), RankRange(1, 1)]
+    assert [str(ranks) for ranks in rank_ranges(model.difference, range(4))] == ["4", "1-2", "1-2", "3"]
+    assert rank_ranges(model.difference, [0, 3]) == [RankRange(2, 2), RankRange(1, 1)]
 
 
 def test_holm_multiplies_the_smallest_p_by_all_and_never_reorders() -> None:
@@ -388,6 +396,8 @@ def test_a_run_without_any_entry_stands_alone() -> None:
     assert table.sentences == (
         "1 seed: enough to run, never enough to claim.",
         "The board has no entry to compare with.",
+        "keeps is the share of the pool that the strategy chose; average is the mean over all tasks of the suite; ± is "
+        "the standard deviation over so many (training seeds); the other columns are means over all tasks of a group.",
         NOTE,
     )
     assert ">   -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
@@ -406,7 +416,7 @@ def test_a_run_scored_by_another_suite_is_refused() -> None:
 
 def test_markdown_has_the_same_cells_and_the_note() -> None:
     text = render_markdown(make_table([CLIP, NONE], toy_board(), toy_entry("mine", [0.4])))
-    assert "| rank | name | keeps | average ± sd (seeds) | accuracy | retrieval | minus > [95 %] |" in text
+    assert "| rank | name | keeps | average ± sd (seeds) | accuracy | retrieval | > minus row [95 %] |" in text
     assert "| - | **&gt; mine** | 30 % | .400 (1) | .500 | .300 |  |" in text
     assert text.endswith(f"- {NOTE}\n")
 
@@ -416,7 +426,7 @@ def test_a_frame_has_every_digit_and_empty_cells_where_nothing_is_known() -> Non
     assert frame.loc["clip", "average"] == pytest.approx(0.41)
     assert frame.loc["clip", "sd"] == pytest.approx(0.01)
     # Seed 0 is .01 and .04 / 3 below the average of the two entries.
-    assert frame.loc["clip", "difference"] == pytest.approx(0.41 - (0.25 + (0.01 + 0.04 / 3) / 2))
+    assert frame.loc["clip", "highlighted_minus_row"] == pytest.approx(0.25 + (0.01 + 0.04 / 3) / 2 - 0.41)
     assert frame["rank_first"].isna().to_dict() == {"clip": False, "mine": True, "none": False}
     assert frame["sd"].isna().to_dict() == {"clip": False, "mine": True, "none": False}
 
@@ -430,8 +440,14 @@ def test_nano_tables_fit_120_columns_however_long_a_name_is() -> None:
     ]
     long = dataclasses.replace(entries[0], reference=True)
     text = render_table(make_table([long], board, entries[1]))
-    assert "x… (reference)" in text
+    assert f"  {'x' * 80} (reference)\n" in text  # in full, on a line of its own
     assert max(map(len, text.splitlines())) <= 120
+    highlighted = render_table(make_table([entries[1]], board, entries[0])).splitlines()
+    (place,) = [number for number, line in enumerate(highlighted) if line == f"> 1-2  {'x' * 80}"]
+    other = next(line for line in highlighted if "  y  " in line)
+    numbers = highlighted[place + 1]
+    assert numbers.split() == other.replace("+.000 [+.000, +.000]", "").split()[2:]
+    assert numbers.index("30 %") == other.index("30 %")  # under the same titles
 
 
 def halved_board() -> Board:
@@ -444,7 +460,7 @@ def test_the_average_is_the_reporting_half_and_dev_the_other() -> None:
     frame = to_frame(table).set_index("name")
     assert frame.loc["clip", ["average", "dev"]].tolist() == pytest.approx([0.31, 0.51])
     assert frame.loc["clip", ["accuracy", "retrieval"]].tolist() == pytest.approx([0.51, 0.31])
-    assert "average is the mean over the reporting half (1 task), dev over the development half (1)" in (
+    assert "average is the mean over the suite's reporting half (1 task), dev over its development half (1)" in (
         " ".join(table.sentences)
     )
     for text in (render_table(table), render_markdown(table), render_html(table)):
@@ -625,8 +641,14 @@ def test_a_line_per_task_has_its_range_without_references_and_its_noise() -> Non
 
 def test_tasks_are_spelt_as_text_markdown_and_a_frame() -> None:
     tasks = make_task_table(make_table([CLIP, NONE], halved_board(), toy_entry("mine", [0.25])))
-    assert "toy/a  dev        accuracy   .313 none  .510 clip  .350     .013      15.2\n" in render_tasks(tasks, "text")
-    assert "| toy/a | dev | accuracy | .313 none | .510 clip | .350 | .013 | 15.2 |" in render_tasks(tasks, "markdown")
+    # One seed's sd is the pooled .0129 here (clip and none on the same three seeds), of 2.21 degrees of freedom.
+    half = stats.t.ppf(0.975, 2.20994) * math.sqrt((2 * 0.01**2 + 14e-4 / 3) / 4)
+    assert (round(0.35 - half, 3), round(0.35 + half, 3)) == (0.299, 0.401)
+    line = "toy/a  dev        accuracy   .313 none  .510 clip  .350 [.299, .401]     .013      15.2\n"
+    assert line in render_tasks(tasks, "text")
+    cells = "| toy/a | dev | accuracy | .313 none | .510 clip | .350 [.299, .401] | .013 | 15.2 |"
+    assert cells in render_tasks(tasks, "markdown")
+    assert "> is mine: the mean over training seeds, [ ] where it would lie with other seeds (95 %)." in tasks.sentences
     assert render_tasks(tasks, "text").endswith(f"{NOTE}\n") and "chance" not in render_tasks(tasks, "text")
     assert tasks_to_frame(tasks)["lowest_name"].tolist() == ["none", "none"]
 
@@ -642,26 +664,265 @@ def test_chance_must_be_of_the_same_tasks() -> None:
         toy_entry("clip", [0.4], chance={A: 0.5})
 
 
+# --- Differences over training seeds, wherever they are printed ------------------------------------------------------
+
+
+def least_squares(runs: list[dict[int, float]], index: int, other: int) -> tuple[float, float, float]:
+    """Return one run minus another with its 95 % interval, by ordinary regression on dummies of runs and seeds."""
+    seeds = sorted({seed for run in runs for seed in run})
+    cells = [(place, seed, score) for place, run in enumerate(runs) for seed, score in run.items()]
+    design = np.array(
+        [[*(place == p for p in range(len(runs))), *(seed == s for s in seeds[1:])] for place, seed, _ in cells], float
+    )
+    scores = np.array([score for _, _, score in cells])
+    effects, squares, rank, _ = np.linalg.lstsq(design, scores)
+    assert rank == design.shape[1]
+    df = len(scores) - rank
+    contrast = np.zeros(design.shape[1])
+    contrast[index], contrast[other] = 1, -1
+    error = math.sqrt(float(squares[0]) / df * contrast @ np.linalg.inv(design.T @ design) @ contrast)
+    value = float(contrast @ effects)
+    half = float(stats.t.ppf(0.975, df)) * error
+    return value, value - half, value + half
+
+
+def drawn_entry(name: str, generator: np.random.Generator, seeds: tuple[int, ...], centre: float = 0.4) -> Entry:
+    """Draw an entry whose tasks have noise of their own; seed s adds .02 s to every score."""
+    scores = {s: {task: centre + 0.02 * s + 0.01 * float(generator.normal()) for task in (A, B)} for s in seeds}
+    return toy_entry(name, [], seeds=scores)
+
+
+def spelt(found: Difference | None) -> tuple[float, float, float]:
+    assert found is not None
+    return found.value, found.low, found.high
+
+
+@pytest.mark.parametrize("mine", [(0,), (0, 1), (0, 1, 2, 3, 4), (1, 7)])
+@pytest.mark.parametrize("theirs", [(0,), (1, 2, 3)])
+def test_an_interval_is_the_regressions_of_the_boards_entries_and_the_two_runs(
+    mine: tuple[int, ...], theirs: tuple[int, ...]
+) -> None:
+    generator = np.random.default_rng(3)
+    board = [drawn_entry(f"e{n}", generator, (0, 1, 2, 3, 4), 0.3 + n / 50) for n in range(4)]
+    ours, other = drawn_entry("mine", generator, mine), drawn_entry("other", generator, theirs, 0.45)
+    table = make_table(board, toy_board(), ours, (), [other])
+    runs = [entry.averages([A, B]) for entry in (*board, ours)]
+    for row in table.rows:
+        if row.is_highlighted:
+            assert row.difference is None
+        elif row.is_given:
+            assert spelt(row.difference) == pytest.approx(
+                least_squares([*runs, other.averages([A, B])], len(board), len(board) + 1)
+            )
+        else:
+            assert spelt(row.difference) == pytest.approx(
+                least_squares(runs, len(board), [e.name for e in board].index(row.entry.name))
+            )
+
+
+def test_an_interval_does_not_depend_on_what_else_stands_in_the_table() -> None:
+    generator = np.random.default_rng(0)
+    board = [drawn_entry(f"e{n}", generator, (0, 1, 2), 0.3 + n / 50) for n in range(3)]
+    first, second = drawn_entry("first", generator, (0, 1, 2)), drawn_entry("second", generator, (0,))
+    loud = toy_entry("loud", [0.1, 0.9, 0.2, 0.8])
+
+    def differences(*beside: Entry) -> dict[str, tuple[float, float, float]]:
+        rows = make_table(board, toy_board(), first, (), list(beside)).rows
+        return {row.entry.name: spelt(row.difference) for row in rows if row.entry is not first}
+
+    alone, both, crowded = differences(), differences(second), differences(loud, second)
+    assert set(crowded) == {"e0", "e1", "e2", "second", "loud"}
+    for name, found in both.items():
+        assert found == pytest.approx(crowded[name])
+        if name in alone:
+            assert found == pytest.approx(alone[name])
+    turned = make_table(board, toy_board(), second, (), [first, loud])
+    (back,) = (row.difference for row in turned.rows if row.entry is first)
+    assert spelt(back) == pytest.approx((-both["second"][0], -both["second"][2], -both["second"][1]))
+    # Nor do the ranks of the board's entries among each other.
+    for extra in ([], [loud]):
+        ranges = {row.entry.name: row.rank for row in make_table(board, toy_board(), second, (), extra).rows}
+        plain = {row.entry.name: row.rank for row in make_table(board, toy_board()).rows}
+        assert extra or all(ranges[name] == rank for name, rank in plain.items())
+
+
+def test_a_training_that_stands_on_the_board_too_counts_once() -> None:
+    generator = np.random.default_rng(1)
+    board = [drawn_entry(f"e{n}", generator, (0, 1, 2, 3, 4), 0.3 + n / 50) for n in range(3)]
+    mine = drawn_entry("mine", generator, (0, 1))
+    again = dataclasses.replace(board[0], name="again")  # the same subset, seeds and scores: made anew elsewhere
+    rows = {row.full_name: row for row in make_table(board, toy_board(), mine, (), [again]).rows}
+    assert spelt(rows["again"].difference) == pytest.approx(spelt(rows["e0"].difference))
+    part = dataclasses.replace(again, seeds={s: board[0].seeds[s] for s in (0, 1)})
+    rows = {row.full_name: row for row in make_table(board, toy_board(), mine, (), [part]).rows}
+    runs = [{s: v for s, v in board[0].averages([A, B]).items() if s > 1}, *(e.averages([A, B]) for e in board[1:])]
+    expected = least_squares([*runs, mine.averages([A, B]), part.averages([A, B])], 3, 4)
+    assert spelt(rows["again"].difference) == pytest.approx(expected)
+    # And of a run that is itself the board's, against the entry that it repeats and another.
+    rows = {row.full_name: row for row in make_table(board, toy_board(), again).rows}
+    assert rows["e0"].difference is not None and rows["e0"].difference.value == pytest.approx(0)
+    whole = [entry.averages([A, B]) for entry in board]
+    assert spelt(rows["e1"].difference) == pytest.approx(least_squares(whole, 0, 1))
+
+
+def test_seeds_that_leave_noise_one_degree_of_freedom_give_no_interval() -> None:
+    assert fit_seed_model([{0: 0.4, 1: 0.5}, {0: 0.45}]) is None
+    assert fit_seed_model([{0: 0.4, 1: 0.5}]) is None
+    two = fit_seed_model([{0: 0.40, 1: 0.50}, {0: 0.42, 1: 0.46}])  # paired they would have one; as two samples two
+    assert two is not None and (two.rest_df, two.seed_df) == (2, 0)
+    found = stats.ttest_ind([0.40, 0.50], [0.42, 0.46])
+    assert two.difference(0, 1).p == pytest.approx(found.pvalue)
+    text = text_under([], toy_entry("mine", [0.4, 0.5]))
+    assert "noise" not in text
+    table = make_table([], toy_board(), toy_entry("mine", [0.4, 0.5]), (), [toy_entry("other", [0.45])])
+    assert not table.has_differences and "minus row" not in render_table(table)
+    assert any(sentence.startswith("Too few seeds to know seed noise") for sentence in table.sentences)
+
+
+@pytest.mark.parametrize("shared", [0.0, 3.0])
+@pytest.mark.parametrize(
+    ("mine", "theirs", "peers"),
+    [
+        ([0, 1], [0, 1], 0),
+        ([0, 1], [0, 5], 0),
+        ([0, 1, 2], [0], 0),
+        ([0, 1], [0], 5),
+        ([0], [1], 5),
+        ([0, 7], [7], 5),
+    ],
+)
+def test_intervals_of_few_seeds_cover_the_true_difference_95_times_in_100_or_more(
+    mine: list[int], theirs: list[int], peers: int, shared: float
+) -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        effects = shared * generator.normal(size=10)
+
+        def scores(name: str, seeds: list[int], shift: float, effects: np.ndarray = effects) -> SeedScores:
+            return SeedScores(name, {s: {A: shift + float(effects[s] + generator.normal())} for s in seeds})
+
+        others = Peers(tuple(scores(f"e{n}", [0, 1, 2], 0.0) for n in range(peers)))
+        found = others.difference(scores("mine", mine, 1.0), scores("theirs", theirs, 0.0), [A])
+        assert found is not None and found.df >= 2
+        covered += found.low <= 1.0 <= found.high
+    assert covered / 400 >= 0.925
+    assert covered / 400 <= (0.98 if peers else 1.0)  # what runs alone cannot tell apart is counted as noise
+
+
+def test_what_a_row_differs_by_is_the_highlighted_run_minus_the_row() -> None:
+    table = make_table([NONE], toy_board(), toy_entry("mine", [0.42, 0.43, 0.45]))
+    (row,) = (row for row in table.rows if not row.is_highlighted)
+    assert row.difference is not None and row.difference.value == pytest.approx(0.22)
+    assert "better than none" in " ".join(table.sentences)
+    told = "> minus row is the average of the run marked > less the row's (positive: > scored higher), with its 95 %"
+    assert any(sentence.startswith(told) for sentence in table.sentences)
+    assert "&gt; minus row<br>[95 %]" in render_html(table) and "&gt; mine" in render_html(table)
+
+
+def test_several_runs_stand_in_the_table_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    board = read_board(BOARDS_DIR / "pico")
+    fields: dict[str, Any] = {"scale": "pico", "recipe": board.rules.recipe, "suite": board.rules.suite}
+
+    def written(file_name: str, name: str, scores: list[float], **more: Any) -> str:
+        seeds = {seed: dict.fromkeys(board.task_names, score) for seed, score in enumerate(scores)}
+        write_entry(tmp_path / file_name, toy_entry(name, [], seeds=seeds, **fields, **more))
+        return str(tmp_path / file_name)
+
+    elsewhere = dataclasses.replace(CLIP.pool, fingerprint="f" * 64)
+    paths = [
+        written("one.json", "one", [0.40, 0.42, 0.43]),
+        written("two.json", "two", [0.30, 0.32, 0.34]),
+        written("again.json", "two", [0.31, 0.33, 0.32]),
+        written("far.json", "far", [0.5], pool=elsewhere),
+    ]
+    options = [option for path in paths for option in ("--entry", path)]
+    assert main(["leaderboard", "table", "--board", "pico", *options]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^([>+]) *\S+ +(\w+(?: #\d)?)  ", text, re.M) == [(">", "one"), ("+", "two #2"), ("+", "two #3")]
+    told = " ".join(text.split())
+    assert "> is one, with which every row is compared; + two #2 and two #3, given beside it" in told
+    assert "do not compare with one's: 1 on another pool (far)." in told
+    assert main(["leaderboard", "table", "--board", "pico", "--format", "csv", *options]) == 0
+    frame = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert frame["given"].tolist() == [True] * 3 and frame["highlighted"].tolist() == [True, False, False]
+    assert main(["leaderboard", "table", "--board", "pico", "--tasks", *options]) == 0
+    tasks = capsys.readouterr().out
+    assert "> is one, +1 is two #2 and +2 is two #3: the mean" in " ".join(tasks.split())
+    with pytest.raises(UserError) as caught:
+        board_table("pico", [Path(paths[0]), tmp_path / "." / "one.json"], "text")
+    assert caught.value.code == "entry-given-twice"
+
+
+def test_a_run_on_another_drawing_of_the_pool_stands_among_the_entries_of_that_drawing() -> None:
+    others = pool_entries(pools="12")
+    mine = dataclasses.replace(toy_entry("mine", [0.41]), pool=others[0].pool)
+    table = make_table([CLIP, NONE], toy_board(), mine, others)
+    assert [row.entry.name for row in table.rows] == ["clip", "mine", "none"]
+    assert {row.entry.pool.fingerprint for row in table.rows} == {"1" * 64}
+    assert all(row.difference is not None for row in table.rows if not row.is_highlighted)
+    text = " ".join(table.sentences)
+    assert "no entry to compare with" not in text and "2 on another pool (clip and none)" in text
+    # Without a run the board's own pool is shown, and it alone.
+    assert {row.entry.pool.fingerprint for row in make_table([CLIP, NONE], toy_board(), None, others).rows} == {
+        "a" * 64
+    }
+
+
+def test_the_shipped_entries_of_other_pools_are_found_by_a_run_on_their_pool() -> None:
+    board = read_board(BOARDS_DIR / "nano")
+    others = read_other_pools(board)
+    mine = dataclasses.replace(others[0], name="mine", seeds={0: others[0].seeds[0]}, subset=CLIP.subset)
+    table = make_table(read_entries(board), board, mine, others)
+    there = [entry for entry in others if entry.pool.fingerprint == mine.pool.fingerprint]
+    assert len(table.rows) == 1 + len(there) >= 4
+
+
+def test_the_development_half_has_noise_and_intervals_too() -> None:
+    mine = toy_entry("mine", [], seeds={s: {A: 0.5 + d, B: 0.3} for s, d in enumerate((0.0, 0.03, 0.01))})
+    table = make_table([CLIP, NONE], halved_board(), mine)
+    frame = to_frame(table).set_index("name")
+    runs = [entry.averages([A]) for entry in (CLIP, NONE, mine)]
+    columns = ["dev_highlighted_minus_row", "dev_highlighted_minus_row_low", "dev_highlighted_minus_row_high"]
+    assert tuple(frame.loc["clip", columns]) == pytest.approx(least_squares(runs, 2, 0))
+    assert frame.loc["mine", "dev_sd"] == pytest.approx(sd(runs[2]))
+    model = fit_seed_model(runs)
+    assert model is not None
+    half = (least_squares(runs, 2, 0)[2] - least_squares(runs, 2, 0)[1]) / 2
+    told = (
+        f"On the development half (dev) the seed noise is sd {model.sd:.3f}; there a difference of > from a row "
+        f"under {half:.3f} (95 %) may be seed noise alone."
+    )
+    assert told.replace("0.", ".") in table.sentences
+    assert any("the same 3 seeds may be" in each for each in make_table([CLIP, NONE], halved_board()).sentences)
+
+
 EXPECTED_TABLE = """\
 Toy board
 
- rank  name                 keeps          average  accuracy  retrieval               minus >
+ rank  name                 keeps          average  accuracy  retrieval           > minus row
                                       ± sd (seeds)                                     [95 %]
 ---------------------------------------------------------------------------------------------
-    -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  +.080 [+.074, +.086]
+    -  planted (reference)   30 %  .513 ± .015 (3)      .613       .413  -.080 [-.086, -.074]
 >   1  mine                  30 %  .433 ± .015 (3)      .533       .333
-  2-3  same                  30 %  .413 ± .010 (3)      .513       .313  -.020 [-.026, -.014]
-  2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  -.023 [-.029, -.017]
-    4  none                  30 %  .213 ± .015 (3)      .313       .113  -.220 [-.226, -.214]
+  2-3  same                  30 %  .413 ± .010 (3)      .513       .313  +.020 [+.014, +.026]
+  2-3  clip                  30 %  .410 ± .010 (3)      .510       .310  +.023 [+.017, +.029]
+    4  none                  30 %  .213 ± .015 (3)      .313       .113  +.220 [+.214, +.226]
 
 mine: better than same, clip and none; worse than planted (reference) (95 %, not adjusted for the number of
 comparisons).
 The same holds with Holm's correction for 4 comparisons.
-Least difference that is found 4 times in 5, against an entry of 3 seeds: .012 with 1, .008 with 3, .008 with 5 seeds.
-Seed noise: sd .013, of which .013 moves all runs of a seed alike. Runs that share seeds are compared without that
-part, so a difference need not be that of the averages. Intervals and ranks (95 %) go pair by pair; a rank needs 3
-seeds, and runs that cannot be told apart share theirs. They cover the training seed alone: another pool or other test
+> minus row is the average of the run marked > less the row's (positive: > scored higher), with its 95 % interval over
+training seeds; `winnow leaderboard compare` gives the same for two experiments.
+Against an entry of 3 seeds a true difference of .012 with 1 seed is found 4 times in 5, and one of .008 with 3 seeds
+and of .008 with 5 seeds.
+Seed noise, by which an average moves with the training seed: sd .013, of which .013 moves all runs of a seed alike;
+the rest is known with 8 degrees of freedom. Runs that share seeds are compared without the shared part, so a
+difference need not be that of the averages. Intervals and ranks (95 %) go pair by pair; a rank needs 3 seeds (else
+-), and runs that cannot be told apart share theirs. They cover the training seed alone: another pool or other test
 samples move scores too.
+keeps is the share of the pool that the strategy chose; average is the mean over all tasks of the suite; ± is the
+standard deviation over so many (training seeds); the other columns are means over all tasks of a group.
 planted (reference: knows the planted labels): not ranked, cannot be submitted, no ceiling.
 No evidence about anything else.
 """

@@ -218,6 +218,21 @@ def test_strategies_that_the_pool_cannot_run_are_named(hostile, reported):
     assert set(tables(hostile)["Overlap with the shipped strategies"]) >= {"clip_score", "no_filter"}
 
 
+def test_the_jaccard_of_a_report_is_the_one_of_uids_that_subset_overlap_prints(folder, capsys):
+    pool = write_pool(folder / "pool", {"uid": [uid(n) for n in range(8)]})
+    copies = parse_uids([uid(n) for n in (0, 0, 0, 1)])  # kept three times and once
+    Subset.of(copies).save(folder / "copies.npy")
+    assert main(["filter", "scale=pico", f"pool_dir={pool}", "subset=copies.npy", "exp_dir=here/exp"]) == 0
+    assert main(["filter", "scale=pico", f"pool_dir={pool}", "filters=no_filter", "exp_dir=here/all"]) == 0
+    assert overlap_row("no_filter", "here/exp")[-1] == "0.250"  # 2 of 8 uids
+    capsys.readouterr()
+    assert main(["subset", "overlap", "here/exp/subset.npy", "here/all/subset.npy", "--format", "csv"]) == 0
+    header, values = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    assert dict(zip(header, values, strict=True))["Jaccard of uids"] == "0.25"
+    assert dict(zip(header, values, strict=True))["Jaccard of copies"] == "0.2"  # 2 of 10 copies
+    assert "Jaccard of uids" in report(exp="here/exp") and "(Jaccard 0" not in report(exp="here/exp")
+
+
 def pool_with_duplicates(folder):
     numbers = range(8)
     write_pool(folder / "pool", {"uid": [uid(n) for n in numbers], "sha256": [f"{n // 2:064x}" for n in numbers]})
@@ -325,10 +340,15 @@ def test_scored_seeds_stand_on_the_board_and_make_the_report_anew(reported, pico
     capsys.readouterr()
     page = report(pool=pico_pool)
     assert "(made anew: entry, board changed)" in capsys.readouterr().out
-    assert '<td class="left">mine</td>' in page and ".500 ± .000 (2)" in page
+    assert '<td class="left">&gt; mine</td>' in page and ".500 ± .000 (2)" in page
     assert board.rules.note in html.unescape(page)
-    assert "Average over the suite 0.500 ± 0.000 (2 seeds)." in page and Path("exp/report/tasks.png").is_file()
-    assert tables(page)["This run by task"][board.task_names[0]] == ["0.500", "-", "-", "-", "-"]
+    average = "Average over the suite's reporting half (8 tasks) 0.500 ± 0.000 (2 seeds)."
+    assert (
+        f"{average} Over its development half (8) 0.500." in html.unescape(page)
+        and Path("exp/report/tasks.png").is_file()
+    )
+    assert tables(page)["This run by task"][board.task_names[0]] == ["dev", "0.500", "-", "-", "-", "-"]
+    assert tables(page)["This run by task"][board.headline[0]][0] == "reporting"
     Path("exp/entry.json").write_text(Path("exp/entry.json").read_text().replace(result["sha256"], "1" * 64))
     assert "is about another subset" in failing(capsys, pico_pool)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,28 @@ from benchmark.tasks import FaceAttributes, GroupedClassification, Suite, Task, 
 from benchmark.train import RECORD_NAME as TRAINED_NAME
 from benchmark.uncertainty import difference, wilson
 from leaderboard.curve import curve_frame, plot_curve, render_curve
+from leaderboard.entries import (
+    Entry,
+    PoolUsed,
+    SubsetUsed,
+    SuiteName,
+    read_board,
+    read_entries,
+    read_entry,
+    write_entry,
+)
 from leaderboard.score_table import Estimate, make_evaluation, render_evaluation, score, signed
-from leaderboard.scores import Samples, ScoreSet, TaskCost, best_suite, read_over_seeds, read_scores, suite_named
+from leaderboard.scores import (
+    TRAINED_PATH,
+    Samples,
+    ScoreSet,
+    TaskCost,
+    best_suite,
+    read_over_seeds,
+    read_scores,
+    suite_named,
+)
+from tests.test_leaderboard import least_squares
 
 ANIMALS = ZeroShotClassification(name="toy/animals", title="Animals", groups=("plain",), size=100)
 PLANTS = ZeroShotClassification(name="toy/plants", title="Plants", groups=("plain",), num_classes=5)
@@ -500,10 +521,18 @@ def test_with_seeds_on_both_sides_the_table_says_what_they_allow() -> None:
         mean = sum(averages) / len(averages)
         return replace(made(name, mean, mean, mean), seeds=seeds)
 
-    text = render_evaluation(over_seeds("a", [0.5, 0.54]), SUITE, over_seeds("b", [0.4, 0.42]))
-    # Differences .10 and .12: mean .11, standard error .01, t(1, .975) = 12.706.
-    assert "(2 seeds against 2) the change of the average is +.110 [-.017, +.237]." in text
-    assert "of the mean over these 2 training seeds" in text
+    text = " ".join(
+        render_evaluation(over_seeds("a", [0.5, 0.54, 0.58]), SUITE, over_seeds("b", [0.4, 0.42, 0.47])).split()
+    )
+    # Differences .10, .12 and .11: mean .11, standard error .01 / sqrt(3), t(2, .975) = 4.303.
+    assert (
+        "(3 seeds against 3) the change of the average is +.110 [+.085, +.135] (95 %), by the noise of these two runs' "
+        "own seeds alone (2 degrees of freedom), as no record says by what recipe and on what pool all seeds of a were "
+        "trained."
+    ) in text
+    assert "of the mean over these 3 training seeds" in text
+    few = " ".join(render_evaluation(over_seeds("a", [0.5, 0.54]), SUITE, over_seeds("b", [0.4])).split())
+    assert "(2 seeds against 1) no interval of the change is known:" in few and "over seeds" not in few
 
 
 def test_no_line_of_the_text_is_longer_than_100() -> None:
@@ -629,6 +658,172 @@ def test_what_has_nothing_in_common_is_not_compared(tmp_path: Path, capsys: pyte
         assert "have no task of suite toy" in told and "in common to compare" in told and told.count("\n") == 1
     assert main(["leaderboard", "compare", left, "--suite", "datacomp"]) == 2
     assert "x has no result of any task of suite datacomp; name another with --suite" in capsys.readouterr().err
+
+
+# --- Over training seeds ---------------------------------------------------------------------------------------------
+
+RECIPE, POOL = "c" * 64, "a" * 64
+
+
+def experiment(
+    folder: Path, hits: Mapping[int, int], *, subset: str = "0", pool: str = POOL, recipe: str = RECIPE
+) -> Path:
+    """Write an experiment of the scale `toy`: of seed s, `hits[s]` hits in one task, 8 s more in the others."""
+    for seed, number in hits.items():
+        seed_dir = folder / f"seed-{seed}"
+        evaluated(seed_dir, {ANIMALS: number, PLANTS: number + 3 * seed, STREETS: number + 8 * seed}, model=f"m{seed}")
+        made_from = {
+            "recipe": {"scale": "toy", "version": 0, "hash": recipe},
+            "pool": {"fingerprint": pool, "content_hash": "b" * 64, "rows": 1000, "present": 900},
+            "subset": subset * 64,
+            "seed": seed,
+        }
+        write_record(seed_dir / TRAINED_PATH, Record("train", 1, made_from, {"weights": f"m{seed}"}))
+    return folder
+
+
+def entry_of(folder: Path, name: str, *, pool: str = POOL, recipe: str = RECIPE) -> Entry:
+    """Return the entry that the experiment's scores make."""
+    found = read_scores(str(folder))
+    assert found.training is not None
+    return Entry(
+        name=name,
+        strategy=(),
+        reference=False,
+        scale="toy",
+        recipe=0,
+        recipe_hash=recipe,
+        suite=SuiteName("halves", 1),
+        pool=PoolUsed(fingerprint=pool, content_hash="b" * 64, rows=1000, present=900),
+        subset=SubsetUsed(size=300, distinct=300, sha256=found.training.subset),
+        seeds={seed: each.scores for seed, each in found.seeds.items()},
+        made_with={},
+    )
+
+
+@pytest.fixture
+def board_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A board of four entries on three seeds, scored by a suite of two reporting tasks and one for development."""
+    names = SUITE.tasks
+    monkeypatch.setitem(SUITES, "halves", Suite(name="halves", version=1, tasks=names, reporting=names[1:]))
+    folder = tmp_path / "a-board"
+    rules = {
+        "title": "Toy",
+        "scale": "toy",
+        "recipe": 0,
+        "suite": {"name": "halves", "version": 1},
+        "groups": ["plain"],
+        "pools": [],
+        "min_seeds": 3,
+        "note": "Nothing.",
+    }
+    (folder / "entries").mkdir(parents=True)
+    (folder / "board.json").write_text(json.dumps(rules))
+    for number, hits in enumerate(([30, 33, 29], [50, 55, 49], [41, 40, 44], [20, 27, 21])):
+        made = experiment(tmp_path / "made" / str(number), dict(enumerate(hits)), subset=str(number + 1))
+        write_entry(folder / "entries" / f"e{number}.json", entry_of(made, f"e{number}"))
+    return folder
+
+
+def compared(*arguments: object, capsys: pytest.CaptureFixture[str]) -> pd.DataFrame:
+    capsys.readouterr()
+    assert (
+        main(["leaderboard", "compare", *map(str, arguments), "--suite", "halves", "--format", "csv", "--tasks"]) == 0
+    )
+    return pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("name")
+
+
+OVER_SEEDS = ["change_over_seeds", "change_over_seeds_low", "change_over_seeds_high"]
+MINUS_ROW = [f"highlighted_minus_row{end}" for end in ("", "_low", "_high")]
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [((60, 62), (55,)), ((60,), (55,)), ((60, 61, 66), (55, 51, 60))])
+def test_the_board_and_compare_give_a_difference_the_same_interval(
+    mine: tuple[int, ...],
+    theirs: tuple[int, ...],
+    tmp_path: Path,
+    board_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = [
+        experiment(tmp_path / name, dict(enumerate(hits)), subset=letter)
+        for name, hits, letter in (("mine", mine, "d"), ("theirs", theirs, "e"))
+    ]
+    paths = [str(folder / "entry.json") for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        write_entry(Path(path), entry_of(folder, folder.name))
+    found = compared(*folders, "--board", board_dir, capsys=capsys)
+    arguments = ["--board", str(board_dir), "--format", "csv", "--entry", paths[0], "--entry", paths[1]]
+    assert main(["leaderboard", "table", *arguments]) == 0
+    row = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("name").loc["theirs"]
+    assert found.loc["average", OVER_SEEDS].tolist() == pytest.approx(row[MINUS_ROW].tolist(), abs=1e-12)
+    of_dev = [f"dev_{name}" for name in MINUS_ROW]
+    assert found.loc["dev", OVER_SEEDS].tolist() == pytest.approx(row[of_dev].tolist(), abs=1e-12)
+    # The development half is one task here, whose own line says the same.
+    assert found.loc["toy/animals", OVER_SEEDS].tolist() == pytest.approx(row[of_dev].tolist(), abs=1e-12)
+    assert found.loc[["toy/plants", "toy/streets", "plain"], OVER_SEEDS].notna().all(axis=None)
+    # And it is what the regression of all runs gives.
+    runs = [entry.averages(SUITES["halves"].headline) for entry in read_entries(read_board(board_dir))]
+    runs += [read_entry(Path(path)).averages(SUITES["halves"].headline) for path in paths]
+    assert found.loc["average", OVER_SEEDS].tolist() == pytest.approx(least_squares(runs, 4, 5))
+
+    assert main(["leaderboard", "compare", *map(str, folders), "--suite", "halves", "--board", str(board_dir)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Over training seeds ({len(mine)} seed{'s' * (len(mine) > 1)} against {len(theirs)}) the change of" in text
+    assert (
+        "by the noise of the 4 entries of board a-board on their recipe and pool and of these two runs, as in" in text
+    )
+    assert ("as if both were on the same seeds" in text) == (len(mine) != len(theirs))
+    assert "change [95 %] change [95 %] by test samples over seeds" in text
+
+
+def test_a_board_entry_made_again_is_compared_as_its_row(
+    tmp_path: Path, board_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = experiment(tmp_path / "mine", {0: 60, 1: 62}, subset="d")
+    write_entry(mine / "entry.json", entry_of(mine, "mine"))
+    found = compared(mine, tmp_path / "made" / "1", "--board", board_dir, capsys=capsys)
+    arguments = ["--board", str(board_dir), "--format", "csv", "--entry", str(mine / "entry.json")]
+    assert main(["leaderboard", "table", *arguments]) == 0
+    row = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("name").loc["e1"]
+    assert found.loc["average", OVER_SEEDS].tolist() == pytest.approx(row[MINUS_ROW].tolist(), abs=1e-12)
+
+
+def test_where_no_board_tells_the_noise_it_is_that_of_the_two_runs_and_is_called_so(
+    tmp_path: Path, board_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = {0: 60, 1: 62, 2: 57}
+    mine = experiment(tmp_path / "mine", hits)
+
+    def told(other: Path, first: Path = mine, *more: str) -> str:
+        assert main(["leaderboard", "compare", str(first), str(other), "--suite", "halves", *more]) == 0
+        (found,) = re.findall(r"Over training seeds .*?\.(?= |$)(?=.* ±)", " ".join(capsys.readouterr().out.split()))
+        return str(found)
+
+    board = ("--board", str(board_dir))
+    other_seeds = {0: 55, 1: 52, 2: 58}
+    there = experiment(tmp_path / "there", other_seeds, subset="e")
+    assert "by the noise of the 4 entries of board a-board" in told(there, mine, *board)
+    alone = "(95 %), by the noise of these two runs' own seeds alone (2 degrees of freedom), as "
+    assert told(there).endswith(f"{alone}there is no board of scale toy.")
+    elsewhere = experiment(tmp_path / "elsewhere", other_seeds, pool="f" * 64)
+    assert told(elsewhere, mine, *board).endswith(f"{alone}they were not trained by one recipe on one pool.")
+    far = experiment(tmp_path / "far", hits, pool="f" * 64, subset="d")
+    assert told(elsewhere, far, *board).endswith(f"{alone}no entry of board a-board has their recipe and pool.")
+    unknown = experiment(tmp_path / "unknown", other_seeds)
+    (unknown / "seed-1" / TRAINED_PATH).unlink()
+    assert told(unknown, mine, *board).endswith("on what pool all seeds of unknown were trained.")
+    retrained = experiment(tmp_path / "retrained", other_seeds)
+    evaluated(retrained / "seed-1", {ANIMALS: 50, PLANTS: 55, STREETS: 60}, model="before")
+    assert told(retrained, mine, *board).endswith("on what pool all seeds of retrained were trained.")
+    once = experiment(tmp_path / "once", {0: 55})
+    twice = experiment(tmp_path / "twice", {0: 60, 1: 62})
+    assert "no interval of the change is known: there is no board of scale toy, and these seeds" in told(once, twice)
+    assert compared(twice, once, capsys=capsys)[OVER_SEEDS].isna().all(axis=None)
+
+
+def test_the_path_of_a_checkpoints_record_is_where_training_puts_it() -> None:
+    assert f"checkpoint/{TRAINED_NAME}" == TRAINED_PATH
 
 
 # --- Learning curves -------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from benchmark.stage import (
 from benchmark.storage import has_file
 from benchmark.subset import load_subset
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 REPORT_DIR_NAME = "report"
 PAGE_NAME = "index.html"
 RECORD_NAME = "report.json"

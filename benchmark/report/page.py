@@ -148,7 +148,8 @@ def _summary_html(contents: Contents) -> str:
     if others := [overlap for overlap in contents.overlaps if overlap.name != own_name]:
         nearest = max(others, key=lambda overlap: overlap.jaccard)
         known = "" if not contents.unknown else f" of the {len(others)} whose subset is known"
-        sentences.append(f"The nearest shipped strategy{known} is {nearest.name} (Jaccard {nearest.jaccard:.2f}).")
+        share = f"Jaccard of uids {nearest.jaccard:.2f}"
+        sentences.append(f"The nearest shipped strategy{known} is {nearest.name} ({share}).")
     if contents.standing.summary:
         sentences.append(contents.standing.summary)
     items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
@@ -260,9 +261,10 @@ def _tasks_html(contents: Contents) -> str:
         "does to all runs alike cancels between runs on the same seeds, so the table tells finer differences than the "
         "intervals do: it counts entries pair by pair (95 %, not adjusted for the number of comparisons)."
         if is_known
-        else "Seed noise is not known here (no run has two seeds, or they did not differ), so there are no intervals."
+        else "Seed noise is not known here (too few seeds, or they did not differ), so there are no intervals."
     )
-    header = ["task", "score", "95 % interval", "entries better", "entries worse", "not clear"]
+    half = ["half"] if standings[0].half else []
+    header = ["task", *half, "score", "95 % interval", "entries better", "entries worse", "not clear"]
     rows = [_task_row(standing) for standing in standings]
     plot = _plot_html(contents.tasks_plot, "Score per task, this run among the board's entries")
     note = f'<p class="note">{_text(contents.standing.note)}</p>'
@@ -271,12 +273,13 @@ def _tasks_html(contents: Contents) -> str:
 
 def _task_row(standing: TaskStanding) -> list[str]:
     own = standing.own
+    task = [standing.task, standing.half] if standing.half else [standing.task]
     if own.half_width is None or standing.num_better is None or standing.num_worse is None:
-        return [standing.task, f"{own.mean:.3f}", "-", "-", "-", "-"]
+        return [*task, f"{own.mean:.3f}", "-", "-", "-", "-"]
     low, high = own.interval
     interval = f"{low:.3f} to {high:.3f}"
     unclear = len(standing.scores) - 1 - standing.num_better - standing.num_worse
-    return [standing.task, f"{own.mean:.3f}", interval, str(standing.num_better), str(standing.num_worse), str(unclear)]
+    return [*task, f"{own.mean:.3f}", interval, str(standing.num_better), str(standing.num_worse), str(unclear)]
 
 
 def _sheet_html(sheet: Sheet) -> str:
@@ -298,7 +301,7 @@ def _sheet_html(sheet: Sheet) -> str:
 
 
 def _overlaps_html(contents: Contents) -> str:
-    header = ["strategy", "cut", "its uids", "shared", "only this", "only that", "Jaccard"]
+    header = ["strategy", "cut", "its uids", "shared", "only this", "only that", "Jaccard of uids"]
     rows = [
         [
             each.name,
@@ -313,7 +316,11 @@ def _overlaps_html(contents: Contents) -> str:
     ]
     rows += [[name, "", "not known yet", "", "", "", ""] for name in contents.unknown]
     rows.sort(key=lambda row: row[0])
-    about = "This subset (this), and what each shipped strategy alone keeps of the whole pool with its defaults (that)."
+    about = (
+        "This subset (this), and what each shipped strategy alone keeps of the whole pool with its defaults (that), in "
+        "uids: one with several copies counts once. Jaccard of uids: those shared, over those of either; winnow subset "
+        "overlap prints it too, beside the Jaccard of copies."
+    )
     notes = ""
     if contents.unknown:
         command = f"winnow filter filters={contents.unknown[0]}"

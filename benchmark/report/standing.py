@@ -40,8 +40,9 @@ class TaskStanding:
     """How the run and the board's comparable entries do on one task."""
 
     task: str
-    scores: list[TaskScore]  # by the average over the suite, best first
-    num_better: int | None  # entries that the run is significantly better than; None where noise is not known
+    half: str  # "reporting" or "dev"; empty where the suite has no halves
+    scores: list[TaskScore]  # by the table's average, best first
+    num_better: int | None  # entries that are significantly better than the run; None where noise is not known
     num_worse: int | None
 
     @property
@@ -95,15 +96,18 @@ def task_standings(table: Table) -> list[TaskStanding]:
     """Compare the highlighted run with the table's other entries task by task.
 
     Seed noise is that of all entries on that task (`leaderboard.statistics`): the interval is where the mean would lie
-    with other training seeds. Differences are tested pair by pair, without what a seed does to all runs alike.
+    with other training seeds. Differences are tested pair by pair, without what a seed does to all runs alike, as
+    `winnow leaderboard compare --tasks` does.
     """
-    from leaderboard.statistics import fit_seed_model, mean
+    from leaderboard.peers import seed_scores_of
+    from leaderboard.statistics import mean
 
-    own = next(index for index, row in enumerate(table.rows) if row.is_highlighted)
+    ours = next(seed_scores_of(row.entry) for row in table.rows if row.is_highlighted)
+    board = table.board
     standings = []
-    for task in table.board.task_names:
+    for task in board.task_names:
         runs = [{seed: scores[task] for seed, scores in row.entry.seeds.items()} for row in table.rows]
-        model = fit_seed_model(runs)
+        model = table.peers.model([task], [ours])
         scores = [
             TaskScore(
                 row.entry.name,
@@ -115,13 +119,13 @@ def task_standings(table: Table) -> list[TaskStanding]:
             )
             for row, run in zip(table.rows, runs, strict=True)
         ]
-        # This run minus each other.
-        differences = [] if model is None else [model.difference(own, i) for i in range(len(runs)) if i != own]
-        clear = [difference.value for difference in differences if difference.is_significant]
+        differences = table.peers.differences(ours, table.peers.runs, [task])
+        clear = [difference.value for difference in differences if difference and difference.is_significant]
         is_known = model is not None and model.rest > 0  # no noise at all is noise that was not seen
         standings.append(
             TaskStanding(
                 task,
+                ("reporting" if task in board.headline else "dev") if board.development else "",
                 scores,
                 sum(value < 0 for value in clear) if is_known else None,
                 sum(value > 0 for value in clear) if is_known else None,
@@ -131,8 +135,17 @@ def task_standings(table: Table) -> list[TaskStanding]:
 
 
 def _summary(table: Table) -> str:
+    from leaderboard.statistics import mean
+
     row = next(row for row in table.rows if row.is_highlighted)
     seeds = "1 seed" if len(row.run) == 1 else f"{len(row.run)} seeds"
     spread = "" if row.sd is None else f" ± {row.sd:.3f}"
     rank = "" if row.rank is None else f", rank {row.rank} of {sum(each.rank is not None for each in table.rows)}"
-    return f"Average over the suite {row.average:.3f}{spread} ({seeds}){rank}."
+    told = f"{row.average:.3f}{spread} ({seeds}){rank}."
+    if row.development is None:
+        return f"Average over the suite's {len(table.board.headline)} tasks {told}"
+    dev = mean(row.development)
+    return (
+        f"Average over the suite's reporting half ({len(table.board.headline)} tasks) {told} Over its development half "
+        f"({len(table.board.development)}) {dev:.3f}."
+    )
