@@ -53,11 +53,18 @@ class Overlap:
     sizes: tuple[int, ...]
     shared: int  # sum over uids of the least copies
     largest: int  # sum over uids of the most copies
+    shared_uids: int  # that all subsets have
+    uids: int  # that any subset has
 
     @property
     def jaccard(self) -> float | None:
-        """Return shared / largest; None where all subsets are empty."""
+        """Return the Jaccard index of copies, shared / largest; None where all subsets are empty."""
         return self.shared / self.largest if self.largest else None
+
+    @property
+    def uid_jaccard(self) -> float | None:
+        """Return the Jaccard index of uids, each counted once, as a report gives it; None where all are empty."""
+        return self.shared_uids / self.uids if self.uids else None
 
 
 def combined(operation: str, subsets: Sequence[np.ndarray], block_size: int = BLOCK) -> Iterator[np.ndarray]:
@@ -73,11 +80,12 @@ def overlaps_of(names: Sequence[str], subsets: Sequence[np.ndarray], block_size:
     """Compare every two of some subsets, and last all of them where they are more than two."""
     groups: list[tuple[int, ...]] = list(combinations(range(len(subsets)), 2))
     groups += [tuple(range(len(subsets)))] if len(subsets) > 2 else []
-    sums = np.zeros((len(groups), 2), dtype=np.int64)
+    sums = np.zeros((len(groups), 4), dtype=np.int64)
     for _, copies in walk_together(subsets, block_size):
         for number, group in enumerate(groups):
             chosen = copies[list(group)]
-            sums[number] += chosen.min(axis=0).sum(), chosen.max(axis=0).sum()
+            least, most = chosen.min(axis=0), chosen.max(axis=0)
+            sums[number] += least.sum(), most.sum(), np.count_nonzero(least), np.count_nonzero(most)
     return [
         Overlap(tuple(names[each] for each in group), tuple(len(subsets[each]) for each in group), *map(int, pair))
         for group, pair in zip(groups, sums, strict=True)
@@ -124,23 +132,25 @@ def overlap_files(paths: Sequence[Path], style: str) -> str:
     from leaderboard.columns import markdown_table, text_table
 
     overlaps = overlaps_of([str(path) for path in paths], [load_subset(path).uids for path in paths])
-    header = ["a", "b", "shared", "only a", "only b", "Jaccard"]
+    header = ["a", "b", "shared", "only a", "only b", "Jaccard of copies", "Jaccard of uids"]
     rows: list[list[str | int | float | None]] = []
     for each in overlaps:
         if len(each.names) == 2:
             only = [size - each.shared for size in each.sizes]
-            rows.append([*each.names, each.shared, *only, each.jaccard])
+            rows.append([*each.names, each.shared, *only, each.jaccard, each.uid_jaccard])
         else:
-            rows.append([f"all {len(each.names)} files", None, each.shared, None, None, each.jaccard])
+            rows.append([f"all {len(each.names)} files", None, each.shared, None, None, each.jaccard, each.uid_jaccard])
     if style == "csv":
         return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False).rstrip("\n")
     cells = [["" if value is None else _spelt(value) for value in row] for row in rows]
     spell = markdown_table if style == "markdown" else text_table
     if style == "markdown":
         cells = [[text.replace("|", "\\|") for text in line] for line in cells]
-    return "\n".join(
-        [*spell(header, cells, {0, 1}), "", "Copies count; Jaccard is sum(least copies) / sum(most copies)."]
+    about = (
+        "shared and only count copies. Jaccard of copies: sum(least copies) / sum(most copies); Jaccard of uids: uids "
+        "that all have / uids that any has, as in a report."
     )
+    return "\n".join([*spell(header, cells, {0, 1}), "", about])
 
 
 def _spelt(value: str | int | float) -> str:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -395,6 +396,7 @@ def test_overlaps_agree_with_counters_wherever_blocks_end(block_size):
         for name in each.names[1:]:
             least, most = least & counters[name], most | counters[name]
         assert (each.shared, each.largest) == (least.total(), most.total())
+        assert (each.shared_uids, each.uids) == (len(least), len(most))
         assert each.sizes == tuple(counters[name].total() for name in each.names)
 
 
@@ -404,18 +406,19 @@ def test_overlap_tables(folder, capsys):
     np.save("c|c.npy", subset_of(1))
     assert main(["subset", "overlap", "a.npy", "b.npy"]) == 0
     header, rule, row, *_ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["a", "b", "shared", "only", "a", "only", "b", "Jaccard"] and set(rule) == {"-"}
-    assert row.split() == ["a.npy", "b.npy", "2", "2", "1", "0.4000"]
+    titles = ["a", "b", "shared", "only a", "only b", "Jaccard of copies", "Jaccard of uids"]
+    assert re.split(r"  +", header) == titles and set(rule) == {"-"}
+    assert row.split() == ["a.npy", "b.npy", "2", "2", "1", "0.4000", "0.3333"]
     assert main(["subset", "overlap", "a.npy", "b.npy", "c|c.npy", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "a,b,shared,only a,only b,Jaccard",
-        "a.npy,b.npy,2,2,1,0.4",
-        "a.npy,c|c.npy,1,3,0,0.25",
-        "b.npy,c|c.npy,1,2,0,0.3333333333333333",
-        "all 3 files,,1,,,0.2",
+        "a,b,shared,only a,only b,Jaccard of copies,Jaccard of uids",
+        "a.npy,b.npy,2,2,1,0.4,0.3333333333333333",
+        "a.npy,c|c.npy,1,3,0,0.25,0.5",
+        "b.npy,c|c.npy,1,2,0,0.3333333333333333,0.5",
+        "all 3 files,,1,,,0.2,0.3333333333333333",
     ]
     assert main(["subset", "overlap", "a.npy", "c|c.npy", "--format", "markdown"]) == 0
-    assert "| a.npy | c\\|c.npy | 1 | 3 | 0 | 0.2500 |" in capsys.readouterr().out
+    assert "| a.npy | c\\|c.npy | 1 | 3 | 0 | 0.2500 | 0.5000 |" in capsys.readouterr().out
 
 
 MEASURED = """

@@ -32,7 +32,7 @@ DIRECT_ROWS = 200_000
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two subsets share, in uids."""
+    """What two subsets share, in uids: one with several copies counts once."""
 
     name: str
     cut: str
@@ -43,7 +43,7 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
-        """Return shared uids over all uids of either subset."""
+        """Return the Jaccard index of uids: shared over all of either subset (`subset_algebra.Overlap.uid_jaccard`)."""
         return self.shared / (self.shared + self.only_this + self.only_that)
 
 
