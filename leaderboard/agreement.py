@@ -21,7 +21,7 @@ from scipy import stats
 
 from benchmark.errors import UserError
 from benchmark.registry import STRATEGIES, load_strategies
-from leaderboard.columns import markdown_table, page, score, signed, text_table
+from leaderboard.columns import averaged_over, markdown_table, page, score, signed, text_table
 from leaderboard.entries import BOARDS_DIR, Entry, Finite, Score, StrategyUsed, read_strictly
 from leaderboard.statistics import CONFIDENCE
 from leaderboard.table import Row, Table
@@ -200,7 +200,9 @@ def make_agreement(table: Table, published: Published) -> Agreement:
             what = f"DataComp small to medium, {title}, {name}"
             comparisons.append(compare(what, [{0: small} for small, _ in both], [medium for _, medium in both]))
     notes = sorted({f"{row.name}: {row.note}" for match in matches for row in match.published.values() if row.note})
+    average = averaged_over(len(table.board.headline), len(table.board.development))
     sentences = (
+        f"average here is the mean over {average.partition(', ')[0]}; of DataComp's scores it is over its 38 tasks.",
         "rho is Spearman's rank correlation; the other number is the share of pairs of strategies in the same order, "
         "pairs that are equal on either side left out. Intervals (95 %) are of a bootstrap over strategies, and over "
         "the training seeds of this board too; with so few strategies, none of them independent, they are rough.",

@@ -101,6 +101,16 @@ def listed_some(names: Sequence[str], most: int = 6) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
+def averaged_over(num_reporting: int, num_development: int) -> str:
+    """Say over which tasks of a suite its average is; with a development half, which tasks that has too."""
+    if num_development:
+        return (
+            f"the suite's reporting half ({counted(num_reporting, 'task')}), dev the mean over its development half "
+            f"({num_development})"
+        )
+    return "the 1 task" if num_reporting == 1 else f"all {num_reporting} tasks"
+
+
 def counted(number: int, noun: str) -> str:
     """Spell a number of things."""
     return f"1 {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,7 +13,7 @@ import pandas as pd
 from benchmark.errors import UserError
 from benchmark.stage import write_bytes
 from benchmark.tasks import Suite
-from leaderboard.columns import counted, listed, markdown_table, page, score, signed, text_table
+from leaderboard.columns import averaged_over, counted, listed, markdown_table, page, score, signed, text_table
 from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation, to_frame
 from leaderboard.scores import ScoreSet
 
@@ -149,6 +149,8 @@ def _sentences(evaluations: Sequence[tuple[int, Evaluation]]) -> list[str]:
             sentences.append(
                 f"From {before:,} to {seen:,} samples the average changed by {signed(change.value)}{told}."
             )
+    suite = last.suite
+    sentences.append(f"average is the mean over {averaged_over(len(suite.headline), len(suite.development))}.")
     whose = counted(max(1, len(last.ours.seeds)), "training seed")
     if any(row.score is not None and row.score.error is not None for row in last.rows):
         sentences.append(

@@ -18,7 +18,17 @@ from benchmark.errors import UserError
 from benchmark.results import normalised, read_predictions
 from benchmark.tasks import Suite, Task
 from benchmark.uncertainty import difference, difference_of, error_of_mean
-from leaderboard.columns import counted, listed, markdown_table, page, score, shortened, signed, text_table
+from leaderboard.columns import (
+    averaged_over,
+    counted,
+    listed,
+    markdown_table,
+    page,
+    score,
+    shortened,
+    signed,
+    text_table,
+)
 from leaderboard.entries import Board, board_named, has_board, read_entries, read_other_pools
 from leaderboard.peers import Peers, SeedScores, entries_on, seed_scores_of
 from leaderboard.scores import ScoreSet, best_suite, read_scores, suite_named
@@ -639,11 +649,10 @@ def _about_averages(evaluation: Evaluation, bounds: frozenset[str], *, with_task
     has_column = bool(_shown_tasks(evaluation, with_tasks=with_tasks))
     parts = []
     if "average" in shown:
-        count = len(suite.headline)
-        number = f"the {counted(count, 'reporting task')}" if suite.development else f"all {count} tasks"
-        parts.append(f"average is the mean over {'the 1 task' if count == 1 and not suite.development else number}")
+        parts.append(f"average is the mean over {averaged_over(len(suite.headline), len(suite.development))}")
         parts.append(
-            "chance-normalised the mean over the same of (score - chance) / (1 - chance)"
+            f"chance-normalised the mean over the {'reporting half' if suite.development else 'same'} of "
+            "(score - chance) / (1 - chance)"
             + (", which is a task's from chance: 0 % is guessing, 100 % is perfect" if has_column else "")
             + ("" if has_column else ": 0 is guessing, 1 is perfect")
         )

@@ -17,7 +17,17 @@ import numpy as np
 import pandas as pd
 
 from benchmark.errors import UserError
-from leaderboard.columns import counted, listed, listed_some, markdown_table, page, score, signed, text_table
+from leaderboard.columns import (
+    averaged_over,
+    counted,
+    listed,
+    listed_some,
+    markdown_table,
+    page,
+    score,
+    signed,
+    text_table,
+)
 from leaderboard.entries import Board, Entry, check_entry
 from leaderboard.peers import Peers, entries_on, is_on, seed_scores_of
 from leaderboard.statistics import (
@@ -375,15 +385,11 @@ def _sentences(
 
 def _about_columns(board: Board) -> str:
     """Say what the columns are."""
-    average = "average is the mean over all tasks of the suite"
-    if board.development:
-        average = (
-            f"average is the mean over the suite's reporting half ({counted(len(board.headline), 'task')}), dev over "
-            f"its development half ({len(board.development)}), on which alone rules may be tuned"
-        )
+    average = averaged_over(len(board.headline), len(board.development))
+    tuned = ", on which alone rules may be tuned" if board.development else ""
     return (
-        f"keeps is the share of the pool that the strategy chose; {average}; ± is the standard deviation over so many "
-        "(training seeds); the other columns are means over all tasks of a group."
+        f"keeps is the share of the pool that the strategy chose; average is the mean over {average}{tuned}; ± is the "
+        "standard deviation over so many (training seeds); the other columns are means over all tasks of a group."
     )
 
 

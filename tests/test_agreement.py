@@ -127,6 +127,10 @@ def test_the_shipped_board_is_compared_and_one_entry_is_one_row() -> None:
     assert len(agreement_to_frame(agreement)) == len(agreement.comparisons) == 8
     for style in ("text", "markdown"):
         assert board.rules.note in render_agreement(agreement, style).replace("\n", " ")
+        average = (
+            "average here is the mean over the suite's reporting half (8 tasks); of DataComp's scores it is over its 38"
+        )
+        assert average in render_agreement(agreement, style).replace("\n", " ")
     twin = dataclasses.replace(next(e for e in entries if e.name == "no_filter"), name="twin")
     with pytest.raises(ValueError, match="are both the published 'No filtering'"):
         make_agreement(make_table([*entries, twin], board), read_published())

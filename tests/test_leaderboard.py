@@ -396,8 +396,8 @@ def test_a_run_without_any_entry_stands_alone() -> None:
     assert table.sentences == (
         "1 seed: enough to run, never enough to claim.",
         "The board has no entry to compare with.",
-        "keeps is the share of the pool that the strategy chose; average is the mean over all tasks of the suite; ± is "
-        "the standard deviation over so many (training seeds); the other columns are means over all tasks of a group.",
+        "keeps is the share of the pool that the strategy chose; average is the mean over all 2 tasks; ± is the "
+        "standard deviation over so many (training seeds); the other columns are means over all tasks of a group.",
         NOTE,
     )
     assert ">   -  mine   30 %      .400 (1)      .500       .300\n" in render_table(table)
@@ -460,8 +460,9 @@ def test_the_average_is_the_reporting_half_and_dev_the_other() -> None:
     frame = to_frame(table).set_index("name")
     assert frame.loc["clip", ["average", "dev"]].tolist() == pytest.approx([0.31, 0.51])
     assert frame.loc["clip", ["accuracy", "retrieval"]].tolist() == pytest.approx([0.51, 0.31])
-    assert "average is the mean over the suite's reporting half (1 task), dev over its development half (1)" in (
-        " ".join(table.sentences)
+    assert (
+        "average is the mean over the suite's reporting half (1 task), dev the mean over its development half (1), on"
+        in (" ".join(table.sentences))
     )
     for text in (render_table(table), render_markdown(table), render_html(table)):
         assert "dev" in text and ".510" in text
@@ -921,8 +922,8 @@ the rest is known with 8 degrees of freedom. Runs that share seeds are compared 
 difference need not be that of the averages. Intervals and ranks (95 %) go pair by pair; a rank needs 3 seeds (else
 -), and runs that cannot be told apart share theirs. They cover the training seed alone: another pool or other test
 samples move scores too.
-keeps is the share of the pool that the strategy chose; average is the mean over all tasks of the suite; ± is the
-standard deviation over so many (training seeds); the other columns are means over all tasks of a group.
+keeps is the share of the pool that the strategy chose; average is the mean over all 2 tasks; ± is the standard
+deviation over so many (training seeds); the other columns are means over all tasks of a group.
 planted (reference: knows the planted labels): not ranked, cannot be submitted, no ceiling.
 No evidence about anything else.
 """

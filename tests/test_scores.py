@@ -839,6 +839,15 @@ def test_a_learning_curve_goes_by_samples_seen() -> None:
     assert "From 1,000 to 2,000 samples the average changed by +.300 [+.252, +.348]." in text
 
 
+def test_every_table_says_what_its_average_is_over() -> None:
+    halves = replace(SUITE, reporting=("toy/plants", "toy/streets"), informative={})
+    scores = made("a", 0.3, 0.3, 0.3)
+    told = "average is the mean over the suite's reporting half (2 tasks), dev the mean over its development half (1)"
+    for text in (render_evaluation(scores, halves), render_curve([(1_000, scores)], halves)):
+        assert told in " ".join(text.split())
+    assert "average is the mean over all 3 tasks." in render_curve([(1_000, scores)], SUITE)
+
+
 def test_a_learning_curve_names_what_a_checkpoint_lacks() -> None:
     early = made("a", 0.3, 0.3, 0.3)
     del early.scores["toy/plants"]

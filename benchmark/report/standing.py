@@ -135,6 +135,7 @@ def task_standings(table: Table) -> list[TaskStanding]:
 
 
 def _summary(table: Table) -> str:
+    from leaderboard.columns import averaged_over, counted
     from leaderboard.statistics import mean
 
     row = next(row for row in table.rows if row.is_highlighted)
@@ -142,10 +143,8 @@ def _summary(table: Table) -> str:
     spread = "" if row.sd is None else f" ± {row.sd:.3f}"
     rank = "" if row.rank is None else f", rank {row.rank} of {sum(each.rank is not None for each in table.rows)}"
     told = f"{row.average:.3f}{spread} ({seeds}){rank}."
+    average = f"Average over {averaged_over(len(table.board.headline), 0)} of the suite"
     if row.development is None:
-        return f"Average over the suite's {len(table.board.headline)} tasks {told}"
-    dev = mean(row.development)
-    return (
-        f"Average over the suite's reporting half ({len(table.board.headline)} tasks) {told} Over its development half "
-        f"({len(table.board.development)}) {dev:.3f}."
-    )
+        return f"{average} {told}"
+    average = f"Average over the suite's reporting half ({counted(len(table.board.headline), 'task')})"
+    return f"{average} {told} Over its development half ({len(table.board.development)}) {mean(row.development):.3f}."
