@@ -457,7 +457,7 @@ def _sentences(evaluation: Evaluation, bounds: frozenset[str], *, with_tasks: bo
     change = evaluation.average.change
     sentences = _about_missing(ours, reference, suite)
     if reference is not None:
-        sentences += _about_change(ours, reference, suite, tasks, change)
+        sentences += _about_change(ours, reference, suite, tasks, change, evaluation.average.over_seeds)
         if (over_seeds := _about_seeds(evaluation)) is not None:
             sentences.append(over_seeds)
     if ours.scores:
@@ -508,7 +508,12 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def _about_change(
-    ours: ScoreSet, reference: ScoreSet, suite: Suite, tasks: Sequence[TaskRow], change: Estimate | None
+    ours: ScoreSet,
+    reference: ScoreSet,
+    suite: Suite,
+    tasks: Sequence[TaskRow],
+    change: Estimate | None,
+    over_seeds: SeedDifference | None,
 ) -> list[str]:
     sentences = []
     if change is not None:
@@ -516,7 +521,7 @@ def _about_change(
         if interval is None:
             told = "whether that is more than the choice of test samples is not known"
         elif interval[0] > 0 or interval[1] < 0:
-            told = "more than the choice of test samples explains; another training seed may move it as much or more"
+            told = f"more than the choice of test samples explains{_beside_seeds(over_seeds)}"
         else:
             told = "no more than the choice of test samples may explain"
         sentence = f"The average is {signed(change.value)} from {reference.name}: {told}."
@@ -540,6 +545,14 @@ def _about_change(
             "or templates change a score too."
         )
     return sentences
+
+
+def _beside_seeds(over_seeds: SeedDifference | None) -> str:
+    if over_seeds is None:
+        return "; another training seed may move it as much or more"
+    if over_seeds.is_significant:
+        return ", and more than training seeds do"
+    return ", but no more than another training seed may"
 
 
 def _has_other_data(name: str, ours: ScoreSet, reference: ScoreSet) -> bool:

@@ -531,6 +531,9 @@ def test_with_seeds_on_both_sides_the_table_says_what_they_allow() -> None:
         "trained."
     ) in text
     assert "of the mean over these 3 training seeds" in text
+    assert "more than the choice of test samples explains, and more than training seeds do." in text
+    unsure = render_evaluation(over_seeds("a", [0.5, 0.54, 0.78]), SUITE, over_seeds("b", [0.5, 0.42, 0.40]))
+    assert "test samples explains, but no more than another training seed may." in " ".join(unsure.split())
     few = " ".join(render_evaluation(over_seeds("a", [0.5, 0.54]), SUITE, over_seeds("b", [0.4])).split())
     assert "(2 seeds against 1) no interval of the change is known:" in few and "over seeds" not in few
 
