@@ -41,6 +41,7 @@ class Batch:
     tokens: Tensor  # (n, context length) int32
     undecodable: int  # samples that others stand in for
     repeats: int  # samples that stand in the global batch already, counted in its first part
+    failed: tuple[int, ...] = ()  # places in P of the pictures that could not be decoded
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,7 +61,8 @@ class Batch:
         if len(parts) == 1:
             return parts[0]
         images, tokens = torch.cat([part.images for part in parts]), torch.cat([part.tokens for part in parts])
-        return cls(images, tokens, sum(part.undecodable for part in parts), sum(part.repeats for part in parts))
+        undecodable, repeats = sum(part.undecodable for part in parts), sum(part.repeats for part in parts)
+        return cls(images, tokens, undecodable, repeats, tuple(place for part in parts for place in part.failed))
 
 
 def resize_and_crop(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -220,9 +222,11 @@ class StepBatches(Dataset[Batch]):
             return self._from_memory(self.held, places, positions, repeats)
         images = np.empty((len(places), scale.image_size, scale.image_size, 3), dtype=np.uint8)
         captions, undecodable = [], 0
+        failed: list[int] = []
         for row, (place, position) in enumerate(zip(places.tolist(), positions.tolist(), strict=True)):
-            pixels, caption, attempts = self._read(place, position)
-            undecodable += attempts > 0
+            pixels, caption, passed_over = self._read(place, position)
+            undecodable += len(passed_over) > 0
+            failed += passed_over
             captions.append(caption)
             if scale.augmentation.kind == "shift":
                 images[row] = resize_and_crop(pixels, scale.image_size)
@@ -232,31 +236,39 @@ class StepBatches(Dataset[Batch]):
                 images[row] = crop_and_resize(pixels, scale.image_size, crop)
         if scale.augmentation.kind == "shift":
             images = shift_images(images, scale.augmentation.pixels, seed, positions)
-        return _batch(images, tokenize(self.tokenizer, captions), undecodable, repeats)
+        return _batch(images, tokenize(self.tokenizer, captions), undecodable, repeats, failed)
 
     def _from_memory(self, held: HeldSamples, places: np.ndarray, positions: np.ndarray, repeats: int) -> Batch:
         rows = held.row_of[places]
         undecodable = 0
+        failed: list[int] = []
         for slot in np.flatnonzero(~held.is_decodable[rows]):
             undecodable += 1
+            failed.append(int(places[slot]))
             for attempt in range(1, 1 + len(held.row_of)):
-                rows[slot] = held.row_of[self.order.replacement(int(positions[slot]), attempt)]
+                place = self.order.replacement(int(positions[slot]), attempt)
+                rows[slot] = held.row_of[place]
                 if held.is_decodable[rows[slot]]:
                     break
+                failed.append(int(place))
         images = shift_images(held.images[rows], self.order.scale.augmentation.pixels, self.order.seed, positions)
-        return _batch(images, held.tokens[rows], undecodable, repeats)
+        return _batch(images, held.tokens[rows], undecodable, repeats, failed)
 
-    def _read(self, place: int, position: int) -> tuple[np.ndarray, str, int]:
+    def _read(self, place: int, position: int) -> tuple[np.ndarray, str, list[int]]:
+        """Return pixels and caption of the sample at a place in P or of what stands in, and the places passed over."""
+        passed_over: list[int] = []
         for attempt in range(1 + len(self.order.samples)):
-            data, text = self.reader.read(self.order.replacement(position, attempt) if attempt else place)
+            tried = int(self.order.replacement(position, attempt)) if attempt else place
+            data, text = self.reader.read(tried)
             pixels = decode_pixels(data)
             if pixels is not None:
-                return pixels, text.decode(errors="replace"), attempt
+                return pixels, text.decode(errors="replace"), passed_over
+            passed_over.append(tried)
         raise UserError("no sample of the subset can be decoded", code="image-undecodable")
 
 
-def _batch(images: np.ndarray, tokens: np.ndarray, undecodable: int, repeats: int) -> Batch:
-    return Batch(torch.from_numpy(images), torch.from_numpy(tokens), undecodable, repeats)
+def _batch(images: np.ndarray, tokens: np.ndarray, undecodable: int, repeats: int, failed: Sequence[int] = ()) -> Batch:
+    return Batch(torch.from_numpy(images), torch.from_numpy(tokens), undecodable, repeats, tuple(failed))
 
 
 def batches_from(dataset: StepBatches, first_step: int, workers: int, device: str = "cpu") -> Iterator[Batch]:

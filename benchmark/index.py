@@ -198,6 +198,7 @@ class PoolIndex:
     text_offset: np.ndarray
     text_length: np.ndarray
     caption_field: str | None = None  # of the JSON that stands there; None: the caption itself does
+    index_dir: Path | None = None  # where more is known of them, such as keys
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -410,7 +411,8 @@ def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subs
             parts[name].append(arrays[name][wanted])
     whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     note = read_note(pool_dir)
-    return PoolIndex(summary, **whole, caption_field=None if note is None else note.caption_field)
+    caption_field = None if note is None else note.caption_field
+    return PoolIndex(summary, **whole, caption_field=caption_field, index_dir=index_dir_of(pool_dir))
 
 
 def caption_of(data: bytes, caption_field: str | None) -> bytes:

@@ -65,6 +65,7 @@ from benchmark.stage import (
 from benchmark.step import Curves, LossScaler, StepStats, autocast, contrastive_loss, make_optimizer, train_step
 from benchmark.subset import Subset
 from benchmark.uids import UidMarks
+from benchmark.undecodable import UndecodablePictures
 
 TRAIN_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -247,9 +248,10 @@ def train(
         if workers is None:
             workers = 0 if batches.held is not None else default_workers()
         start = time.perf_counter()
+        pictures = UndecodablePictures(seed_dir / "logs", data.reader.index, data.samples)
         with Health(seed_dir, seed, scale, first_step, device, ranks, wandb_run) as health:
             for batch in health.waited_for(batches_from(batches, first_step, workers, device)):
-                _take_step(state, batch, scale, accumulation, ranks, checkpoint_dir)
+                _take_step(state, batch, scale, accumulation, ranks, checkpoint_dir, pictures)
                 health.note(state.step, state.curves)
                 asked = ranks.sums(len(stops))[0] > 0
                 if ranks.is_first and state.step < scale.steps:
@@ -389,7 +391,15 @@ def _prepare(folder: Path, made_from: dict[str, Json], model: nn.Module, scale: 
     return newest_state(folder, made_from)
 
 
-def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int, ranks: Ranks, folder: Path) -> None:
+def _take_step(
+    state: TrainState,
+    batch: Batch,
+    scale: Scale,
+    accumulation: int,
+    ranks: Ranks,
+    folder: Path,
+    pictures: UndecodablePictures,
+) -> None:
     """Take one step; raises ValueError, on the first rank, where the run has gone wrong."""
     advice = memory_advice(state.model, batch, scale, state.step, accumulation, ranks)
     with advice, _order_advice(scale, ranks):
@@ -406,9 +416,23 @@ def _take_step(state: TrainState, batch: Batch, scale: Scale, accumulation: int,
         )
     undecodable, repeats = ranks.sums(batch.undecodable, batch.repeats)
     state.curves.add(stats, int(undecodable), int(repeats))
+    if undecodable:
+        failed = [place for places in ranks.collect(batch.failed) for place in places]
+        if ranks.is_first:
+            pictures.note(failed)
     refusal = _refuse_bad_step(stats, state, scale, folder)
+    is_too_bad = state.curves.undecodable > MAX_UNDECODABLE * scale.samples_seen
+    if (refusal is not None or is_too_bad) and not ranks.is_first:
+        raise OtherRankFailed
     if refusal is not None:
-        raise UserError(refusal, code="training-failed") if ranks.is_first else OtherRankFailed
+        raise UserError(refusal, code="training-failed")
+    if is_too_bad:
+        seen = (state.step + 1) * scale.batch_size
+        raise UserError(
+            f"{state.curves.undecodable:,} samples of the first {seen:,} could not be decoded, more than "
+            f"{MAX_UNDECODABLE:.0%} of the samples seen, {pictures.tell()}",
+            code="image-undecodable",
+        )
     state.step += 1
 
 
@@ -567,12 +591,6 @@ def _refuse_bad_step(stats: StepStats, state: TrainState, scale: Scale, folder: 
         return (
             f"training diverged at step {state.step}: loss {stats.loss}, gradient norm {stats.grad_norm}; "
             f"{saved if state.saved_step is not None else 'no state is saved yet'}"
-        )
-    if state.curves.undecodable > MAX_UNDECODABLE * scale.samples_seen:
-        seen = (state.step + 1) * scale.batch_size
-        return (
-            f"{state.curves.undecodable} samples of the first {seen} could not be decoded, "
-            f"more than {MAX_UNDECODABLE:.0%} of the samples seen; check the pool's images"
         )
     return None
 

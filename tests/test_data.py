@@ -113,6 +113,7 @@ def test_an_undecodable_sample_is_replaced_by_a_keyed_draw_and_nothing_moves(tmp
             differs = one.tokens[:, 0] != other.tokens[:, 0]
             assert (one.tokens[differs, 0] == 3).all()
             assert other.undecodable == (one.tokens[:, 0] == 3).sum()
+            assert set(other.failed) == ({3} if other.undecodable else set()) and len(other.failed) >= other.undecodable
             assert (other.tokens[:, 0] != 3).all()
             replaced += other.undecodable
         assert replaced == sum(int((batch.tokens[:, 0] == 3).sum()) for batch in whole) > 0

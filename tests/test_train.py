@@ -1,10 +1,12 @@
 """Training: the step against open_clip's own code, exact resuming, and what is refused."""
 
+import csv
 import dataclasses
 import gzip
 import json
 import math
 import re
+import tarfile
 import time
 import weakref
 from pathlib import Path
@@ -19,12 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmark import stage, step, train
+from benchmark.cli import main
+from benchmark.errors import UserError
 from benchmark.index import read_index
 from benchmark.models import MODELS_DIR, build_model, build_tokenizer, write_vocabulary
 from benchmark.ranks import Ranks
 from benchmark.scales import SCALES, get_scale
-from benchmark.subset import Subset
+from benchmark.subset import Subset, load_subset
+from benchmark.tars import write_tar
 from benchmark.train import TrainingData, TrainState, fitting_accumulation, newest_state
+from benchmark.uids import count_of, format_uids, parse_uids
 
 SHORT = dataclasses.replace(SCALES["pico"], samples_seen=320, batch_size=32, warmup_steps=3)
 MADE_FROM = {"recipe": "short"}
@@ -188,8 +194,49 @@ def test_too_many_undecodable_samples_stop_the_run(data, tmp_path, monkeypatch):
     held = data.batches(0).held
     few = np.arange(len(held.is_decodable)) % 50 > 0  # 2 % are not
     monkeypatch.setattr(data, "_held", dataclasses.replace(held, is_decodable=few))
-    with pytest.raises(ValueError, match="could not be decoded, more than 1% of the samples seen"):
+    with pytest.raises(UserError, match="could not be decoded, more than 1% of the samples seen") as caught:
         run(data, tmp_path)
+    assert caught.value.code == "image-undecodable"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_undecodable_pictures_are_named_with_tar_and_key_and_can_be_taken_out(
+    pico_pool, tmp_path, monkeypatch, workers
+):
+    """Of every tar the first two samples; the subset has two copies of some."""
+    pool_dir, bad = tmp_path / "pool", {}
+    for path in sorted((pico_pool / "shards").glob("*.tar"))[:2]:
+        with tarfile.open(path) as tar:
+            files = [(each.name, tar.extractfile(each).read()) for each in list(tar)[:180]]
+        keys = list(dict.fromkeys(name.partition(".")[0] for name, _ in files))[:2]
+        bad |= {(path.name, key): json.loads(dict(files)[f"{key}.json"])["uid"] for key in keys}
+        picture = re.compile(rf"({'|'.join(keys)})\.(jpg|png|webp|jpeg)")
+        write_tar(
+            pool_dir / "shards" / path.name,
+            [(name, b"no picture" if picture.fullmatch(name) else content) for name, content in files],
+        )
+    index = read_index(pool_dir)
+    subset = Subset.of(np.concatenate([index.uids, index.uids[:10]]))
+    seed_dir = tmp_path / "exp" / "seed-0"
+    subset.save(seed_dir.parent / "subset.npy")
+    monkeypatch.setattr(train, "fits_memory", lambda order: not workers)
+    with pytest.raises(UserError) as caught:
+        run(TrainingData.of(index, subset, SHORT), seed_dir / "checkpoint", workers=workers)
+    told, logs = str(caught.value), seed_dir / "logs"
+    with (logs / "undecodable.csv").open(newline="") as file:
+        listed = {(row["tar"], row["key"]): row["uid"] for row in csv.DictReader(file)}
+    assert len(listed) >= 3 and listed.items() <= bad.items()
+    for tar, key in list(listed)[:3]:
+        assert f"{key!r} in {tar}" in told
+    assert f"{len(listed)} pictures met so far are listed in {logs / 'undecodable.csv'}" in told
+    (command,) = re.findall(r"winnow (subset minus .*--out \S+),", told)
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 0
+    left = load_subset(tmp_path / "decodable.npy").uids
+    assert len(left) == len(subset) - int(count_of(parse_uids(sorted(listed.values()), ""), subset.uids).sum())
+    assert not set(format_uids(left)) & set(listed.values())
+    with pytest.raises(UserError, match=f" {len(listed)} pictures met so far"):  # the same again: each once
+        run(TrainingData.of(index, subset, SHORT), seed_dir / "checkpoint", workers=workers)
 
 
 def test_out_of_memory_says_what_would_need_less(data, tmp_path, monkeypatch):
