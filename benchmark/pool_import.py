@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.executor import map_items
+from benchmark.foreign import tell_foreign
 from benchmark.index import (
     MAX_JSON_BYTES,
     IndexSummary,
@@ -425,6 +426,13 @@ def _parquet_paths(given: Sequence[Path]) -> tuple[Path, ...]:
     paths: dict[str, Path] = {}
     for location in given:
         found = sorted(location.glob("*.parquet")) if location.is_dir() else [location] if location.is_file() else []
+        tables = sorted(location.glob("*.[ct]sv")) if location.is_dir() else [location]
+        if tables and (location.is_file() or not found) and tables[0].suffix.lower() in (".csv", ".tsv"):
+            raise UserError(
+                f"--metadata {location}: {tables[0].name} is no parquet file, and only these are read; write one by "
+                f"pandas.read_csv({tables[0].name!r}).to_parquet({tables[0].with_suffix('.parquet').name!r})",
+                code="metadata-not-parquet",
+            )
         if not found:
             raise NotFoundError(f"--metadata {location}: there is no parquet file")
         for path in found:
@@ -450,9 +458,12 @@ def _with_uids(tables: Tables, tars_name_uids: bool) -> Tables:
         if tables.uid_column is None and tables.key_column is None:
             lacking = [name for name in ("sha256", "text") if name not in names]
             if lacking:
+                foreign = tell_foreign([path])
                 raise UserError(
                     f"nothing leads from the rows of {path} to samples: give --uid-column, --key-column, or "
                     f"--column {' and --column '.join(f'{name}=...' for name in lacking)}; it has {schema.names}"
+                    + (f"; {foreign}" if foreign else ""),
+                    code="no-way-to-samples",
                 )
     return tables
 

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from benchmark.errors import NotFoundError, UserError
+from benchmark.foreign import tell_foreign
 from benchmark.stage import TEMPORARY_SUFFIX
 from benchmark.storage import FileState, as_location, has_file, is_remote, list_files, open_file, stat_of
 from benchmark.tars import BLOCK, is_header, other_than_tar
@@ -154,7 +155,9 @@ def tell_contents(folder: Path) -> str:
     if left_out:
         return tell_left_out(left_out, 0)
     kinds = Counter(file.path.suffix.lower() or "files without an extension" for file in files)
-    return "it holds " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    told = "it holds " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    foreign = tell_foreign(file.path for file in files)
+    return f"{told}: {foreign}" if foreign else told
 
 
 def _find_in_folder(folder: Path) -> Found:
@@ -185,6 +188,7 @@ def _find(location: Path) -> tuple[list[FileState], list[LeftOut]]:
         return list(found.tars), list(found.left_out)
     files: dict[str, FileState] = {}
     left_out: list[LeftOut] = []
+    others: list[Path] = []
     missing: list[str] = []
     listed: dict[str, list[FileState]] = {}
     for spelt in expand_braces(text):
@@ -204,13 +208,14 @@ def _find(location: Path) -> tuple[list[FileState], list[LeftOut]]:
             continue
         files |= {str(file.path): file for file in matching if is_tar_name(file.path.name)}
         left_out += _left_out(matching, folder, is_tar_name)
+        others += [file.path for file in matching if not is_tar_name(file.path.name)]
     if missing and files:
         raise NotFoundError(
             f"--shards {text}: {len(missing):,} of the tars that it names are not there, such as {missing[0]}",
             code="tars-missing",
         )
     if not files:
-        told = tell_left_out(left_out, 0) if left_out else "nothing has such a name"
+        told = tell_left_out(left_out, 0) if left_out else tell_foreign(others) or "nothing has such a name"
         raise NotFoundError(f"--shards {text}: there is no tar; {told}", code="no-tars")
     return list(files.values()), left_out
 
@@ -219,7 +224,8 @@ def _named(file: FileState) -> FileState:
     """Return a file that was named; raises ValueError where neither name nor first bytes are a tar's."""
     if not is_tar_name(file.path.name) and not is_header(head := _head_of(file.path)):
         what = other_than_tar(head) or "does not begin as a tar does"
-        raise UserError(f"--shards {file.path} {what}", code="not-a-tar")
+        foreign = tell_foreign([file.path])
+        raise UserError(f"--shards {f'{file.path} {what}' if foreign is None else foreign}", code="not-a-tar")
     return file
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -653,3 +654,82 @@ def test_a_killed_import_may_be_begun_anew_with_other_settings(tars, tmp_path, m
         "original_height",
     ]
     assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+
+
+# --- Other data than tars --------------------------------------------------------------------------------------------
+
+SHARDS_PAGE = (ROOT / "benchmark" / "SHARDS.md").read_text()
+
+
+def write_foreign(kind, folder):
+    """Write five samples as strangers have them, under `folder`/data: return what names them."""
+    data = folder / "data"
+    data.mkdir()
+    pictures = [jpeg(COLOURS[name]) for name in "abcde"]
+    texts = [f"caption {name}" for name in "abcde"]
+    if kind == "parquet":
+        images = [{"bytes": each, "path": None} for each in pictures]
+        table = pa.table({"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+        pq.write_table(table.append_column("text", pa.array(texts)), data / "train-00000-of-00001.parquet")
+        return data / "train-00000-of-00001.parquet"
+    if kind == "bytes":
+        pq.write_table(pa.table({"jpg": pictures, "text": texts}), data / "0.parquet")
+        return data / "0.parquet"
+    for name, picture in zip("abcde", pictures, strict=True):
+        (data / f"{name}.jpg").write_bytes(picture)
+    if kind == "csv":
+        lines = [f"data/{name}.jpg\tcaption {name}" for name in "abcde"]
+        (data / "train.csv").write_text("\n".join(["filepath\ttitle", *lines]) + "\n")
+        return data / "train.csv"
+    return data / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (
+            "parquet",
+            "holds pictures inside, in its column 'image' (structs of bytes and path, as the `datasets`",
+        ),
+        ("bytes", "0.parquet holds pictures inside, in its column 'jpg' (bytes)"),
+        ("csv", "train.csv is a table of text with the columns filepath, title, without pictures"),
+        ("pictures", "pictures lie there as files, such as"),
+    ],
+)
+def test_other_data_than_tars_is_named_in_one_sentence_with_the_way_to_tars(tmp_path, kind, what):
+    path = write_foreign(kind, tmp_path)
+    for given, code in ((path.parent, "no-tars"), (path, "not-a-tar"), (path.parent / f"*{path.suffix}", "no-tars")):
+        told = refused(code, tmp_path, given)
+        assert what in told and "\n" not in told
+        assert 'benchmark/SHARDS.md, "To tars", has the lines that write them' in told
+    assert "\n## To tars\n" in SHARDS_PAGE
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_the_lines_on_the_page_bring_other_data_into_tars(tmp_path, monkeypatch, capsys, kind):
+    write_foreign(kind, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    part = SHARDS_PAGE.partition("\n## To tars\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", part, re.S)
+    (code,) = [block for block in blocks if kind in block]
+    exec(code, {})
+    assert importing(capsys, "--shards", "tars", "--out", "out")[0] == 0
+    assert rows_of(Path("out"))["uid"].tolist() == [uid_of(name) for name in "abcde"]
+
+
+def test_a_csv_as_metadata_is_named_with_the_way_to_parquet(tars, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("meta").mkdir()
+    Path("meta/m.csv").write_text("key,score\na,0.5\n")
+    for given in ("meta", "meta/m.csv"):
+        told = refused("metadata-not-parquet", tmp_path, tars, metadata=[Path(given)])
+        (way,) = re.findall(r"by (pandas\..*\))", told)
+    monkeypatch.chdir("meta")
+    exec(way, {"pandas": pd})
+    import_pool(tmp_path / "out", shards=[tars], metadata=[Path("m.parquet")], key_column="key")
+
+
+def test_metadata_with_pictures_inside_is_told_to_be_such(tars, tmp_path):
+    path = write_foreign("parquet", tmp_path)
+    told = refused("no-way-to-samples", tmp_path, tars, metadata=[path])
+    assert "holds pictures inside, in its column 'image'" in told
