@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 from itertools import chain
@@ -299,6 +300,34 @@ def test_the_same_inputs_give_the_same_bytes(reported, pico_pool, folder):
         "sheet-kept.png",
     }
     assert names <= set(first)
+
+
+@pytest.mark.parametrize("part", ["metadata", "embeddings"])
+def test_a_report_depends_on_what_is_in_the_pools_files_and_not_on_their_times(folder, part):
+    """A pool that is drawn again or copied has the same bytes at another time."""
+    embeddings = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float16)
+    features = {"l14_img": embeddings, "l14_txt": embeddings}
+    columns = {"uid": [uid(n) for n in range(8)], "text": [f"text {n}" for n in range(8)]}
+    columns["clip_l14_similarity_score"] = np.linspace(0.1, 0.3, 8)
+    write_pool(folder / "pool", columns, features=features)
+    (folder / "pool" / "assets").mkdir()
+    np.save(folder / "pool" / "assets" / "image_targets_l14.npy", embeddings[:2])  # so that normsim is compared with
+    half()
+    report()
+    first = {path.name: path.read_bytes() for path in Path("exp/report").iterdir()}
+    for path in Path("pool").rglob("*.*"):
+        os.utime(path, (1, 1))
+    shutil.copytree("exp", "again", ignore=shutil.ignore_patterns("report"))
+    report(exp="again")
+    assert {path.name: path.read_bytes() for path in Path("again/report").iterdir()} == first
+    if part == "metadata":
+        columns["text"][3] = "another text"
+    shutil.rmtree("pool/metadata")
+    features["l14_img"] = embeddings * (1 if part == "metadata" else -1)
+    write_pool(folder / "pool", columns, features=features)
+    report(exp="again")
+    made = [json.loads(Path(exp, "report/report.json").read_text())["made_from"] for exp in ("exp", "again")]
+    assert {name for name in made[0] if made[0][name] != made[1][name]} == {"metadata"}
 
 
 def test_a_report_that_fits_is_left_alone_and_a_lost_or_changed_one_is_made_anew(reported, pico_pool, capsys):

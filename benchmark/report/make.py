@@ -9,7 +9,7 @@ from benchmark.judging import planted_path
 from benchmark.options import filter_defaults, make_rule
 from benchmark.pool import Pool
 from benchmark.registry import FILTERS_DIR, STRATEGIES
-from benchmark.report.overlaps import comparables, keep_default_subset, metadata_state, overlaps_with
+from benchmark.report.overlaps import comparables, keep_default_subset, metadata_contents, overlaps_with
 from benchmark.report.page import Contents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
@@ -56,7 +56,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "pool": pool.identity.as_json() if pool.has_images else {"fingerprint": pool.fingerprint},
         "planted": sha256_of(planted_path(pool)) if has_file(planted_path(pool)) else None,
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
-        "metadata": metadata_state(pool),
+        "metadata": metadata_contents(pool, [*rules, *(each.rule for each in compared if each.is_direct)]),
         "board": standing.digest,
         "compared": [each.as_json(pool) for each in compared],
         "scored": [without_sources(rule.as_json(pool)) for rule in rules],

@@ -7,7 +7,9 @@ and are never run here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
 from benchmark.rules import Rule, as_recorded, without_sources
 from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
-from benchmark.storage import cache_dir
+from benchmark.storage import cache_dir, file_hash
 from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.uids import count_of, unique_uids
 
@@ -126,6 +128,8 @@ def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -
     candidates = [(folder / SUBSET_NAME, record.result["sha256"]) for folder, record in beside]
     made_from = [record.made_from for _, record in beside]
     places = [place for place, there in zip(candidates, made_from, strict=True) if there == as_recorded(wanted, there)]
+    if not any(_cached_subsets().glob(f"{rule.name}-*.npy")):  # spares hashing large .npz files
+        return _unchanged(places)
     cached_path = _cached_path(pool, rule)
     try:
         record = read_record(cached_path.with_suffix(".json"))
@@ -133,6 +137,11 @@ def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -
         record = None  # damaged, so not known
     if record is not None and record.made_from == _cache_key(pool, rule):
         places.append((cached_path, record.result["sha256"]))
+    return _unchanged(places)
+
+
+def _unchanged(places: Sequence[tuple[Path, str]]) -> Path | None:
+    """Return the first file that still has its sha256."""
     return next((path for path, sha256 in places if path.is_file() and sha256_of(path) == sha256), None)
 
 
@@ -150,22 +159,34 @@ def _experiments_beside(exp_dir: Path) -> list[tuple[Path, Record]]:
 
 
 def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
-    """Return what a default subset hangs on; also the state of metadata and features, not in the fingerprint."""
+    """Return what a default subset hangs on; also what is in metadata and features, not in the fingerprint."""
     return {
         "pool": pool.fingerprint,
         "rule": without_sources(rule.as_json(pool)),
-        "metadata": metadata_state(pool),
+        "metadata": metadata_contents(pool, [rule]),
         "filter": FILTER_VERSION,
     }
 
 
-def metadata_state(pool: Pool) -> str:
-    """Return a hash of the state of every metadata file and the .npz beside it."""
-    return digest([[path.name, state] for path, state in pool.metadata_states.items()])
+def metadata_contents(pool: Pool, rules: Sequence[Rule]) -> str:
+    """Return a hash of what is in every metadata shard, and in the .npz beside it where one of the rules reads that.
+
+    A file is read again only when its size or time changed.
+    """
+    with_features = any(each.strategy.features for rule in rules for each in rule.with_signals(pool))
+    files = [(shard.path, shard.state) for shard in pool.shards]
+    if with_features:
+        files += [(shard.npz_path, shard.npz_state) for shard in pool.shards if shard.npz_state is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing large files leaves the others free
+        return digest(list(threads.map(file_hash, *zip(*files, strict=True)))) if files else digest([])
+
+
+def _cached_subsets() -> Path:
+    return cache_dir() / "subsets"
 
 
 def _cached_path(pool: Pool, rule: Rule) -> Path:
-    return cache_dir() / "subsets" / f"{rule.name}-{digest(_cache_key(pool, rule))[:32]}.npy"
+    return _cached_subsets() / f"{rule.name}-{digest(_cache_key(pool, rule))[:32]}.npy"
 
 
 def _why_not(pool: Pool, strategy: Strategy) -> str:
