@@ -1,8 +1,12 @@
 """Exact cuts in fixed memory: against `top_fraction`, which sorts, whatever the tables' and the shards' sizes."""
 
+from unittest import mock
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from benchmark import cuts
 from benchmark.cuts import OpenCut, RowKeys, TopCut, count_digits, gather_words, score_words
@@ -53,7 +57,32 @@ def find_cut(shards, wanted):
             cut = cut.with_word(np.concatenate([gather_words(each, cut) for each in keys]))
         else:
             cut = cut.narrowed(sum(count_digits(each, cut) for each in keys))
-    return np.concatenate([cut.keeps(each) for each in keys]), passes
+    return np.concatenate([cut.keeps(each) for each in keys]), passes, cut.ties
+
+
+SCORES = st.sampled_from([-np.inf, -2.0, -5e-324, 0.0, 5e-324, 0.3, 0.3 + 2**-54, 1.0, np.inf])
+
+
+@given(
+    st.lists(st.lists(st.tuples(SCORES, st.integers(0, 3), st.integers(0, 2)), max_size=12), min_size=1, max_size=4),
+    st.integers(1, 50),
+    st.sampled_from([1, 3, 1 << 20]),
+)
+@settings(max_examples=300)
+def test_a_cut_keeps_what_sorting_keeps_and_counts_its_ties(drawn, wanted, max_gathered):
+    """Sorted by score, uid and place, in Python; the smaller words of uids come first."""
+    rows = [(-score, high, low, s, n) for s, part in enumerate(drawn) for n, (score, high, low) in enumerate(part)]
+    assume(wanted <= len(rows))
+    kept = sorted(rows)[:wanted]
+    shards = [
+        (np.array([row[0] for row in part]), np.array([row[1:] for row in part], dtype=UID_DTYPE)) for part in drawn
+    ]
+    with mock.patch.object(cuts, "MAX_GATHERED", max_gathered):
+        mask, _, ties = find_cut(shards, wanted)
+    places = [(s, n) for s, part in enumerate(drawn) for n in range(len(part))]
+    assert [place for place, keep in zip(places, mask, strict=True) if keep] == sorted(row[3:] for row in kept)
+    last = kept[-1][0]
+    assert (ties.rows, ties.kept) == (sum(r[0] == last for r in rows), sum(r[0] == last for r in kept))
 
 
 @pytest.mark.parametrize("max_gathered", [1, 7, 10**6])
@@ -66,7 +95,7 @@ def test_a_cut_by_counting_is_the_cut_by_sorting(monkeypatch, max_gathered, leve
     uids["f0"], uids["f1"] = rng.integers(0, 2, 60) << 62, rng.integers(0, 6, 60)  # many share a uid
     shards = [(scores[rows], uids[rows]) for rows in (slice(0, 25), slice(25, 25), slice(25, 60))]
     for wanted in (1, 2, 17, 30, 59, 60):
-        found, passes = find_cut(shards, wanted)
+        found, passes, _ = find_cut(shards, wanted)
         assert found.tolist() == top_fraction(scores, uids, wanted / 60, 60).tolist() and found.sum() == wanted
         assert passes <= 4 * (cuts.DIGITS_PER_WORD + 1)
 

@@ -199,6 +199,20 @@ def test_numbers_of_the_embedded_pool_are_those_of_pandas(reported, pico_pool):
     }
 
 
+def test_what_ties_decided_is_said_on_the_page_and_by_the_command(folder, capsys):
+    pool = hostile_pool(folder)
+    for path in sorted(pool.glob("metadata/*.parquet")):
+        frame = pd.read_parquet(path)
+        frame.assign(clip_l14_similarity_score=frame["clip_l14_similarity_score"] > 0.5).astype(
+            {"clip_l14_similarity_score": "float32"}
+        ).to_parquet(path)
+    assert (
+        main(["filter", "pool_dir=pool", "exp_dir=exp", "filters=clip_score", "filters.clip_score.fraction=0.25"]) == 0
+    )
+    assert "tied at the cut 4, the 2 smallest uids kept" in capsys.readouterr().out
+    assert "At the cut of clip_score, 4 rows had the same score; it kept the 2 with the smallest uids." in report()
+
+
 def test_overlaps_are_those_of_sets(reported, pico_pool):
     found = tables((reported / "report" / "index.html").read_text())["Overlap with the shipped strategies"]
     assert {"basic", "clip_score", "laion2b", "no_filter", "random"} <= set(found)

@@ -203,6 +203,12 @@ def _rules_html(contents: Contents) -> str:
             f"Each rule votes on all {record.result['rows']:,} rows. Only it dropped: rows that every other rule would "
             "have kept. Rows without a verdict are dropped."
         )
+        for each in reports:
+            if each.tied:
+                about += (
+                    f" At the cut of {each.name}, {_rows(each.tied)} had the same score; it kept the {each.tied_kept:,} "
+                    "with the smallest uids."
+                )
         parts.append(f"<h2>Rule by rule</h2><p>{_text(about)}</p>{table}")
     unscored = contents.unscored | survey.failures
     if survey.histograms or unscored:
