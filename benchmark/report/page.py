@@ -206,8 +206,8 @@ def _rules_html(contents: Contents) -> str:
         for each in reports:
             if each.tied:
                 about += (
-                    f" At the cut of {each.name}, {_rows(each.tied)} had the same score; it kept the {each.tied_kept:,} "
-                    "with the smallest uids."
+                    f" At the cut of {each.name}, {_rows(each.tied)} had the same score; it kept the "
+                    f"{each.tied_kept:,} with the smallest uids."
                 )
         parts.append(f"<h2>Rule by rule</h2><p>{_text(about)}</p>{table}")
     unscored = contents.unscored | survey.failures
