@@ -674,7 +674,7 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files")
     options = parser.parse_args(arguments)
     from benchmark.options import known_signals, known_strategies
-    from benchmark.registry import SUITES, load_strategies, load_tasks, suite_tasks
+    from benchmark.registry import BROKEN, SUITES, load_strategies, load_tasks, suite_tasks
     from benchmark.scales import SCALES
 
     if options.what == "checkpoints":
@@ -686,6 +686,8 @@ def _list(arguments: list[str]) -> int:
         print("\n".join(_filter_lines(known_strategies())))
         print("\nSignals, which filters use by signals=[...] and give their own options of the same names:")
         print("\n".join(_filter_lines(known_signals())))
+        for broken in BROKEN.values():
+            print(f"\ncannot be used: {broken.kind} {broken.name!r} of {broken.path}: {broken.reason}")
     elif options.what == "tasks":
         tasks = load_tasks(options.plugins)
         shown: set[str] = set()  # a task may be in several suites
