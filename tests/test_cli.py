@@ -372,8 +372,9 @@ def test_a_wrong_pool_is_met_by_one_sentence(folder, capsys, columns, message):
 def test_a_folder_that_is_no_pool_is_met_by_one_sentence_and_left_alone(folder, capsys):
     (folder / "stuff").mkdir()
     (folder / "stuff" / "notes.txt").write_text("mine")
-    for command in (["run", "scale=pico", "pool_dir=stuff"], ["pool", "build", "--scale=pico", "--pool-dir=stuff"]):
-        assert "stuff is not empty and holds no embedded pool (found notes.txt)" in failing(capsys, *command)
+    assert "stuff is no pool: it has neither metadata" in failing(capsys, "run", "scale=pico", "pool_dir=stuff")
+    build = ["pool", "build", "--scale=pico", "--pool-dir=stuff"]
+    assert "stuff is not empty and holds no embedded pool (found notes.txt)" in failing(capsys, *build)
     assert [path.name for path in (folder / "stuff").iterdir()] == ["notes.txt"]
 
 
