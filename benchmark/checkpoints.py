@@ -61,9 +61,28 @@ def open_model(model: str, checkpoint: str | None) -> OpenedModel:
     assert weights is not None
     identity = hash_weights(name, weights, hash_file)
     path = weights if weights.is_file() else Path(_fetched(name, str(weights)))
-    opened = build_model(name)
+    opened = _built(name)
     _load_checkpoint(opened, path, name)
-    return OpenedModel(opened, build_tokenizer(name), _preprocess(name, config, str(weights)), name, identity)
+    return OpenedModel(opened, _tokenizer(name), _preprocess(name, config, str(weights)), name, identity)
+
+
+def _built(name: str) -> nn.Module:
+    try:
+        return build_model(name)
+    except Exception as error:  # whatever open_clip, timm or torch make of somebody's configuration
+        raise _no_model(name, error) from error
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    try:
+        return build_tokenizer(name)
+    except Exception as error:  # transformers that is not installed, a hub that is not reached, a file that is none
+        raise _no_model(name, error) from error
+
+
+def _no_model(name: str, error: Exception) -> UserError:
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return UserError(f"model {name!r} cannot be built with its tokenizer ({told})", code="model-unfit")
 
 
 def _fetched(name: str, tag: str) -> str:
@@ -198,7 +217,9 @@ def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preproces
     size = config["vision_cfg"].get("image_size", 224)
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1:
-        raise UserError(f"model {name!r} takes images of {size} pixels; only square ones can be evaluated")
+        raise UserError(
+            f"model {name!r} takes images of {size} pixels; only square ones can be evaluated", code="model-unfit"
+        )
     image_size = int(sides.pop())
     tags = open_clip.list_pretrained_tags_by_model(name)
     is_named = checkpoint in tags and not Path(checkpoint).is_file()

@@ -129,7 +129,9 @@ def find_evaluation_sets(given: str | None, pool_dir: Path, where: str) -> Path:
     """
     folder = local_copy(as_location(given)) if given is not None else local_copy(pool_dir / "eval")
     if not evaluation_tars(folder):
-        raise NotFoundError(f"{where}: there are no evaluation sets (wds_<task>_test/test/*.tar) in {folder}")
+        raise NotFoundError(
+            f"{where}: there are no evaluation sets (wds_<task>_test/test/*.tar) in {folder}", code="asset-not-found"
+        )
     return folder
 
 
@@ -161,7 +163,9 @@ def _evaluation_slices(eval_dir: Path) -> Iterator[list[Image.Image]]:
                 file.seek(member.offset)
                 image = decode_image(file.read(member.size))
                 if image is None:
-                    raise UserError(f"{path}: the evaluation image {member.name!r} cannot be decoded")
+                    raise UserError(
+                        f"{path}: the evaluation image {member.name!r} cannot be decoded", code="image-undecodable"
+                    )
                 images.append(image)
                 if len(images) == SLICE_IMAGES:
                     yield images

@@ -66,9 +66,13 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation not in RESAMPLING:
-            raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
+            raise UserError(
+                f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}", code="task-invalid"
+            )
         if self.resize_mode not in ("shortest", "squash", "longest"):
-            raise UserError(f"resize_mode {self.resize_mode!r} is not one of shortest, squash, longest")
+            raise UserError(
+                f"resize_mode {self.resize_mode!r} is not one of shortest, squash, longest", code="task-invalid"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: P
         missing += paths
         lacking += [task] if paths else []
     if (eval_dir / "test" / "nshards.txt").exists():
-        raise UserError(f"{eval_dir} is an evaluation set itself; eval_dir= is the folder that it lies in")
+        raise UserError(
+            f"{eval_dir} is an evaluation set itself; eval_dir= is the folder that it lies in", code="option-value"
+        )
     if missing:
         shown = [str(path.relative_to(eval_dir)) if path.is_relative_to(eval_dir) else str(path) for path in missing]
         more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
@@ -123,7 +129,7 @@ def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: P
         raise NotFoundError(
             f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {where}: "
             f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}{what_is_there}",
-            code="missing-eval-sets",
+            code="eval-set-missing",
         )
 
 
@@ -246,7 +252,10 @@ def read_contents(task: Task, folder: Path, data_hash: str) -> Contents:
     """Return what a set with this hash holds; kept in the user's cache. Raises SetError where it cannot be read."""
     kept_path = cache_dir() / "evalsets" / f"{digest([CONTENTS_VERSION, data_hash, task.kind])}.json"
     if kept_path.exists():
-        return Contents(**read_json(kept_path))
+        try:
+            return Contents(**read_json(kept_path))
+        except TypeError:  # of another version of Winnow, or damaged: it is made again
+            pass
     if not isinstance(task, Retrieval | Association):
         read_prompts(folder)
     samples = read_samples(folder)

@@ -275,11 +275,14 @@ def _plan(
                 unreadable[task.name] = reason_of(error, folder)
             continue
         if sha256_of(path) != record.result["predictions"]:
-            raise UserError(f"{path} was changed after it was made; delete it to have it made again")
+            raise UserError(
+                f"{path} was changed after it was made; delete it to have it made again", code="file-changed"
+            )
         if strict and "expected_samples" in record.result:
             raise UserError(
                 f"{result_path(out_dir, task)} was made with strict=false from data of another size than the task's; "
-                "delete it and evaluate whole data, or say strict=false again"
+                "delete it and evaluate whole data, or say strict=false again",
+                code="record-differs",
             )
         update_metrics(out_dir, task, record)
     if tasks:
@@ -306,7 +309,8 @@ def _refuse_other_models(out_dir: Path, source: dict[str, Json]) -> None:
         if record and (shown := describe_differences(model_of(source), model_of(record.made_from))):
             raise UserError(
                 f"{out_dir} has a result of another model or setting ({path.name}): {shown}. Choose another folder, "
-                f"repeat those settings, or delete {path.parent}."
+                f"repeat those settings, or delete {path.parent}.",
+                code="record-differs",
             )
 
 
@@ -453,7 +457,9 @@ class _Evaluator:
             return self._associate(samples, job)
         if isinstance(task, FaceAttributes):
             return self._attribute(samples, job)
-        raise UserError(f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}")
+        raise UserError(
+            f"task {task.name!r} is of a kind that cannot be evaluated: {type(task).__name__}", code="task-invalid"
+        )
 
     def _classify(self, task: ZeroShotClassification, samples: list[Sample], job: _Job) -> pa.Table:
         classnames, templates = read_prompts(job.folder)
@@ -579,7 +585,9 @@ class _Evaluator:
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
             key = samples[int(bad[0])].key
-            raise UserError(f"task {task_name!r}: the model's embedding of image {key!r} is not finite")
+            raise UserError(
+                f"task {task_name!r}: the model's embedding of image {key!r} is not finite", code="model-unfit"
+            )
         return together
 
     def _prepare(self, batch: Tensor) -> Tensor:
@@ -613,7 +621,9 @@ class _Evaluator:
         bad = torch.nonzero(~torch.isfinite(together).all(dim=1))
         if len(bad):
             text = list(distinct)[int(bad[0])]
-            raise UserError(f"task {task_name!r}: the model's embedding of text {text!r} is not finite")
+            raise UserError(
+                f"task {task_name!r}: the model's embedding of text {text!r} is not finite", code="model-unfit"
+            )
         return together, [distinct[text] for text in texts]
 
     def _lengths(self, tokens: Tensor) -> Tensor:

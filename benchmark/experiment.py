@@ -129,7 +129,8 @@ def filter_stage(
             if None not in (before, inputs) and before != inputs:
                 raise UserError(
                     f"{exp_dir} was filtered from other metadata, features or images under the same uids: what is in "
-                    f"{pool.dir} has changed since; choose another folder, or delete this one"
+                    f"{pool.dir} has changed since; choose another folder, or delete this one",
+                    code="pool-differs",
                 )
             kept, rows = record.result["size"], record.result["rows"]
             say(f"filter: as before, {kept:,} of {rows:,} rows ({exp_dir / SUBSET_NAME})")
@@ -376,7 +377,8 @@ def own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
     ):
         raise UserError(
             f"{exp_dir / SHARDS_NAME} was cut out by another subset or of another pool than the experiment's; delete "
-            "it, or choose another folder"
+            "it, or choose another folder",
+            code="record-differs",
         )
     return shards
 
@@ -522,14 +524,16 @@ def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Recor
     trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
     if trained is None:
         raise NotFoundError(
-            f"{seed_dir} has no checkpoint yet; run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`"
+            f"{seed_dir} has no checkpoint yet; run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`",
+            code="checkpoint-not-found",
         )
     _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
     if trained.made_from["recipe"]["hash"] != scale.hash:
         there = trained.made_from["recipe"]
         raise UserError(
             f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
-            f"not by recipe {scale.recipe} of {scale.name!r}"
+            f"not by recipe {scale.recipe} of {scale.name!r}",
+            code="record-differs",
         )
     return trained
 
@@ -606,11 +610,14 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
     """Return the experiment's subset file and record; raises where there is none or it was made from another pool."""
     record = read_record(exp_dir / SUBSET_RECORD_NAME)
     if record is None:
-        raise NotFoundError(f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first")
+        raise NotFoundError(
+            f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first", code="subset-not-found"
+        )
     if pool is not None and record.made_from["pool"] != pool.fingerprint:
         raise UserError(
             f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, "
-            f"but {pool.dir} is pool {pool.fingerprint[:12]}; give pool_dir= of the pool that it was filtered from"
+            f"but {pool.dir} is pool {pool.fingerprint[:12]}; give pool_dir= of the pool that it was filtered from",
+            code="pool-differs",
         )
     return exp_dir / SUBSET_NAME, record
 
@@ -618,11 +625,14 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
 def refuse_changed(path: Path, sha256: str) -> None:
     """Raise where a file is not the one that its record speaks of."""
     if not path.is_file():
-        raise NotFoundError(f"{path} is gone, though its record is there; run `winnow run` again to make it anew")
+        raise NotFoundError(
+            f"{path} is gone, though its record is there; run `winnow run` again to make it anew", code="output-lost"
+        )
     if sha256_of(path) != sha256:
         raise UserError(
             f"{path} was changed after it was made: its sha256 is not the one in its record; "
-            "restore it, or delete it and run `winnow run` again to make it anew"
+            "restore it, or delete it and run `winnow run` again to make it anew",
+            code="file-changed",
         )
 
 
@@ -668,7 +678,8 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
             if others:
                 raise UserError(
                     f"{seed_dir} has results of other weights than its checkpoint's, for {', '.join(others)}; "
-                    f"delete {seed_dir / 'eval'} and evaluate again"
+                    f"delete {seed_dir / 'eval'} and evaluate again",
+                    code="record-differs",
                 )
             if partial := [name for name, record in records.items() if "expected_samples" in record.result]:
                 warn(
@@ -685,7 +696,8 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
         if differing:
             raise UserError(
                 f"{exp_dir}: seeds {seeds[0].seed} and {other.seed} differ in {', '.join(differing)}, so their scores "
-                "cannot be joined; train or evaluate one of them again in another folder"
+                "cannot be joined; train or evaluate one of them again in another folder",
+                code="seeds-differ",
             )
     return seeds
 
@@ -797,7 +809,7 @@ class _Given:
 def _given_subset(pool: Pool, path: Path, max_missing: int) -> _Given:
     subset = load_subset(path)
     if len(subset) == 0:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} is empty", code="subset-empty")
     found, rows, rows_found = UidMarks(subset.uids), 0, 0
     for uids in pool.uid_parts():
         places = find_uids(uids, subset.uids)
@@ -820,10 +832,14 @@ def _refuse_foreign_checkpoint(seed_dir: Path, trained: Record, subset_record: R
     if trained.made_from["subset"] != subset_record.result["sha256"]:
         raise UserError(
             f"{seed_dir} was trained on another subset ({trained.made_from['subset'][:12]}) than the experiment's "
-            f"({subset_record.result['sha256'][:12]}); delete it or choose another folder"
+            f"({subset_record.result['sha256'][:12]}); delete it or choose another folder",
+            code="record-differs",
         )
     if trained.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]:
-        raise UserError(f"{seed_dir} was trained on another pool than the experiment's; choose another folder")
+        raise UserError(
+            f"{seed_dir} was trained on another pool than the experiment's; choose another folder",
+            code="record-differs",
+        )
 
 
 def entry_name(record: Record, pool_dir: Path) -> str:

@@ -168,7 +168,8 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
     if rules and not pool.metadata_paths:
         raise UserError(
             f"{pool.dir} has shards alone, and filters need metadata: `winnow pool import` makes them from the tars; "
-            "or give subset= of a file"
+            "or give subset= of a file",
+            code="metadata-missing",
         )
     waiting = list(rules)
     while waiting:
@@ -183,9 +184,14 @@ def check_pool_has(pool: Pool, rules: Sequence[Rule]) -> None:
             else:
                 waiting.append(signal)
         if rule.strategy.planted and not has_file(planted_path(pool)):
-            raise NotFoundError(f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there")
+            raise NotFoundError(
+                f"{needed_by} is a reference for embedded pools; {planted_path(pool)} is not there",
+                code="no-embedded-pool",
+            )
         if rule.strategy.images and not pool.has_images:
-            raise NotFoundError(f"{needed_by} needs the images, but there is no tar in {shards_dir_of(pool.dir)}")
+            raise NotFoundError(
+                f"{needed_by} needs the images, but there is no tar in {shards_dir_of(pool.dir)}", code="images-missing"
+            )
 
 
 def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -482,7 +488,8 @@ class _Engine:
             assert within is not None
             raise UserError(
                 f"within=: {found.num_unknown:,} of {within.num_distinct:,} uids of the subset file are not in the "
-                f"pool, such as {_spell(found.unknown)}"
+                f"pool, such as {_spell(found.unknown)}",
+                code="uid-unknown",
             )
         num_rows = self.pool.num_rows if found is None else found.rows
         passes = _Passes(self.judge, None if found is None else found.copies)
@@ -552,7 +559,7 @@ class _Engine:
         )
         unseen = effort.absent + effort.undecodable
         if effort.asked and unseen == effort.asked:
-            raise UserError(f"{told} has no image to judge: {counts}")
+            raise UserError(f"{told} has no image to judge: {counts}", code="images-missing")
         if unseen:
             warn(f"{told}: {counts}; they get no verdict")
 
@@ -677,7 +684,9 @@ class _Engine:
         except (Exception, SystemExit) as error:
             raise failure(rule, "the pool", error) from error
         if not isinstance(chosen, Subset):
-            raise UserError(f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}")
+            raise UserError(
+                f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}", code="strategy-result"
+            )
         self.efforts[rule.name] = Effort(len(view.uids), time.perf_counter() - began, len(view.uids))
         uids = np.asarray(chosen.uids)
         in_order = Subset(uids if is_sorted(uids) else sort_uids(uids))
@@ -715,7 +724,8 @@ class _Engine:
                     if shapes.setdefault(name, shape) != shape:
                         raise UserError(
                             f"{shard.npz_path}: {name} has rows {shape[0]} of {shape[1]}, those of the shards before "
-                            f"it are {shapes[name][0]} of {shapes[name][1]}"
+                            f"it are {shapes[name][0]} of {shapes[name][1]}",
+                            code="array-shape",
                         )
                     files[name].write(np.ascontiguousarray(array[rows]).data)
                 if has_columns:
@@ -859,7 +869,7 @@ def _common_type(rule: Rule, kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype
     try:
         return common_type(kinds)
     except ValueError as error:
-        raise UserError(f"filter {rule.name!r} {error}") from error
+        raise UserError(f"filter {rule.name!r} {error}", code="strategy-result") from error
 
 
 def _nothing_left(rules: Sequence[Rule], kept: dict[int, int], tallies: dict[int, _Tally], num_rows: int) -> UserError:
@@ -872,7 +882,10 @@ def _nothing_left(rules: Sequence[Rule], kept: dict[int, int], tallies: dict[int
 
 
 def _too_many(total: float, num_rows: int) -> UserError:
-    return UserError(f"{total:,.0f} copies of {num_rows:,} rows are asked for; a filter's ints are copies, such as 2")
+    return UserError(
+        f"{total:,.0f} copies of {num_rows:,} rows are asked for; a filter's ints are copies, such as 2",
+        code="strategy-result",
+    )
 
 
 def _spell(uids: np.ndarray) -> str:

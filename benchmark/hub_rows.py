@@ -83,7 +83,9 @@ def find_rows(eval_dir: Path, hub_rows: str) -> Rows | None:
     Raises ValueError that names both where two caches hold the set, and one that names what lacks where shards do.
     """
     if not _HUB_NAME.fullmatch(hub_rows):
-        raise UserError(f"hub_rows {hub_rows!r} is no data set of the hub; nlphuji/winogavil is one")
+        raise UserError(
+            f"hub_rows {hub_rows!r} is no data set of the hub; nlphuji/winogavil is one", code="task-invalid"
+        )
     for cache in (eval_dir / CACHE_NAME, eval_dir):
         found: dict[tuple[str, str], list[FileState]] = {}  # (folder, what its shards are called) -> shards
         for folder, inner in _folders_of(cache, hub_rows):
@@ -95,7 +97,9 @@ def find_rows(eval_dir: Path, hub_rows: str) -> Rows | None:
         if len(found) > 1:
             (first, _), (second, _) = sorted(found)[:2]
             both = f"{first} and {second}" if first != second else f"{first}, under several names"
-            raise UserError(f"rows of {hub_rows} are in {both}; remove what is not to be evaluated")
+            raise UserError(
+                f"rows of {hub_rows} are in {both}; remove what is not to be evaluated", code="eval-set-invalid"
+            )
         for files in found.values():
             files.sort(key=lambda file: _natural(file.path.name))
             _check_whole(files)
@@ -156,13 +160,16 @@ def unpack_rows(task: Task, rows: Rows, folder: Path) -> None:
     elif isinstance(task, Association):
         unpack = _unpack_association
     else:
-        raise UserError(f"task {task.name!r} has hub_rows, and is no retrieval or association task but {task.kind}")
+        raise UserError(
+            f"task {task.name!r} has hub_rows, and is no retrieval or association task but {task.kind}",
+            code="task-invalid",
+        )
     files = [stat_of(local_copy(file.path)) if is_remote(file.path) else file for file in rows.files]
     num_rows = sum(_count_rows(file.path) for file in files)
     with tqdm(total=num_rows, desc=task.name, unit="row", disable=None, leave=False) as progress:
         num_tars = unpack(Rows(rows.cache, tuple(files)), folder, progress)
     if not num_tars:
-        raise UserError(f"{rows.files[0].path} has no rows")
+        raise UserError(f"{rows.files[0].path} has no rows", code="eval-set-invalid")
     for file in files:
         if state_of(file.path) != file.state:
             raise changed(file.path)
@@ -219,9 +226,15 @@ def _check_whole(files: list[FileState]) -> None:
         return
     total = numbers[0][1]
     if any(each != total for _, each in numbers):
-        raise UserError(f"{files[0].path.parent} has shards of several numberings; remove those that are out of date")
+        raise UserError(
+            f"{files[0].path.parent} has shards of several numberings; remove those that are out of date",
+            code="eval-set-invalid",
+        )
     if missing := sorted(set(range(total)) - {number for number, _ in numbers}):
-        raise UserError(f"{files[0].path.parent} has {len(files)} of {total} shards and lacks number {missing[0]}")
+        raise UserError(
+            f"{files[0].path.parent} has {len(files)} of {total} shards and lacks number {missing[0]}",
+            code="eval-set-invalid",
+        )
 
 
 # --- Reading -------------------------------------------------------------------------------------------------------
@@ -271,7 +284,10 @@ def _read_rows(rows: Rows, columns: dict[str, _Kind]) -> Iterator[tuple[str, dic
                 row = {name: batch.column(name)[place].as_py() for name in columns}
                 for name, value in row.items():
                     if value is None or (isinstance(value, list) and None in value):
-                        raise UserError(f"{where}: {name} is or holds a null; it must be {columns[name].shown}")
+                        raise UserError(
+                            f"{where}: {name} is or holds a null; it must be {columns[name].shown}",
+                            code="eval-set-invalid",
+                        )
                 yield where, row
                 number += 1
 
@@ -315,16 +331,22 @@ def _count_rows(path: Path) -> int:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     form = "parquet" if path.suffix == ".parquet" else "an Arrow stream"
-    return UserError(f"{path} is damaged, cut off or not {form} ({one_line(error)}); have it made or fetched again")
+    return UserError(
+        f"{path} is damaged, cut off or not {form} ({one_line(error)}); have it made or fetched again",
+        code="file-damaged",
+    )
 
 
 def _check_columns(path: Path, schema: pa.Schema, columns: dict[str, _Kind]) -> None:
     for name, kind in columns.items():
         places = schema.get_all_field_indices(name)
         if len(places) != 1:
-            raise UserError(f"{path}: there must be one column {name!r} ({kind.shown}); there are {schema.names}")
+            raise UserError(
+                f"{path}: there must be one column {name!r} ({kind.shown}); there are {schema.names}",
+                code="eval-set-invalid",
+            )
         if not kind.fits(there := schema.field(places[0]).type):
-            raise UserError(f"{path}: column {name!r} is {there}; it must be {kind.shown}")
+            raise UserError(f"{path}: column {name!r} is {there}; it must be {kind.shown}", code="eval-set-invalid")
 
 
 def _image_of(value: dict[str, Any], cache: Path, where: str) -> tuple[str, bytes]:
@@ -332,7 +354,7 @@ def _image_of(value: dict[str, Any], cache: Path, where: str) -> tuple[str, byte
     data = value["bytes"]
     if data is None:
         if value["path"] is None:
-            raise UserError(f"{where}: an image has neither bytes nor a path")
+            raise UserError(f"{where}: an image has neither bytes nor a path", code="eval-set-invalid")
         data = _file_in_cache(value["path"], cache, where).read_bytes()
     if data.startswith(JPEG_START):
         return "jpg", data
@@ -341,7 +363,10 @@ def _image_of(value: dict[str, Any], cache: Path, where: str) -> tuple[str, byte
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "webp", data
     formats = ", ".join(sorted(set(IMAGE_FORMATS.values())))
-    raise UserError(f"{where}: an image of {len(data)} bytes that begins with {data[:8]!r} is none of {formats}")
+    raise UserError(
+        f"{where}: an image of {len(data)} bytes that begins with {data[:8]!r} is none of {formats}",
+        code="eval-set-invalid",
+    )
 
 
 def _file_in_cache(name: str, cache: Path, where: str) -> Path:
@@ -351,7 +376,10 @@ def _file_in_cache(name: str, cache: Path, where: str) -> Path:
     whatever a row says.
     """
     if is_remote(cache):
-        raise UserError(f"{where} names the file {name!r} for an image; copy {cache} to a local folder to have it read")
+        raise UserError(
+            f"{where} names the file {name!r} for an image; copy {cache} to a local folder to have it read",
+            code="eval-set-invalid",
+        )
     parts = name.split("/downloads/")
     rests = ["/downloads/".join(parts[start:]) for start in range(1, len(parts))]
     roots = [cache.resolve(), (cache / "downloads").resolve()]  # the second may be a link to another disk
@@ -362,7 +390,10 @@ def _file_in_cache(name: str, cache: Path, where: str) -> Path:
                 return found
         except (OSError, ValueError):  # too long a name, or one with a zero in it
             continue
-    raise UserError(f"{where} names the image file {name!r}, and {cache} holds no such file; no other is read")
+    raise UserError(
+        f"{where} names the image file {name!r}, and {cache} holds no such file; no other is read",
+        code="eval-set-invalid",
+    )
 
 
 # --- Writing -------------------------------------------------------------------------------------------------------
@@ -384,12 +415,15 @@ def _unpack_retrieval(rows: Rows, folder: Path, progress: tqdm) -> int:
 def _joined(captions: list[str], where: str) -> str:
     """Join captions as CLIP_benchmark does: by newlines, those inside written as a backslash and an n."""
     if not captions:
-        raise UserError(f"{where} has no caption")
+        raise UserError(f"{where} has no caption", code="eval-set-invalid")
     for caption in captions:
         if not caption.strip():
-            raise UserError(f"{where} has an empty caption")
+            raise UserError(f"{where} has an empty caption", code="eval-set-invalid")
         if r"\n" in caption:
-            raise UserError(rf"{where}: the caption {caption!r} holds a backslash before an n, which means a newline")
+            raise UserError(
+                rf"{where}: the caption {caption!r} holds a backslash before an n, which means a newline",
+                code="eval-set-invalid",
+            )
     return "\n".join(caption.replace("\n", r"\n") for caption in captions)
 
 
@@ -422,13 +456,20 @@ def _unpack_association(rows: Rows, folder: Path, progress: tqdm) -> int:
 def _check_question(row: dict[str, Any], where: str) -> None:
     candidates, images, associations = row["candidates"], row["candidate_images"], row["associations"]
     if not row["cue"] or not associations:
-        raise UserError(f"{where} has no {'associations' if row['cue'] else 'cue'}")
+        raise UserError(f"{where} has no {'associations' if row['cue'] else 'cue'}", code="eval-set-invalid")
     if len(candidates) != len(images):
-        raise UserError(f"{where} has {len(candidates)} candidates and {len(images)} images of candidates")
+        raise UserError(
+            f"{where} has {len(candidates)} candidates and {len(images)} images of candidates", code="eval-set-invalid"
+        )
     if len(set(candidates)) != len(candidates):
-        raise UserError(f"{where} has a candidate twice, so associations do not tell which is meant: {candidates}")
+        raise UserError(
+            f"{where} has a candidate twice, so associations do not tell which is meant: {candidates}",
+            code="eval-set-invalid",
+        )
     if strange := [name for name in associations if name not in candidates]:
-        raise UserError(f"{where}: the association {strange[0]!r} is none of the candidates {candidates}")
+        raise UserError(
+            f"{where}: the association {strange[0]!r} is none of the candidates {candidates}", code="eval-set-invalid"
+        )
 
 
 def _write_tars(folder: Path, samples: Iterator[_Sample]) -> int:

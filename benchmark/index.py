@@ -178,7 +178,8 @@ class IndexSummary:
         if strict:
             raise UserError(
                 f"{what}. `winnow pool index` lists them; fetch them again, or go on with what can be read of them by "
-                "strict=false"
+                "strict=false",
+                code="tar-damaged",
             )
         warn(f"{what}; going on with what can be read (strict=false)")
 
@@ -210,7 +211,7 @@ def list_tars(pool_dir: Path) -> list[Tar]:
     tars = shards.tars_in(shards_dir, None if note is None else note.names)
     if not tars:
         if not is_remote(pool_dir) and not pool_dir.is_dir():
-            raise NotFoundError(f"there is no pool at {pool_dir}")
+            raise NotFoundError(f"there is no pool at {pool_dir}", code="pool-not-found")
         raise NotFoundError(
             f"{pool_dir} has no images: there is no tar in {shards_dir}; {tell_contents(shards_dir)}", code="no-tars"
         )
@@ -238,7 +239,8 @@ def has_tars(pool_dir: Path) -> bool:
     except FileNotFoundError as error:
         if note is not None:
             raise NotFoundError(
-                f"the tars of {pool_dir} are gone: its {SHARDS_NOTE} says that they are in {note.shards_dir} ({error})"
+                f"the tars of {pool_dir} are gone: its {SHARDS_NOTE} says that they are in {note.shards_dir} ({error})",
+                code="images-missing",
             ) from error
         return False
 
@@ -258,7 +260,7 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
     try:
         note = ShardsNote(**value)
     except TypeError as error:
-        raise UserError(f"{path} is no note on shards: {error}") from error
+        raise UserError(f"{path} is no note on shards: {error}", code="record-damaged") from error
     return note if note.names is None else replace(note, names=tuple(note.names))
 
 
@@ -386,7 +388,9 @@ def index_tables(index_dir: Path, tars: Sequence[Tar], columns: Sequence[str]) -
             with pq.ParquetFile(path) as file:  # without threads, which cost more than they bring for so few rows
                 yield file.read(list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is damaged ({one_line(error)}); delete it to have it made again") from error
+            raise UserError(
+                f"{path} is damaged ({one_line(error)}); delete it to have it made again", code="file-damaged"
+            ) from error
 
 
 def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subset | None = None) -> PoolIndex:
@@ -622,13 +626,13 @@ class _Rows:
         Raises ValueError that says what is wrong with it.
         """
         if record.size > MAX_JSON_BYTES:
-            raise UserError(f"has {record.size:,} bytes, more than {MAX_JSON_BYTES:,}")
+            raise UserError(f"has {record.size:,} bytes, more than {MAX_JSON_BYTES:,}", code="file-damaged")
         try:
             fields = from_json(read(record.offset, record.size))
         except ValueError as error:
-            raise UserError(f"cannot be read ({error})") from error
+            raise UserError(f"cannot be read ({error})", code="file-damaged") from error
         if not isinstance(fields, dict):
-            raise UserError("is no object with a uid")
+            raise UserError("is no object with a uid", code="uid-invalid")
         uid, sha256 = fields.get("uid"), fields.get("sha256")
         digest = None
         if isinstance(sha256, str) and len(sha256) == 64:
@@ -641,9 +645,11 @@ class _Rows:
         if self.assign_uids:
             return "", digest, caption
         if not isinstance(uid, str):
-            raise UserError("names no uid" if uid is None else f"names the uid {uid!r}, which is no text")
+            raise UserError(
+                "names no uid" if uid is None else f"names the uid {uid!r}, which is no text", code="uid-invalid"
+            )
         if not is_uid(uid):
-            raise UserError(f"names the uid {uid!r}; a uid is 32 hex characters")
+            raise UserError(f"names the uid {uid!r}; a uid is 32 hex characters", code="uid-invalid")
         return uid, digest, caption
 
     def table(self, where: str, only: np.ndarray | None) -> tuple[pa.Table, TarCounts]:

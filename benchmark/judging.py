@@ -318,7 +318,10 @@ class _ShardWork:
         wanted = np.logical_or.reduce(list(missing.values()))
         if wanted.any():
             if self.places is None:
-                raise RuntimeError(f"the kept values of {self.path.name} went while they were needed; run it again")
+                raise UserError(
+                    f"the kept values of {self.path.name} went while they were needed; run it again",
+                    code="signals-changed",
+                )
             places = self.places.of_rows(wanted)
             has_place = np.zeros(self.num_rows, dtype=bool)
             has_place[places.rows] = True
@@ -352,7 +355,7 @@ class _ShardWork:
         try:
             values = kept.values()
         except ValueError as error:
-            raise UserError(f"{rule.strategy.kind} {rule.name!r} {error}") from error
+            raise UserError(f"{rule.strategy.kind} {rule.name!r} {error}", code="strategy-failed") from error
         self.found[number] = values
         states = values.states[self.asked]
         effort.asked += len(states)
@@ -499,12 +502,15 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
     except (Exception, SystemExit) as error:
         raise failure(rule, where, error) from error
     if np.ndim(result) != 1:
-        raise UserError(f"{told} must return one value per row, not {np.ndim(result)} dimensions ({where})")
+        raise UserError(
+            f"{told} must return one value per row, not {np.ndim(result)} dimensions ({where})", code="strategy-result"
+        )
     series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
     if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):
         raise UserError(
             f"{told} must return one value per row, in the rows' order; it was handed {num_rows} rows "
-            f"and returned {len(series)}" + ("" if len(series) != num_rows else " with another index") + f" ({where})"
+            f"and returned {len(series)}" + ("" if len(series) != num_rows else " with another index") + f" ({where})",
+            code="strategy-result",
         )
     if series.dtype == object:  # a list with None in it
         kinds = {"boolean": "boolean", "floating": "float64", "integer": "Int64", "string": "str"}
@@ -522,10 +528,14 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
         wide = series.fillna(0).to_numpy()
         values = wide.astype(np.int64)
         if wide.dtype.kind == "u" and (values < 0).any():
-            raise UserError(f"{told} returned {wide.max()}; whole numbers go up to {2**63 - 1} ({where})")
+            raise UserError(
+                f"{told} returned {wide.max()}; whole numbers go up to {2**63 - 1} ({where})", code="strategy-result"
+            )
         is_copies = rule.strategy.kind == "filter" and rule.cut is None and not rule.strategy.has_cut
         if is_copies and (values < 0).any():
-            raise UserError(f"{told} returned {values.min()} copies; copies are 0 or more ({where})")
+            raise UserError(
+                f"{told} returned {values.min()} copies; copies are 0 or more ({where})", code="strategy-result"
+            )
         return values, is_judged
     if kind == "f":
         return np.asarray(series.fillna(0.0).to_numpy()) + 0, is_judged  # -0.0 becomes 0.0
@@ -534,17 +544,17 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
     wanted = "bool (keep), float (score) or int (copies)"
     if rule.strategy.kind == "signal":
         wanted = "bools, numbers or texts"
-    raise UserError(f"{told} returned values of type {series.dtype}; return {wanted}")
+    raise UserError(f"{told} returned values of type {series.dtype}; return {wanted}", code="strategy-result")
 
 
 def failure(rule: Rule, where: str, error: BaseException) -> UserError:
     """Say which strategy failed on what, and in which line of its file; what it says of its own option stands alone."""
     if isinstance(error, ValueError) and str(error).startswith(f"filters.{rule.name}."):
-        return UserError(str(error))
+        return UserError(str(error), code=error.code if isinstance(error, UserError) else "option-value")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     told = f"{type(error).__name__}: {error}"
-    return UserError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}")
+    return UserError(f"{rule.strategy.kind} {rule.name!r} failed on {where}: {told}{place}", code="strategy-failed")
 
 
 def file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
@@ -552,7 +562,7 @@ def file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
     if str(error).startswith(f"filters.{rule.name}.") or (error.errno is None and rule.name in str(error)):
         return error
     told = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-    return NotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}")
+    return NotFoundError(f"{rule.strategy.kind} {rule.name!r} misses a file: {told}", code="asset-not-found")
 
 
 def planted_path(pool: Pool) -> Path:

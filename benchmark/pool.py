@@ -283,7 +283,9 @@ class Pool:
             except (FileNotFoundError, PermissionError):
                 raise
             except DAMAGE as error:
-                raise UserError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
+                raise UserError(
+                    f"{npz_path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+                ) from error
         return features
 
     def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
@@ -306,17 +308,19 @@ class Pool:
         for path in self.metadata_paths if features else []:
             npz_path = path.with_suffix(".npz")
             if npz_path not in self.metadata_states:
-                raise NotFoundError(f"{needed_by} needs {npz_path}, which is not there")
+                raise NotFoundError(f"{needed_by} needs {npz_path}, which is not there", code="array-missing")
             shapes = npz_shapes(npz_path)
             rows = self.footer(path).num_rows
             for feature in features:
                 if feature not in shapes:
                     raise UserError(
-                        f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}"
+                        f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}",
+                        code="array-missing",
                     )
                 if shapes[feature][:1] != (rows,):
                     raise UserError(
-                        f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows"
+                        f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows",
+                        code="array-shape",
                     )
             if not is_remote(path):  # of a remote one when it is read: some requests for each file
                 self._refuse_other_order(path)
@@ -346,7 +350,9 @@ class Pool:
             with open_file(npz_path) as file, zipfile.ZipFile(file) as archive:
                 return {info.filename.removesuffix(".npy"): info.compress_size for info in archive.infolist()}
         except DAMAGE as error:
-            raise UserError(f"{npz_path} is damaged ({one_line(error)}); fetch or build it again") from error
+            raise UserError(
+                f"{npz_path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+            ) from error
 
     def footer(self, path: Path) -> pq.FileMetaData:
         """Return what a metadata shard's parquet file says of itself; read once."""
@@ -412,5 +418,7 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except (FileNotFoundError, PermissionError):
         raise
     except DAMAGE as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+        ) from error
     return shapes

@@ -42,10 +42,12 @@ def make_pool(
     """
     record_path, claim_path = out_dir / f"{stage}.json", out_dir / f"{stage}-begun.json"
     if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"--out {out_dir} is a file; choose a new or empty folder")
+        raise UserError(f"--out {out_dir} is a file; choose a new or empty folder", code="folder-not-empty")
     names = {path.name for path in out_dir.iterdir()} - {LOCK_NAME} if out_dir.exists() else set()
     if names and not names & {record_path.name, claim_path.name, f"{claim_path.name}.tmp"}:
-        raise UserError(f"--out {out_dir} is not empty (found {min(names)}); choose a new or empty folder")
+        raise UserError(
+            f"--out {out_dir} is not empty (found {min(names)}); choose a new or empty folder", code="folder-not-empty"
+        )
     was_there = out_dir.exists()
     with locked(out_dir):
         record = finished(record_path, stage, version, made_from)
@@ -91,7 +93,7 @@ def _remove_begun(out_dir: Path) -> None:
 def as_out_dir(text: str) -> Path:
     """Return the folder that a pool is made in; raises ValueError for a URL."""
     if "://" in text:
-        raise UserError(f"--out {text} is no local folder; make the pool here and upload it")
+        raise UserError(f"--out {text} is no local folder; make the pool here and upload it", code="option-value")
     return Path(text).expanduser()
 
 
@@ -105,7 +107,9 @@ def iter_row_groups(path: Path) -> Iterator[pa.Table]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+        ) from error
 
 
 def read_parquet_schema(path: Path) -> pa.Schema:
@@ -116,7 +120,7 @@ def read_parquet_schema(path: Path) -> pa.Schema:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a parquet file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a parquet file ({one_line(error)})", code="file-damaged") from error
 
 
 @contextmanager
@@ -142,7 +146,9 @@ def write_npz_rows(source: Path, target: Path, kept: np.ndarray) -> None:
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, shape in npz_shapes(source).items():
             if shape[:1] != kept.shape:
-                raise UserError(f"{source}: {name} has shape {shape}, but there are {len(kept):,} rows")
+                raise UserError(
+                    f"{source}: {name} has shape {shape}, but there are {len(kept):,} rows", code="array-shape"
+                )
             array = _read_array(source, name)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array[kept], allow_pickle=False)
@@ -159,4 +165,6 @@ def _read_array(path: Path, name: str) -> np.ndarray:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return np.asarray(arrays[name])
     except DAMAGE as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); fetch or build it again") from error
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+        ) from error

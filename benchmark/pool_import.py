@@ -124,14 +124,18 @@ class Tables:
             if old not in schema.names:
                 raise _no_column(f"--column {new}={old}", old, path, schema.names)
             if new in schema.names and new != old and new not in self.columns.values():
-                raise UserError(f"--column {new}={old}: {path} has a column {new!r} already; rename that one too")
+                raise UserError(
+                    f"--column {new}={old}: {path} has a column {new!r} already; rename that one too",
+                    code="option-value",
+                )
         for option, column in (("--uid-column", self.uid_column), ("--key-column", self.key_column)):
             if column is not None and column not in schema.names:
                 raise _no_column(f"{option} {column}", column, path, schema.names)
             if column is not None and not is_family(schema.field(column).type, "text"):
                 raise UserError(
                     f"{option} {column}: {path} has {schema.field(column).type} there; uids and keys are text, such as "
-                    "'000000010023'"
+                    "'000000010023'",
+                    code="column-type",
                 )
         names = []
         for old in schema.names:
@@ -201,12 +205,14 @@ def import_pool(
     if uid_column is not None and not probe.num_uids:
         raise UserError(
             f"--uid-column {uid_column}: the json of the first samples in {found.folder} have no field 'uid' of 32 hex "
-            "characters; leave it out, and uids are made from image hash and caption"
+            "characters; leave it out, and uids are made from image hash and caption",
+            code="uid-invalid",
         )
     if uid_column is None and 0 < probe.num_uids < probe.num_json:
         raise UserError(
             f"of the first {probe.num_json:,} json in {found.folder} only {probe.num_uids:,} name a uid of 32 hex "
-            "characters; --uid-column uid keeps these and leaves the other samples out"
+            "characters; --uid-column uid keeps these and leaves the other samples out",
+            code="uid-invalid",
         )
     tables = Tables(_parquet_paths(metadata), given, uid_column, key_column)
     caption_field = None
@@ -304,9 +310,15 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
 def _check_fields(tables: Tables, probe: Probe) -> None:
     """Raise ValueError or KeyError where an option does not go with tars alone."""
     if tables.key_column is not None:
-        raise UserError(f"--key-column {tables.key_column} goes with --metadata: tars alone are joined with nothing")
+        raise UserError(
+            f"--key-column {tables.key_column} goes with --metadata: tars alone are joined with nothing",
+            code="option-conflict",
+        )
     if tables.uid_column not in (None, "uid"):
-        raise UserError(f"--uid-column {tables.uid_column} goes with --metadata; of tars alone it is their json's uid")
+        raise UserError(
+            f"--uid-column {tables.uid_column} goes with --metadata; of tars alone it is their json's uid",
+            code="option-conflict",
+        )
     for new, old in tables.columns.items():
         if new == "text" and probe.num_texts:
             raise UserError(
@@ -314,11 +326,14 @@ def _check_fields(tables: Tables, probe: Probe) -> None:
                 code="captions-in-txt",
             )
         if new in FROM_TARS and new != "text":
-            raise UserError(f"--column {new}={old}: without --metadata {new} is made from the tars' samples")
+            raise UserError(
+                f"--column {new}={old}: without --metadata {new} is made from the tars' samples", code="option-value"
+            )
         if old not in probe.fields:
             raise UnknownNameError(
                 f"--column {new}={old}: the tars' json have no field {old!r}.{nearest_name(old, probe.fields)} "
-                f"Fields: {', '.join(sorted(probe.fields)) or 'none'}."
+                f"Fields: {', '.join(sorted(probe.fields)) or 'none'}.",
+                code="column-missing",
             )
         value = probe.fields[old]
         if new == "text" and not isinstance(value, str):
@@ -414,7 +429,9 @@ def _as_array(values: list[Json], kind: pa.DataType, where: str, keys: pa.Chunke
             try:
                 pa.array([value], kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise UserError(f"{where}: {value!r} of sample {key.as_py()!r} is no {kind}") from error
+                raise UserError(
+                    f"{where}: {value!r} of sample {key.as_py()!r} is no {kind}", code="column-type"
+                ) from error
         raise
 
 
@@ -434,10 +451,12 @@ def _parquet_paths(given: Sequence[Path]) -> tuple[Path, ...]:
                 code="metadata-not-parquet",
             )
         if not found:
-            raise NotFoundError(f"--metadata {location}: there is no parquet file")
+            raise NotFoundError(f"--metadata {location}: there is no parquet file", code="not-found")
         for path in found:
             if path.name in paths:
-                raise UserError(f"--metadata: {paths[path.name]} and {path} have one name; rename one of them")
+                raise UserError(
+                    f"--metadata: {paths[path.name]} and {path} have one name; rename one of them", code="name-taken"
+                )
             paths[path.name] = path
     return tuple(paths[name] for name in sorted(paths))
 
@@ -446,13 +465,17 @@ def _with_uids(tables: Tables, tars_name_uids: bool) -> Tables:
     """Decide where rows get their uids from; raises where columns lack, before anything is written."""
     schemas = {path: read_parquet_schema(path) for path in tables.paths}
     if tables.uid_column is not None and tables.key_column is not None:
-        raise UserError("--uid-column and --key-column are two ways to a row's uid; give one of them")
+        raise UserError(
+            "--uid-column and --key-column are two ways to a row's uid; give one of them", code="option-conflict"
+        )
     if tables.uid_column is None and tables.key_column is None and tars_name_uids:
         old = tables.columns.get("uid", "uid")
         if all(old in schema.names for schema in schemas.values()):
             tables = Tables(tables.paths, {n: o for n, o in tables.columns.items() if n != "uid"}, old, None)
     if "uid" in tables.columns:
-        raise UserError(f"--column uid={tables.columns['uid']}: write --uid-column {tables.columns['uid']}")
+        raise UserError(
+            f"--column uid={tables.columns['uid']}: write --uid-column {tables.columns['uid']}", code="option-value"
+        )
     for path, schema in schemas.items():
         names = [new for new, _ in tables.names_of(path, schema)]
         if tables.uid_column is None and tables.key_column is None:
@@ -487,7 +510,7 @@ def _import_tables(out_dir: Path, tables: Tables, summary: IndexSummary) -> dict
         left_out += num_rows - pq.read_metadata(target).num_rows
     if not rows:
         remedy = "" if tables.key_column is None else f"; the tars have keys such as {_some_key(out_dir, summary)!r}"
-        raise UserError(f"none of {left_out:,} rows has a uid{remedy}; choose another column")
+        raise UserError(f"none of {left_out:,} rows has a uid{remedy}; choose another column", code="uid-invalid")
     return {"rows": rows, "left_out": left_out}
 
 
@@ -519,7 +542,8 @@ def _import_table(
                 except pa.ArrowException as error:
                     raise UserError(
                         f"{path}: column {old!r} does not become {new} of type {schema.field(new).type} "
-                        f"({one_line(error)})"
+                        f"({one_line(error)})",
+                        code="column-type",
                     ) from error
             if len(uids):
                 write(pa.Table.from_arrays(arrays, schema=schema))
@@ -533,7 +557,8 @@ def _check_type(path: Path, new: str, old: str, kind: pa.DataType) -> None:
     if wanted is not None and not is_family(kind, family_of(wanted)):
         raise UserError(
             f"{path}: the column {old!r} is {kind}, but {new} is {wanted}; bring it to that, or rename it: "
-            f"--column OTHER={old}"
+            f"--column OTHER={old}",
+            code="column-type",
         )
 
 
@@ -553,7 +578,9 @@ def _uids_of_content(sha256: str, text: str, table: pa.Table, where: str) -> tup
         try:
             uids.append(assigned_uid(_digest(hashed), caption.encode()))
         except ValueError as error:
-            raise UserError(f"{where}: {sha256} in row {row} is {hashed!r}; a sha256 is 64 hex characters") from error
+            raise UserError(
+                f"{where}: {sha256} in row {row} is {hashed!r}; a sha256 is 64 hex characters", code="column-type"
+            ) from error
         has_uid[row] = True
     return parse_uids(uids, where), has_uid
 
@@ -561,7 +588,7 @@ def _uids_of_content(sha256: str, text: str, table: pa.Table, where: str) -> tup
 def _digest(text: str) -> bytes:
     data = bytes.fromhex(text)
     if len(data) != 32:
-        raise UserError(text)
+        raise UserError(text, code="column-type")
     return data
 
 
@@ -593,7 +620,8 @@ def _keys_of_samples(out_dir: Path, summary: IndexSummary) -> tuple[np.ndarray, 
         first, second = (summary.tars[int(np.searchsorted(ends, place, side="right"))] for place in places)
         raise UserError(
             f"--key-column: {len(repeated):,} keys stand for several samples, one of them in {first.path.name} and "
-            f"{second.path.name}; join by a column with the image's sha256 instead: --column sha256=..."
+            f"{second.path.name}; join by a column with the image's sha256 instead: --column sha256=...",
+            code="key-repeated",
         )
     return ordered, np.take(np.concatenate(uids), order)
 
@@ -610,5 +638,6 @@ def _some_key(out_dir: Path, summary: IndexSummary) -> str | None:
 
 def _no_column(option: str, column: str, path: Path, names: Sequence[str]) -> UnknownNameError:
     return UnknownNameError(
-        f"{option}: {path} has no column {column!r}.{nearest_name(column, names)} It has {list(names)}."
+        f"{option}: {path} has no column {column!r}.{nearest_name(column, names)} It has {list(names)}.",
+        code="column-missing",
     )

@@ -58,9 +58,11 @@ def sample_pool(pool_dir: Path, out_dir: Path, *, size: int, seed: int = 0) -> R
     """
     pool = Pool(pool_dir, strict=False)
     if not 1 <= size <= pool.num_rows:
-        raise UserError(f"--size {size:,} is not from 1 to {pool.num_rows:,}, the rows of {pool.dir}")
+        raise UserError(
+            f"--size {size:,} is not from 1 to {pool.num_rows:,}, the rows of {pool.dir}", code="option-value"
+        )
     if seed < 0:
-        raise UserError(f"--seed {seed} is not a whole number from 0 on")
+        raise UserError(f"--seed {seed} is not a whole number from 0 on", code="option-value")
     shards_dir = str(shards_dir_of(pool.dir).resolve()) if pool.has_images else None
     made_from: dict[str, Json] = {
         "fingerprint": pool.fingerprint,
@@ -92,7 +94,9 @@ def find_cut(parts: Callable[[], Iterator[np.ndarray]], size: int, seed: int) ->
         last = order[taken - 1]
         return Cut(seed, int(keys[last]), distinct[last : last + 1])
     if bucket == 0 or ends[bucket - 1] == 0:
-        raise UserError(f"--size {size:,} is too small: the first uid drawn has {copies[order[0]]:,} rows")
+        raise UserError(
+            f"--size {size:,} is too small: the first uid drawn has {copies[order[0]]:,} rows", code="option-value"
+        )
     return Cut(seed, bucket << (64 - TOP_BITS), None)
 
 

@@ -12,6 +12,7 @@ import inspect
 import itertools
 import math
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -228,9 +229,9 @@ def register_filter(
 
     def make(function: Callable[..., Any]) -> Strategy:
         if fraction is not None and threshold is not None:
-            raise UserError("a filter declares fraction= or threshold=, not both")
+            raise UserError("a filter declares fraction= or threshold=, not both", code="strategy-invalid")
         if planted and not reference:
-            raise UserError("planted labels are for filters marked reference=True")
+            raise UserError("planted labels are for filters marked reference=True", code="strategy-invalid")
         strategy = _make_strategy(
             function,
             "filter",
@@ -248,7 +249,10 @@ def register_filter(
         )
         for name in CUT_OPTIONS:
             if name in strategy.options:
-                raise UserError(f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator")
+                raise UserError(
+                    f"filter {strategy.name!r}: {name} is the engine's option; declare it in the decorator",
+                    code="strategy-invalid",
+                )
         return strategy
 
     return _registering("filter", make)
@@ -275,7 +279,9 @@ def register_selector(
             reference=reference,
         )
         if "seed" not in strategy.options:
-            raise UserError(f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`")
+            raise UserError(
+                f"selector {strategy.name!r} needs a keyword-only argument `seed: int = 0`", code="strategy-invalid"
+            )
         return strategy
 
     return _registering("selector", make)
@@ -319,7 +325,10 @@ def register_task(task: Task) -> Task:
     """Register a task under its name; raises ValueError where another has it, or the same result files."""
     others = [name for name, other in TASKS.items() if name != task.name and other.file_stem == task.file_stem]
     if others:
-        raise UserError(f"the tasks {others[0]!r} and {task.name!r} would share their result files; rename one of them")
+        raise UserError(
+            f"the tasks {others[0]!r} and {task.name!r} would share their result files; rename one of them",
+            code="name-taken",
+        )
     _add(TASKS, task.name, task, "task")
     return task
 
@@ -351,7 +360,7 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
     for plugin in plugins:
         path = Path(plugin).expanduser().resolve()
         if not path.is_file():
-            raise NotFoundError(f"plugins: there is no file {plugin}")
+            raise NotFoundError(f"plugins: there is no file {plugin}", code="plugin-not-found")
         _load_file(path)
 
 
@@ -364,7 +373,9 @@ def get_strategy(name: str) -> Strategy:
         )
     if name not in STRATEGIES:
         known = sorted(each.name for each in STRATEGIES.values() if each.kind != "signal")
-        raise UnknownNameError(f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.")
+        raise UnknownNameError(
+            f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.", code="unknown-filter"
+        )
     return STRATEGIES[name]
 
 
@@ -374,7 +385,8 @@ def get_chooser(name: str) -> Strategy:
     if strategy.kind == "signal":
         raise UnknownNameError(
             f"{name!r} is a signal, a value for filters to use: a filter that declares signals=[{name!r}] finds it "
-            "among its columns; filters= takes filters and selectors (`winnow list filters`)"
+            "among its columns; filters= takes filters and selectors (`winnow list filters`)",
+            code="unknown-filter",
         )
     return strategy
 
@@ -400,7 +412,9 @@ def tasks_named(names: Sequence[str], suite_name: str) -> list[Task]:
             meanings[f"group of suite {suite_name!r}"] = groups[name]
         if not meanings:
             nearest = nearest_name(name, [*TASKS, *SUITES, *groups])
-            raise UnknownNameError(f"unknown task or group {name!r}.{nearest} `winnow list tasks` lists them.")
+            raise UnknownNameError(
+                f"unknown task or group {name!r}.{nearest} `winnow list tasks` lists them.", code="unknown-task"
+            )
         members = next(iter(meanings.values()))
         if any(set(others) != set(members) for others in meanings.values()):
             several = " and a ".join(f"{kind} of {len(found)}" for kind, found in meanings.items())
@@ -418,7 +432,8 @@ def suite_tasks(suite: Suite) -> list[Task]:
     for name in (*suite.tasks, *suite.unscored):
         if name not in TASKS:
             raise UnknownNameError(
-                f"suite {suite.name!r} names the task {name!r}, which no file registers.{nearest_name(name, TASKS)}"
+                f"suite {suite.name!r} names the task {name!r}, which no file registers.{nearest_name(name, TASKS)}",
+                code="strategy-invalid",
             )
     return [TASKS[name] for name in (*suite.tasks, *suite.unscored)]
 
@@ -434,10 +449,12 @@ def check_options(strategy: Strategy, given: dict[str, Any]) -> dict[str, Any]:
         if option.name in strategy.assets and option.is_list and isinstance(value, str):
             value = [value]
         if option.is_required and value in (inspect.Parameter.empty, "???"):
-            raise UserError(f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given")
+            raise UserError(
+                f"filters.{strategy.name}.{option.name} ({option.type_name}) must be given", code="option-missing"
+            )
         options[option.name] = _as_type(value, option.type, f"filters.{strategy.name}.{option.name}")
         if option.name == "seed" and isinstance(options["seed"], int) and options["seed"] < 0:
-            raise UserError(f"filters.{strategy.name}.seed={options['seed']} is below 0")
+            raise UserError(f"filters.{strategy.name}.seed={options['seed']} is below 0", code="option-value")
     return options
 
 
@@ -469,7 +486,10 @@ def _make_strategy(
         given = {"features": features, "images": images, "model": setup}
         wanted = ["rows", *(name for name, is_given in given.items() if is_given)]
     if len(positional) != len(wanted) or others:
-        raise UserError(f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)")
+        raise UserError(
+            f"write {kind} {name!r} as def {name}({', '.join(wanted)}, *, option: type = default)",
+            code="strategy-invalid",
+        )
     options = {
         p.name: Option(p.name, hints.get(p.name, typing.Any), p.default) for p in parameters if p.kind is p.KEYWORD_ONLY
     }
@@ -477,15 +497,21 @@ def _make_strategy(
         if asset not in options or options[asset].type not in ASSET_TYPES or options[asset].default is not None:
             raise UserError(
                 f"{kind} {name!r}: the asset {asset!r} needs a keyword-only argument `{asset}: str | None = None` "
-                "(or list[str] | None, for several files)"
+                "(or list[str] | None, for several files)",
+                code="strategy-invalid",
             )
     for p in inspect.signature(setup).parameters.values() if setup else ():
         if p.name not in options and p.name != "device":
-            raise UserError(f"{kind} {name!r}: setup takes {p.name!r}, which is neither an option of it nor `device`")
+            raise UserError(
+                f"{kind} {name!r}: setup takes {p.name!r}, which is neither an option of it nor `device`",
+                code="strategy-invalid",
+            )
     for text in (*columns, *features, *assets.values()):
         for _, placeholder, _, _ in Formatter().parse(text):
             if placeholder is not None and placeholder not in options:
-                raise UserError(f"{kind} {name!r} declares {text!r} but has no option {placeholder!r}")
+                raise UserError(
+                    f"{kind} {name!r} declares {text!r} but has no option {placeholder!r}", code="strategy-invalid"
+                )
     module, loaded = sys.modules.get(function.__module__), _LOADING
     return Strategy(
         name=name,
@@ -597,10 +623,17 @@ def _load_file(path: Path) -> None:
                 run_file(code)
         except (Exception, SystemExit) as error:
             _forget(path)
-            raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}", code="bad-code") from error
+            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} cannot be loaded: {told}{_line_of(error, path)}", code="bad-code") from error
         finally:
             _LOADING = outer
     _LOADED[path] = loaded
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """Return " (line N)" of the user's file that is to blame, empty where none is known."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def _forget(path: Path) -> None:
@@ -653,7 +686,7 @@ def _as_type(value: Any, annotation: Any, where: str) -> Any:
         return _as_type(value, next(a for a in arguments if a is not type(None)), where)
     if origin is not None or annotation in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}={value!r} is not a list")
+            raise UserError(f"{where}={value!r} is not a list", code="option-type")
         inner = arguments[0] if arguments else typing.Any
         return [_as_type(item, inner, where) for item in value]
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
@@ -663,7 +696,11 @@ def _as_type(value: Any, annotation: Any, where: str) -> Any:
         or not isinstance(value, annotation)
         or (annotation is int and isinstance(value, bool))
     ):
-        raise UserError(f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}")
+        raise UserError(
+            f"{where}={value!r} is not of type {getattr(annotation, '__name__', annotation)}", code="option-type"
+        )
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}={value} is not a finite number; for no limit, give a very large one")
+        raise UserError(
+            f"{where}={value} is not a finite number; for no limit, give a very large one", code="option-value"
+        )
     return value

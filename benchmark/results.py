@@ -194,7 +194,9 @@ def schema_of(task: Task) -> pa.Schema:
         return ASSOCIATION_SCHEMA
     if isinstance(task, FaceAttributes):
         return FACE_SCHEMA
-    raise UserError(f"task {task.name!r} is of a kind that has no predictions table: {type(task).__name__}")
+    raise UserError(
+        f"task {task.name!r} is of a kind that has no predictions table: {type(task).__name__}", code="task-invalid"
+    )
 
 
 def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
@@ -218,7 +220,9 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     else:
         found, chances = _classification_metrics(task, predictions)
     if task.main_metric not in chances:
-        raise UserError(f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(chances)}")
+        raise UserError(
+            f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(chances)}", code="task-invalid"
+        )
     known = uncertainty(task, predictions)
     return {
         **found,
@@ -244,7 +248,9 @@ def check_main_metric(task: Task) -> None:
             known += [_worst_name(task, field) for field in fields]
             known += [f"{task.prefix}_worst_named_{field.name}" for field in fields if field.rest is not None]
     if task.main_metric not in known:
-        raise UserError(f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(known[1:])}")
+        raise UserError(
+            f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(known[1:])}", code="task-invalid"
+        )
 
 
 def _worst_name(task: GroupedClassification, field: GroupField) -> str:
@@ -257,14 +263,17 @@ def check_predictions(task: Task, predictions: pa.Table) -> None:
     where = f"predictions of {task.name!r}"
     # Names and types: what else a schema says (null or not, how a list's element is called) differs between writers.
     if [(field.name, field.type) for field in predictions.schema] != [(field.name, field.type) for field in schema]:
-        raise UserError(f"{where} have the columns {_columns(predictions.schema)} instead of {_columns(schema)}")
+        raise UserError(
+            f"{where} have the columns {_columns(predictions.schema)} instead of {_columns(schema)}",
+            code="results-invalid",
+        )
     if predictions.num_rows == 0:
-        raise UserError(f"{where} are empty")
+        raise UserError(f"{where} are empty", code="results-invalid")
     for name in schema.names:
         if name not in NULLABLE and predictions[name].null_count:
-            raise UserError(f"{where}: {name} is null in {predictions[name].null_count} rows")
+            raise UserError(f"{where}: {name} is null in {predictions[name].null_count} rows", code="results-invalid")
     if not np.isfinite(predictions["score"].to_numpy()).all():
-        raise UserError(f"{where}: a score is not finite")
+        raise UserError(f"{where}: a score is not finite", code="results-invalid")
     if isinstance(task, Retrieval):
         _check_retrieval(predictions, where)
     elif isinstance(task, Association):
@@ -326,7 +335,7 @@ def read_predictions(out_dir: Path, task: Task) -> pa.Table:
     """Read a task's predictions; raises ValueError where the file is damaged or not as the contract says."""
     path = predictions_path(out_dir, task)
     if not path.exists():
-        raise NotFoundError(f"task {task.name!r} has no predictions: there is no {path}")
+        raise NotFoundError(f"task {task.name!r} has no predictions: there is no {path}", code="results-missing")
     predictions = read_parquet(path, remedy="evaluate the task again")
     # What others wrote may carry notes of their library (pandas does); they are not ours to read.
     predictions = predictions.replace_schema_metadata(None)
@@ -368,15 +377,18 @@ def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, 
     """
     missing = [name for name in suite.tasks if name not in records]
     if missing:
-        raise UnknownNameError(_of_tasks(suite, missing, "no result", missing))
+        raise UnknownNameError(_of_tasks(suite, missing, "no result", missing), code="results-missing")
     stale = [name for name in suite.tasks if records[name].made_from["task_version"] != tasks[name].version]
     if stale:
         details = [f"{n}: {records[n].made_from['task_version']} there, {tasks[n].version} now" for n in stale]
-        raise UserError(_of_tasks(suite, stale, "a result of another version", details))
+        raise UserError(_of_tasks(suite, stale, "a result of another version", details), code="results-differ")
     first = suite.tasks[0]
     others = [name for name in suite.tasks if model_of(records[name].made_from) != model_of(records[first].made_from)]
     if others:
-        raise UserError(_of_tasks(suite, others, f"a result of another model or setting than {first!r}", others))
+        raise UserError(
+            _of_tasks(suite, others, f"a result of another model or setting than {first!r}", others),
+            code="results-differ",
+        )
     found = {name: records[name].result["metrics"] for name in suite.tasks}
     return SuiteScores(
         suite=suite,
@@ -520,41 +532,44 @@ def _check_association(predictions: pa.Table, where: str) -> None:
     rows = zip(predictions["ranked"].to_pylist(), predictions["associations"].to_pylist(), strict=True)
     for ranked, right in rows:
         if None in ranked or sorted(ranked) != list(range(len(ranked))):
-            raise UserError(f"{where}: a ranked list is no order of its candidates")
+            raise UserError(f"{where}: a ranked list is no order of its candidates", code="results-invalid")
         if not right or None in right or right != sorted(set(right)) or right[0] < 0 or right[-1] >= len(ranked):
-            raise UserError(f"{where}: associations are not ascending indices of candidates")
+            raise UserError(f"{where}: associations are not ascending indices of candidates", code="results-invalid")
 
 
 def _check_classification(task: Task, predictions: pa.Table, where: str) -> None:
     _refuse_repeats(predictions["key"].to_pylist(), where)
     num_classes = predictions["num_classes"].to_numpy()
     if num_classes.min() != num_classes.max() or num_classes[0] < 1:
-        raise UserError(f"{where}: num_classes is not one positive number in all rows")
+        raise UserError(f"{where}: num_classes is not one positive number in all rows", code="results-invalid")
     label = predictions["label"].to_numpy()
     if label.min() < 0 or label.max() >= num_classes[0]:
-        raise UserError(f"{where}: a label is outside 0..{num_classes[0] - 1}")
+        raise UserError(f"{where}: a label is outside 0..{num_classes[0] - 1}", code="results-invalid")
     top5 = _checked_top5(predictions, int(num_classes[0]), where)
     if not np.array_equal(top5[:, 0], predictions["prediction"].to_numpy()):
-        raise UserError(f"{where}: a prediction is not the first of its top5")
+        raise UserError(f"{where}: a prediction is not the first of its top5", code="results-invalid")
     group = predictions["group"]
     if not isinstance(task, GroupedClassification):
         if group.null_count != len(group):
-            raise UserError(f"{where}: the task has no groups, but the column group has values")
+            raise UserError(f"{where}: the task has no groups, but the column group has values", code="results-invalid")
     elif group.null_count or np.min(group.to_numpy()) < 0:
-        raise UserError(f"{where}: a group is null or negative")
+        raise UserError(f"{where}: a group is null or negative", code="results-invalid")
     else:
         for field, values in group_values(task, predictions).items():
             if field.names and np.max(values) >= len(field.names):
-                raise UserError(f"{where}: a group is outside 0..{len(field.names) - 1}, the groups that have names")
+                raise UserError(
+                    f"{where}: a group is outside 0..{len(field.names) - 1}, the groups that have names",
+                    code="results-invalid",
+                )
 
 
 def _check_faces(predictions: pa.Table, where: str) -> None:
     _refuse_repeats(predictions["key"].to_pylist(), where)
     for name in FACE_SCHEMA.names:
         if pa.types.is_integer(FACE_SCHEMA.field(name).type) and np.min(predictions[name].to_numpy()) < 0:
-            raise UserError(f"{where}: {name} is negative")
+            raise UserError(f"{where}: {name} is negative", code="results-invalid")
     if np.max(predictions["race_binary"].to_numpy()) > 1:
-        raise UserError(f"{where}: race_binary is neither 0 nor 1")
+        raise UserError(f"{where}: race_binary is neither 0 nor 1", code="results-invalid")
 
 
 def _check_retrieval(predictions: pa.Table, where: str) -> None:
@@ -562,20 +577,25 @@ def _check_retrieval(predictions: pa.Table, where: str) -> None:
     num_images = direction.count(IMAGE_TO_TEXT)
     num_captions = len(direction) - num_images
     if not num_images or not num_captions or direction != [IMAGE_TO_TEXT] * num_images + [TEXT_TO_IMAGE] * num_captions:
-        raise UserError(f"{where}: the rows are not those of {IMAGE_TO_TEXT}, then those of {TEXT_TO_IMAGE}")
+        raise UserError(
+            f"{where}: the rows are not those of {IMAGE_TO_TEXT}, then those of {TEXT_TO_IMAGE}", code="results-invalid"
+        )
     images, captions = predictions.slice(0, num_images), predictions.slice(num_images)
     keys = images["key"].to_pylist()
     _refuse_repeats(keys, where)
     counts = images["num_positives"].to_numpy()
     if counts.min() < 1 or counts.sum() != num_captions or (captions["num_positives"].to_numpy() != 1).any():
-        raise UserError(f"{where}: num_positives is not 1 for captions and the number of captions for images")
+        raise UserError(
+            f"{where}: num_positives is not 1 for captions and the number of captions for images",
+            code="results-invalid",
+        )
     owner = np.repeat(np.arange(num_images), counts)  # (captions,)
     starts = np.cumsum(counts) - counts  # (images,), of each image's captions
     numbers = (np.arange(num_captions) - starts[owner]).tolist()
     if images["caption"].null_count != num_images or captions["caption"].to_pylist() != numbers:
-        raise UserError(f"{where}: caption does not count each image's captions from 0")
+        raise UserError(f"{where}: caption does not count each image's captions from 0", code="results-invalid")
     if captions["key"].to_pylist() != [keys[image] for image in owner]:
-        raise UserError(f"{where}: the captions are not in the order of their images")
+        raise UserError(f"{where}: the captions are not in the order of their images", code="results-invalid")
     top5 = _checked_top5(images, num_captions, where)
     _check_ranks(images, owner[top5] == np.arange(num_images)[:, None], num_captions, where)
     _check_ranks(captions, _checked_top5(captions, num_images, where) == owner[:, None], num_images, where)
@@ -587,22 +607,26 @@ def _check_ranks(rows: pa.Table, is_right: np.ndarray, num_candidates: int, wher
     in_top = np.where(is_right.any(axis=1), is_right.argmax(axis=1) + 1, 0)
     expected = np.where(in_top > 0, in_top, np.maximum(rank, is_right.shape[1] + 1))
     if (rank != expected).any() or rank.max() > num_candidates:
-        raise UserError(f"{where}: a rank does not agree with its top5")
+        raise UserError(f"{where}: a rank does not agree with its top5", code="results-invalid")
 
 
 def _refuse_repeats(keys: list[str], where: str) -> None:
     if len(set(keys)) != len(keys):
-        raise UserError(f"{where}: {len(keys) - len(set(keys))} keys are repeated")
+        raise UserError(f"{where}: {len(keys) - len(set(keys))} keys are repeated", code="results-invalid")
 
 
 def _checked_top5(predictions: pa.Table, num_candidates: int, where: str) -> np.ndarray:
     size = min(TOP, num_candidates)
     lengths = pc.list_value_length(predictions["top5"]).to_numpy()
     if (lengths != size).any():
-        raise UserError(f"{where}: a top5 has {lengths[lengths != size][0]} entries instead of {size}")
+        raise UserError(
+            f"{where}: a top5 has {lengths[lengths != size][0]} entries instead of {size}", code="results-invalid"
+        )
     top5 = _top5(predictions)
     if top5.min() < 0 or top5.max() >= num_candidates or (np.diff(np.sort(top5, axis=1), axis=1) == 0).any():
-        raise UserError(f"{where}: a top5 holds an index twice, or one outside 0..{num_candidates - 1}")
+        raise UserError(
+            f"{where}: a top5 holds an index twice, or one outside 0..{num_candidates - 1}", code="results-invalid"
+        )
     return top5
 
 

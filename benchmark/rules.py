@@ -30,9 +30,11 @@ class Cut:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
-            raise UserError(f"{self.kind}={self.value} is not a finite number")
+            raise UserError(f"{self.kind}={self.value} is not a finite number", code="option-value")
         if self.kind == "fraction" and not 0 < self.value <= 1:
-            raise UserError(f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool")
+            raise UserError(
+                f"fraction={self.value} is outside (0, 1]; 0.3 keeps the top 30 % of the pool", code="option-value"
+            )
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class KeptValues:
         try:
             footer = read_footer(path)
         except ValueError as error:
-            raise UserError(f"{error}; {REMEDY}") from error
+            raise UserError(f"{error}; {REMEDY}", code="signals-changed") from error
         if (footer.metadata or {}).get(INPUTS_KEY) != self.inputs().encode():
             return None
         table = read_parquet(path, ["value", "state"], REMEDY)
@@ -187,7 +187,9 @@ def common_type(kinds: Sequence[tuple[np.dtype, bool]]) -> np.dtype:
     # Without a verdict, as of rows without images, there is no type.
     typed = {kind for kind, is_judged in kinds if is_judged} or {np.dtype(bool)}
     if len({kind.kind.replace("i", "f") for kind in typed}) > 1:
-        raise UserError(f"returned different types on different rows: {sorted(map(str, typed))}")
+        raise UserError(
+            f"returned different types on different rows: {sorted(map(str, typed))}", code="strategy-result"
+        )
     return np.result_type(*typed)
 
 

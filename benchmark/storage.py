@@ -31,6 +31,7 @@ from benchmark.stage import (
     digest,
     followed_renames,
     locked,
+    number_of_environment,
     read_json,
     say,
     sha256_of,
@@ -77,9 +78,11 @@ def as_location(text: str) -> Path:
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or f"another package ({one_line(error)})"
         extra = f"'winnow-bench[{EXTRAS[protocol]}]'" if protocol in EXTRAS else package
-        raise UserError(f"{protocol}:// needs {package}: pip install {extra}") from error
+        raise UserError(f"{protocol}:// needs {package}: pip install {extra}", code="package-missing") from error
     except ValueError as error:
-        raise UserError(f"{text}: no storage is known by {protocol}://; s3://bucket/folder is one") from error
+        raise UserError(
+            f"{text}: no storage is known by {protocol}://; s3://bucket/folder is one", code="unknown-storage"
+        ) from error
     # Without a cache of listings: what was there a minute ago is no answer to what is there.
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
@@ -147,6 +150,8 @@ def storage_errors(location: object = "") -> Iterator[None]:
 def _told(error: Exception, location: str) -> OSError | None:
     """Return the error for users, or None where it is one already."""
     where, reason = f"{location}: " if location else "", one_line(error)
+    if isinstance(error, NotImplementedError) and location:
+        return PermissionError(f"{where}this storage cannot be written to, or not listed ({reason})")
     if type(error).__module__.partition(".")[0] in STORAGE_PACKAGES:
         if "Credentials" in type(error).__name__:
             return PermissionError(
@@ -158,7 +163,7 @@ def _told(error: Exception, location: str) -> OSError | None:
         return None
     if isinstance(error, FileNotFoundError):
         bucket = f" ({reason})" if "bucket does not exist" in reason else ""
-        return NotFoundError(f"there is nothing at {location}{bucket}")
+        return NotFoundError(f"there is nothing at {location}{bucket}", code="not-found")
     if isinstance(error, PermissionError):
         return PermissionError(f"{where}access is denied ({reason}); check the credentials and the bucket's policy")
     return ConnectionError(f"{where}{reason}")
@@ -190,7 +195,7 @@ def stat_of(path: Path) -> FileState:
     with storage_errors(path):
         info = filesystem.info(name)
         if info["type"] != "file":
-            raise NotFoundError(f"there is no file {path}")
+            raise NotFoundError(f"there is no file {path}", code="not-found")
     return FileState(path, int(info["size"]), _state(info))
 
 
@@ -222,7 +227,7 @@ def file_hash(path: Path, state: str) -> str:
 
 def changed(path: Path) -> UserError:
     """Return the error for a file that is no longer what it was when the pool was opened."""
-    return UserError(f"{path} was changed while it was used; run it again")
+    return UserError(f"{path} was changed while it was used; run it again", code="file-changed")
 
 
 def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
@@ -232,7 +237,7 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
     """
     if not is_remote(folder):
         if not folder.is_dir():
-            raise NotFoundError(f"there is nothing at {folder}")
+            raise NotFoundError(f"there is nothing at {folder}", code="not-found")
         paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
         found = []
         for path in paths:
@@ -241,14 +246,16 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[FileState]:
                     found.append(stat_of(path))
             except FileNotFoundError as error:
                 if path.is_symlink():
-                    raise UserError(f"{path} is a link that leads nowhere; mend or remove it") from error
+                    raise UserError(
+                        f"{path} is a link that leads nowhere; mend or remove it", code="link-broken"
+                    ) from error
                 # else it went while the folder was listed
         return found
     filesystem, name = _opened(folder)
     if recursive:
         files = _files_under(folder)
         if not files:
-            raise NotFoundError(f"there is nothing at {folder}")
+            raise NotFoundError(f"there is nothing at {folder}", code="not-found")
         return files
     with storage_errors(folder):
         return _files_of(folder, name, filesystem.ls(name, detail=True))
@@ -298,7 +305,7 @@ def local_copy(location: Path, *, beside: Sequence[str] = (), only: Sequence[str
         files |= found
         missing += [] if found else [_inner(folder, location)]
     if only and missing:
-        raise NotFoundError(f"{location} lacks {', '.join(missing)}")
+        raise NotFoundError(f"{location} lacks {', '.join(missing)}", code="not-found")
     if missing:  # no folder, so a file
         files[name] = stat_of(location)
         there = (location.with_name(each) for each in beside)
@@ -575,20 +582,22 @@ def fetch_range(file: FileState, start: int, stop: int) -> bytes:
 def _refuse_changed(file: FileState, state: str | None) -> None:
     if state is not None and file.state != state:
         raise UserError(
-            f"{file.path} has changed since it was indexed; run the same command again to have it indexed anew"
+            f"{file.path} has changed since it was indexed; run the same command again to have it indexed anew",
+            code="file-changed",
         )
 
 
 def _too_short(path: Path, offset: int, length: int, size: int) -> UserError:
     return UserError(
         f"{path} is too short: {length:,} bytes at byte {offset:,} are asked for, it ends at {size:,}; "
-        "was it changed or cut off after it was indexed?"
+        "was it changed or cut off after it was indexed?",
+        code="file-changed",
     )
 
 
 def max_cache_bytes() -> int:
     """Return how many bytes of remote files are kept in blocks: $WINNOW_BLOCK_CACHE_BYTES, else 20 GB."""
-    return int(os.environ.get("WINNOW_BLOCK_CACHE_BYTES", MAX_CACHE_BYTES))
+    return number_of_environment("WINNOW_BLOCK_CACHE_BYTES", MAX_CACHE_BYTES)
 
 
 def blocks_dir() -> Path:
@@ -817,7 +826,7 @@ def _finished_files(folder: Path, inside: str = "") -> Iterator[tuple[str, int]]
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of a name in a folder; raises ValueError where it leads out of it."""
     if ".." in name.split("/"):
-        raise UserError(f"the remote name {name!r} leads out of its folder; rename it there")
+        raise UserError(f"the remote name {name!r} leads out of its folder; rename it there", code="name-refused")
     return folder / name
 
 

@@ -45,7 +45,9 @@ class Subset:
 
     def __post_init__(self) -> None:
         if self.uids.dtype != UID_DTYPE or self.uids.ndim != 1:
-            raise UserError(f"a subset is a one-dimensional array of {UID_DTYPE}, not {self.uids.dtype}")
+            raise UserError(
+                f"a subset is a one-dimensional array of {UID_DTYPE}, not {self.uids.dtype}", code="subset-invalid"
+            )
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -80,7 +82,9 @@ def write_subset(path: Path, blocks: Iterable[np.ndarray]) -> int:
         _write_header(file, 0)
         for block in blocks:
             if not is_sorted(np.concatenate([last, block[:1]])) or not is_sorted(block):
-                raise UserError(f"the uids for {path} go backwards after {count:,}; a subset file is sorted")
+                raise UserError(
+                    f"the uids for {path} go backwards after {count:,}; a subset file is sorted", code="subset-invalid"
+                )
             file.write(np.ascontiguousarray(block).data)
             count += len(block)
             last = np.array(block[-1:] if len(block) else last)
@@ -97,7 +101,7 @@ def load_subset(path: str | Path, *, known_sorted: bool = False) -> Subset:
     """
     path = Path(path)
     if not path.is_file():
-        raise NotFoundError(f"there is no subset file {path}")
+        raise NotFoundError(f"there is no subset file {path}", code="subset-not-found")
     with path.open("rb") as file:
         beginning = file.read(SNIFFED)
         if beginning.startswith(PARQUET_MAGIC) and _ends_with(file, PARQUET_MAGIC):
@@ -165,21 +169,26 @@ def _count_of_npy(path: Path, file: BinaryIO) -> int:
         shape, _, dtype = read_header(file)
     except (ValueError, SyntaxError, TokenError) as error:  # numpy lets all three through
         raise UserError(
-            f"{path} begins like a .npy file, but its header is damaged ({one_line(error)}); make or fetch it again"
+            f"{path} begins like a .npy file, but its header is damaged ({one_line(error)}); make or fetch it again",
+            code="subset-invalid",
         ) from error
     if dtype.hasobject:
-        raise UserError(f"{path} holds pickled objects, which are never read; save pairs of dtype 'u8,u8'")
+        raise UserError(
+            f"{path} holds pickled objects, which are never read; save pairs of dtype 'u8,u8'", code="subset-invalid"
+        )
     if dtype != UID_DTYPE or len(shape) != 1:
         other_order = dtype.newbyteorder() == UID_DTYPE
         raise UserError(
             f"{path} holds {dtype} of shape {shape}{', in the other byte order' if other_order else ''}; "
-            f"a subset file holds (n,) pairs {UID_DTYPE}"
+            f"a subset file holds (n,) pairs {UID_DTYPE}",
+            code="subset-invalid",
         )
     size, expected = path.stat().st_size - file.tell(), math.prod(shape) * UID_DTYPE.itemsize
     if size != expected:
         raise UserError(
             f"{path} {'is cut short' if size < expected else 'has bytes after its end'}: its header says {shape[0]:,} "
-            f"uids, that is {expected:,} bytes, and {size:,} bytes follow; make or fetch it again"
+            f"uids, that is {expected:,} bytes, and {size:,} bytes follow; make or fetch it again",
+            code="subset-invalid",
         )
     return int(shape[0])
 
@@ -187,7 +196,9 @@ def _count_of_npy(path: Path, file: BinaryIO) -> int:
 def _count_of_raw(path: Path) -> int:
     size = path.stat().st_size
     if size == 0:
-        raise UserError(f"{path} is an empty file; even a subset without uids has the header of a .npy file")
+        raise UserError(
+            f"{path} is an empty file; even a subset without uids has the header of a .npy file", code="subset-invalid"
+        )
     if size % UID_DTYPE.itemsize:
         raise UserError(
             f"{path} is not a subset file: neither .npy nor raw pairs of 8-byte integers, "

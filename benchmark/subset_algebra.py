@@ -99,7 +99,7 @@ def combine_files(operation: str, paths: Sequence[Path], out_path: Path) -> list
     is a reference's choice.
     """
     if out_path.is_dir():
-        raise UserError(f"--out {out_path} is a folder; name a file in it")
+        raise UserError(f"--out {out_path} is a folder; name a file in it", code="option-value")
     subsets = [load_subset(path).uids for path in paths]
     for path in filter(is_reference_subset, dict.fromkeys(paths)):
         warn(
@@ -113,7 +113,9 @@ def combine_files(operation: str, paths: Sequence[Path], out_path: Path) -> list
     if is_there:
         written.unlink()
         if sha256 != sha256_of(out_path):
-            raise UserError(f"{out_path} is there and has other bytes; choose another --out, or delete it")
+            raise UserError(
+                f"{out_path} is there and has other bytes; choose another --out, or delete it", code="file-exists"
+            )
     subset = load_subset(out_path)
     if len(subset) == 0:
         warn(f"{out_path} is empty: no uid is left")

@@ -51,7 +51,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, remedy: str =
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); {remedy}", code="damaged-file") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); {remedy}", code="file-damaged") from error
 
 
 def iter_batches(path: Path, columns: Sequence[str], remedy: str = "write it again") -> Iterator[pa.RecordBatch]:
@@ -65,7 +65,7 @@ def iter_batches(path: Path, columns: Sequence[str], remedy: str = "write it aga
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); {remedy}", code="damaged-file") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); {remedy}", code="file-damaged") from error
 
 
 def read_footer(path: Path) -> pq.FileMetaData:
@@ -78,7 +78,7 @@ def read_footer(path: Path) -> pq.FileMetaData:
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a parquet file ({one_line(error)})", code="damaged-file") from error
+        raise UserError(f"{path} is not a parquet file ({one_line(error)})", code="file-damaged") from error
 
 
 # --- Types ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,9 @@ def member_header(name: str, size: int) -> bytes:
         info.size = size
         return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
     if size >= 1 << 33:
-        raise UserError(f"member {name!r} has {size} bytes; a plain tar header holds less than 8 GiB")
+        raise UserError(
+            f"member {name!r} has {size} bytes; a plain tar header holds less than 8 GiB", code="member-too-large"
+        )
     length = b"%011o" % size
     total = _TEMPLATE_SUM + sum(encoded) + sum(length)
     return b"".join(
@@ -127,7 +129,7 @@ def iter_members(path: Path) -> Iterator[Member]:
                 break
             yield member
     if damage.count:
-        raise UserError(f"{path} is damaged: {damage}")
+        raise UserError(f"{path} is damaged: {damage}", code="tar-damaged")
 
 
 def reading_ahead(read: ReadAt) -> ReadAt:

@@ -130,10 +130,12 @@ class Suite:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.reporting) - set(self.tasks)):
-            raise UserError(f"suite {self.name!r} reports tasks that it does not have: {unknown}")
+            raise UserError(f"suite {self.name!r} reports tasks that it does not have: {unknown}", code="task-invalid")
         for scale, names in self.informative.items():
             if unknown := sorted(set(names) - set(self.tasks)):
-                raise UserError(f"suite {self.name!r} has no tasks {unknown}, informative at scale {scale!r}")
+                raise UserError(
+                    f"suite {self.name!r} has no tasks {unknown}, informative at scale {scale!r}", code="task-invalid"
+                )
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -36,13 +36,15 @@ def open_array(path: Path) -> np.ndarray:
         try:
             return _open_zip(path)
         except (*NOT_ARRAYS, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} holds no tensor of floats ({one_line(error)})") from error
+            raise UserError(f"{path} holds no tensor of floats ({one_line(error)})", code="asset-invalid") from error
     if not is_numpys and path.suffix == ".pt":
         return _load_old(path)
     try:
         return open_memmap(path, mode="r")
     except ValueError as error:
-        raise UserError(f"{path} is not an .npy file of numbers, nor torch's ({error})") from error
+        raise UserError(
+            f"{path} is not an .npy file of numbers, nor torch's ({error})", code="asset-invalid"
+        ) from error
 
 
 def is_torchscript(path: Path) -> bool:
@@ -60,7 +62,7 @@ def _open_zip(path: Path) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         member = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
         if member is None:
-            raise UserError("it is another kind of archive")
+            raise UserError("it is another kind of archive", code="asset-invalid")
         with archive.open(member) as file:
             reader = _Reader(file)
             reader.open_storage = partial(_open_storage, path, archive, member.removesuffix("data.pkl"))
@@ -71,7 +73,7 @@ def _features(value: Any) -> np.ndarray:
     value = value.get(FEATURES_KEY) if isinstance(value, dict) else value
     value = value.values if isinstance(value, _Array) else value
     if not isinstance(value, np.ndarray):
-        raise UserError(f"no tensor or array of floats, and no dict with one as {FEATURES_KEY!r}")
+        raise UserError(f"no tensor or array of floats, and no dict with one as {FEATURES_KEY!r}", code="asset-invalid")
     return value
 
 
@@ -79,7 +81,7 @@ def _open_storage(path: Path, archive: zipfile.ZipFile, prefix: str, kind: str, 
     """Map a tensor's numbers in the file itself."""
     info = archive.getinfo(f"{prefix}data/{key}")
     if info.compress_type != zipfile.ZIP_STORED or count * np.dtype(kind).itemsize > info.file_size:
-        raise UserError(f"{info.filename} is cut off or compressed")
+        raise UserError(f"{info.filename} is cut off or compressed", code="asset-invalid")
     with path.open("rb") as file:
         file.seek(info.header_offset)
         lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
@@ -97,7 +99,9 @@ def _load_old(path: Path) -> np.ndarray:
         value = value.get(FEATURES_KEY) if isinstance(value, dict) else value
         return _features(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
     except (*NOT_ARRAYS, RuntimeError) as error:  # torch's own words advise to load it all the same
-        raise UserError(f"{path} holds no tensor of floats that torch reads with weights_only") from error
+        raise UserError(
+            f"{path} holds no tensor of floats that torch reads with weights_only", code="asset-invalid"
+        ) from error
 
 
 # --- Unpickling: what a file names is never imported, these stand for it -------------------------------------------
@@ -129,7 +133,7 @@ def _rebuild_tensor(storage: np.ndarray | None, offset: int, shape: tuple, strid
     if storage is None:
         return None
     if strides != tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape))) or offset < 0:
-        raise UserError("its tensor is not contiguous; save tensor.contiguous()")
+        raise UserError("its tensor is not contiguous; save tensor.contiguous()", code="asset-invalid")
     return storage[offset : offset + math.prod(shape)].reshape(shape)
 
 

@@ -46,7 +46,7 @@ def parse_uids(texts: pa.Array | pa.ChunkedArray | pd.Series | list[str], where:
         array = plain_column(array, f"{where}: the column of uids", "text").cast(pa.string())
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise UserError(f"{where}: the uid in row {row} is null ({array.null_count} in all)")
+        raise UserError(f"{where}: the uid in row {row} is null ({array.null_count} in all)", code="uid-invalid")
     count = len(array)
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int32, count=count + 1, offset=array.offset * 4)
     _refuse_malformed(np.flatnonzero(np.diff(offsets) != 32), array, where)
@@ -292,7 +292,8 @@ def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:
         row = int(rows[0])
         raise UserError(
             f"{where}: the uid in row {row} is {array[row].as_py()!r}; "
-            f"a uid is 32 hex characters ({len(rows)} malformed in all)"
+            f"a uid is 32 hex characters ({len(rows)} malformed in all)",
+            code="uid-invalid",
         )
 
 

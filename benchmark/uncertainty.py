@@ -201,11 +201,13 @@ def _same_samples(task: Task, tables: Sequence[pa.Table]) -> list[pa.Table]:
         if odd := sorted(keys ^ others):
             raise UserError(
                 f"predictions of {task.name!r} are not of the same samples: {len(odd)} of {len(keys | others)} keys "
-                f"are only on one side, such as {odd[0]!r}"
+                f"are only on one side, such as {odd[0]!r}",
+                code="results-differ",
             )
         if first.num_rows != other.num_rows or _answers(task, first) != _answers(task, other):
             raise UserError(
-                f"predictions of {task.name!r} have the same keys but not the same right answers: their data differ"
+                f"predictions of {task.name!r} have the same keys but not the same right answers: their data differ",
+                code="results-differ",
             )
     return ordered
 
@@ -248,7 +250,7 @@ def _mean_of(task: Task, table: pa.Table) -> _Mean:
             _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
             contributions = (labels == predictions) * len(labels) / (len(counts) * counts[places])
             return _Mean(contributions, places, float(len(counts) ** 2 / np.sum(1 / counts)))
-    raise UserError(f"task {task.name!r}: no standard error is known of its main metric {name!r}")
+    raise UserError(f"task {task.name!r}: no standard error is known of its main metric {name!r}", code="task-invalid")
 
 
 def _simple(contributions: Array) -> _Mean:

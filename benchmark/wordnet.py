@@ -130,7 +130,7 @@ def load_wordnet(place: Path) -> WordNet:
     counts = tuple(len(offsets[part]) for part in PARTS_OF_SPEECH)
     if counts != NUM_LEMMAS:
         raise UserError(
-            f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}", code="wordnet-not-3.0"
+            f"{place} is not WordNet 3.0: it has {counts} lemmas instead of {NUM_LEMMAS}", code="wordnet-version"
         )
     return WordNet(offsets, exceptions)
 

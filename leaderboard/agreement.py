@@ -113,7 +113,7 @@ class Published:
     def _sources_are_named(self) -> Published:
         used = {cell.source for row in self.rows for cell in (row.small, row.medium) if cell is not None}
         if unknown := sorted(used - set(self.sources)):
-            raise UserError(f"sources {unknown} are not explained in `sources`")
+            raise UserError(f"sources {unknown} are not explained in `sources`", code="board-invalid")
         return self
 
     @property
@@ -322,13 +322,17 @@ def _matches(rows: Sequence[Row], published: Published) -> list[Match]:
                 continue
             other = taken.setdefault(theirs.name, row.entry.name)
             if other != row.entry.name:
-                raise UserError(f"{other} and {row.entry.name} are both the published {theirs.name!r}")
+                raise UserError(
+                    f"{other} and {row.entry.name} are both the published {theirs.name!r}", code="board-invalid"
+                )
             for scale in SCALES:
                 if theirs.at(scale) is None:
                     continue
                 if scale in found:
                     names = [found[scale].name, theirs.name]
-                    raise UserError(f"{row.entry.name} is two published rows at scale {scale}: {names}")
+                    raise UserError(
+                        f"{row.entry.name} is two published rows at scale {scale}: {names}", code="board-invalid"
+                    )
                 found[scale] = theirs
         if found:
             matches.append(Match(row, found))

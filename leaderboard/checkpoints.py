@@ -65,12 +65,14 @@ class Checkpoints:
     def _rows_fit(self) -> Checkpoints:
         by_name = {row.name: row for row in self.rows}
         if len(by_name) != len(self.rows):
-            raise UserError("a checkpoint stands here twice")
+            raise UserError("a checkpoint stands here twice", code="board-invalid")
         for row in self.rows:
             if odd := sorted(set(row.scores) ^ set(self.rows[0].scores)):
-                raise UserError(f"{self.rows[0].name} and {row.name} differ in their tasks: {odd}")
+                raise UserError(
+                    f"{self.rows[0].name} and {row.name} differ in their tasks: {odd}", code="board-invalid"
+                )
             if row.repeats and (row.repeats not in by_name or by_name[row.repeats].scores != row.scores):
-                raise UserError(f"{row.name} does not repeat the scores of {row.repeats!r}")
+                raise UserError(f"{row.name} does not repeat the scores of {row.repeats!r}", code="board-invalid")
         return self
 
     @property
@@ -87,13 +89,16 @@ class Checkpoints:
         found = [row for row in self.rows if name in (row.name, row.pretrained)]
         if len(found) > 1:
             raise UnknownNameError(
-                f"{name!r} is the tag of {len(found)} checkpoints: {', '.join(row.name for row in found)}"
+                f"{name!r} is the tag of {len(found)} checkpoints: {', '.join(row.name for row in found)}",
+                code="unknown-checkpoint",
             )
         if not found:
             known = [*self.names, *(row.pretrained for row in self.rows)]
             begun = min((each for each in known if name and each.startswith(name)), key=len, default=None)
             hint = nearest_name(name, known) if begun is None else f" Did you mean {begun!r}?"
-            raise UnknownNameError(f"unknown checkpoint {name!r}.{hint} `winnow list checkpoints` names all.")
+            raise UnknownNameError(
+                f"unknown checkpoint {name!r}.{hint} `winnow list checkpoints` names all.", code="unknown-checkpoint"
+            )
         return found[0]
 
     def of_scale(self, scale: str) -> list[Checkpoint]:
@@ -146,7 +151,10 @@ def informative_tasks(checkpoints: Checkpoints, scale: Scale) -> tuple[str, ...]
     by_scale = [checkpoints.of_scale(one) for one in SCALES[: SCALES.index(scale) + 1]]
     if min(map(len, by_scale)) < 2:
         counts = dict(zip(SCALES, map(len, by_scale), strict=False))
-        raise UserError(f"which tasks are informative takes two runs of each scale up to {scale}; there are {counts}")
+        raise UserError(
+            f"which tasks are informative takes two runs of each scale up to {scale}; there are {counts}",
+            code="board-invalid",
+        )
     return tuple(
         name
         for name in SUITES[SUITE].tasks
@@ -167,7 +175,7 @@ def guessed_score(task: Task) -> float:
     if isinstance(task, ZeroShotClassification) and task.num_classes:
         candidates = TOP if isinstance(task, GroupedClassification) and task.top5 else 1
         return min(1.0, candidates / task.num_classes)
-    raise UserError(f"task {task.name!r} does not declare how many there are to guess among")
+    raise UserError(f"task {task.name!r} does not declare how many there are to guess among", code="board-invalid")
 
 
 def _is_informative(task: Task, scores_by_scale: Sequence[np.ndarray]) -> bool:

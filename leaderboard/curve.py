@@ -111,10 +111,10 @@ def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path)
 
 def _evaluations(points: Sequence[tuple[int, ScoreSet]], suite: Suite) -> list[tuple[int, Evaluation]]:
     if not points:
-        raise UserError("a learning curve needs at least one checkpoint with scores")
+        raise UserError("a learning curve needs at least one checkpoint with scores", code="results-missing")
     seen = [samples for samples, _ in points]
     if repeated := sorted({samples for samples in seen if seen.count(samples) > 1}):
-        raise UserError(f"two checkpoints have seen the same number of samples: {repeated}")
+        raise UserError(f"two checkpoints have seen the same number of samples: {repeated}", code="results-differ")
     return [(s, make_evaluation(scores, suite)) for s, scores in sorted(points, key=lambda point: point[0])]
 
 

@@ -101,13 +101,13 @@ class Entry:
     @classmethod
     def _seeds_agree(cls, seeds: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
         if not seeds:
-            raise UserError("an entry needs at least one seed")
+            raise UserError("an entry needs at least one seed", code="entry-invalid")
         first, *others = seeds
         if not seeds[first]:
-            raise UserError(f"seed {first} has no task")
+            raise UserError(f"seed {first} has no task", code="entry-invalid")
         for other in others:
             if odd := sorted(set(seeds[first]) ^ set(seeds[other])):
-                raise UserError(f"seeds {first} and {other} differ in their tasks: {odd}")
+                raise UserError(f"seeds {first} and {other} differ in their tasks: {odd}", code="entry-invalid")
         return seeds
 
     @pydantic.model_validator(mode="after")
@@ -115,14 +115,18 @@ class Entry:
         if self.subset.distinct > min(self.subset.size, self.pool.rows):
             raise UserError(
                 f"subset.distinct {self.subset.distinct} exceeds its size {self.subset.size} "
-                f"or the pool's {self.pool.rows} rows"
+                f"or the pool's {self.pool.rows} rows",
+                code="entry-invalid",
             )
         return self
 
     @pydantic.model_validator(mode="after")
     def _chance_fits(self) -> Entry:
         if self.chance and set(self.chance) != self.tasks:
-            raise UserError(f"chance and scores differ in their tasks: {sorted(set(self.chance) ^ self.tasks)}")
+            raise UserError(
+                f"chance and scores differ in their tasks: {sorted(set(self.chance) ^ self.tasks)}",
+                code="entry-invalid",
+            )
         return self
 
     @property
@@ -192,13 +196,19 @@ def read_board(board_dir: Path) -> Board:
     """Read a board's rules; raises ValueError where they do not fit the suite that is installed."""
     path = board_dir / RULES_NAME
     if not path.is_file():
-        raise NotFoundError(f"there is no board at {board_dir}: {RULES_NAME} is missing. Boards: {board_names()}")
+        raise NotFoundError(
+            f"there is no board at {board_dir}: {RULES_NAME} is missing. Boards: {board_names()}",
+            code="board-not-found",
+        )
     rules = read_strictly(path, Rules, "board")
     tasks = load_tasks()
     suite = SUITES.get(rules.suite.name)
     if suite is None or suite.version != rules.suite.version:
         there = f"version {suite.version}" if suite else "none of that name"
-        raise UserError(f"{path} is about suite {rules.suite.name!r} version {rules.suite.version}; here is {there}")
+        raise UserError(
+            f"{path} is about suite {rules.suite.name!r} version {rules.suite.version}; here is {there}",
+            code="entry-foreign",
+        )
     board = Board(
         rules=rules,
         tasks=tuple(tasks[name] for name in suite.tasks),
@@ -207,7 +217,7 @@ def read_board(board_dir: Path) -> Board:
     )
     for group in rules.groups:
         if not board.tasks_in(group):
-            raise UserError(f"{path}: suite {suite.name!r} has no task in group {group!r}")
+            raise UserError(f"{path}: suite {suite.name!r} has no task in group {group!r}", code="entry-invalid")
     return board
 
 
@@ -223,9 +233,13 @@ def read_entries(board: Board) -> list[Entry]:
     for path in sorted(board.entries_dir.glob("*.json")):
         entry = read_entry(path)
         if entry.name != path.stem:
-            raise UserError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}.json")
+            raise UserError(
+                f"{path} holds the entry {entry.name!r}; its file must be {entry.name}.json", code="entry-invalid"
+            )
         if board.rules.pools and entry.pool.fingerprint not in board.rules.pools:
-            raise UserError(f"{path}: pool {entry.pool.fingerprint[:12]} is not admitted to this board")
+            raise UserError(
+                f"{path}: pool {entry.pool.fingerprint[:12]} is not admitted to this board", code="entry-foreign"
+            )
         _check_file(path, entry, board)
         entries.append(entry)
     return entries
@@ -242,10 +256,13 @@ def read_other_pools(board: Board) -> list[Entry]:
     for path in sorted((board.entries_dir.parent / OTHER_POOLS_NAME).glob("*.json")):
         entry = read_entry(path)
         if not re.fullmatch(re.escape(entry.name) + r"-pool\d+", path.stem):
-            raise UserError(f"{path} holds the entry {entry.name!r}; its file must be {entry.name}-pool<seed>.json")
+            raise UserError(
+                f"{path} holds the entry {entry.name!r}; its file must be {entry.name}-pool<seed>.json",
+                code="entry-invalid",
+            )
         twin = entries.setdefault((entry.name, entry.pool.fingerprint), path)
         if twin != path:
-            raise UserError(f"{path} and {twin.name} hold the same strategy on the same pool")
+            raise UserError(f"{path} and {twin.name} hold the same strategy on the same pool", code="entry-invalid")
         _check_file(path, entry, board)
         found.append(entry)
     return found
@@ -255,13 +272,15 @@ def check_entry(entry: Entry, board: Board) -> None:
     """Raise ValueError unless the entry has the board's scale and exactly the tasks of the suite that it names."""
     rules = board.rules
     if entry.scale != rules.scale:
-        raise UserError(f"scale {entry.scale!r} is not the board's scale {rules.scale!r}")
+        raise UserError(f"scale {entry.scale!r} is not the board's scale {rules.scale!r}", code="entry-foreign")
     if entry.suite != rules.suite:
         return  # the tasks of another suite are not known here; the table leaves the entry out
     if missing := sorted(set(board.task_names) - entry.tasks):
-        raise UserError(f"{len(missing)} of {len(board.tasks)} tasks have no score: {missing}")
+        raise UserError(f"{len(missing)} of {len(board.tasks)} tasks have no score: {missing}", code="entry-foreign")
     if unknown := sorted(entry.tasks - set(board.task_names)):
-        raise UserError(f"tasks outside suite {rules.suite.name!r} version {rules.suite.version}: {unknown}")
+        raise UserError(
+            f"tasks outside suite {rules.suite.name!r} version {rules.suite.version}: {unknown}", code="entry-foreign"
+        )
 
 
 def _check_file(path: Path, entry: Entry, board: Board) -> None:
@@ -269,7 +288,7 @@ def _check_file(path: Path, entry: Entry, board: Board) -> None:
     try:
         check_entry(entry, board)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}", code="entry-invalid") from error
 
 
 def read_entry(path: Path) -> Entry:
@@ -308,7 +327,9 @@ def read_strictly(path: Path, kind: type[T], noun: str) -> T:
     except pydantic.ValidationError as error:
         problems = [_spell(problem) for problem in error.errors(include_url=False)]
         more = f"; and {len(problems) - ERRORS_SHOWN} more" if len(problems) > ERRORS_SHOWN else ""
-        raise UserError(f"{path} is no valid {noun}: {'; '.join(problems[:ERRORS_SHOWN])}{more}") from error
+        raise UserError(
+            f"{path} is no valid {noun}: {'; '.join(problems[:ERRORS_SHOWN])}{more}", code="entry-invalid"
+        ) from error
 
 
 def _spell(problem: pydantic_core.ErrorDetails) -> str:

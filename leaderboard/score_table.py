@@ -175,14 +175,18 @@ def _refuse_nothing_shared(ours: ScoreSet, suite: Suite, reference: ScoreSet | N
     """Raise ValueError where a table would have nothing to show or to compare."""
     if reference is None:
         if not {*ours.scores, *ours.unscored} & {*suite.tasks, *suite.unscored}:
-            raise UserError(f"{ours.name} has no result of any task of suite {suite.name}; name another with --suite")
+            raise UserError(
+                f"{ours.name} has no result of any task of suite {suite.name}; name another with --suite",
+                code="results-missing",
+            )
         return
     mine, theirs = ([name for name in suite.tasks if name in side.scores] for side in (ours, reference))
     if not set(mine) & set(theirs):
         raise UserError(
             f"{ours.name} and {reference.name} have no task of suite {suite.name} in common to compare: "
             f"{len(mine)} of its {counted(len(suite.tasks), 'task')} {'has' if len(mine) == 1 else 'have'} a score "
-            f"in the first, {len(theirs)} in the second; evaluate both on the same tasks"
+            f"in the first, {len(theirs)} in the second; evaluate both on the same tasks",
+            code="results-missing",
         )
 
 

@@ -13,7 +13,7 @@ from benchmark import registry
 from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.names import nearest_name
 from benchmark.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
-from benchmark.stage import Json, Record, read_record, sha256_of
+from benchmark.stage import Json, Record, read_record, read_text, sha256_of
 from benchmark.tasks import Suite, ZeroShotClassification
 from benchmark.uncertainty import uncertainty, wilson
 from leaderboard.checkpoints import SUITE as DATACOMP
@@ -95,7 +95,8 @@ def read_scores(text: str) -> ScoreSet:
     except KeyError as error:
         nearest = nearest_name(path.name, beside)
         raise UnknownNameError(
-            f"{text!r} is no folder and no file.{nearest} As a released checkpoint: {error.args[0]}"
+            f"{text!r} is no folder and no file.{nearest} As a released checkpoint: {error.args[0]}",
+            code="scores-not-found",
         ) from None
 
 
@@ -108,7 +109,8 @@ def best_suite(scores: ScoreSet) -> Suite:
     if best is None or not shared[best]:
         raise UnknownNameError(
             f"no suite has the tasks of {scores.name}, {sorted(known)}; there are {sorted(registry.SUITES)}. "
-            f"{OWN_SUITES}"
+            f"{OWN_SUITES}",
+            code="unknown-suite",
         )
     return registry.SUITES[best]
 
@@ -119,7 +121,8 @@ def suite_named(name: str) -> Suite:
     known = sorted(registry.SUITES)
     if name not in known:
         raise UnknownNameError(
-            f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}. {OWN_SUITES}"
+            f"unknown suite {name!r}.{nearest_name(name, known)} Suites: {', '.join(known)}. {OWN_SUITES}",
+            code="unknown-suite",
         )
     return registry.SUITES[name]
 
@@ -140,7 +143,8 @@ def _of_folder(folder: Path) -> ScoreSet:
     if not seeds:
         raise NotFoundError(
             f"{folder} holds no results: neither {EVAL_FOLDER}/*.json, {LINES_NAME} nor seed-*/{EVAL_FOLDER}/*.json; "
-            "`winnow evaluate` makes them"
+            "`winnow evaluate` makes them",
+            code="results-missing",
         )
     found = _over_seeds(_name_of(folder), dict(sorted(seeds.items())))
     return replace(found, training=_training_of({seed: folder / f"seed-{seed}" for seed in seeds}))
@@ -199,7 +203,9 @@ def _of_records(folder: Path) -> ScoreSet:
             odd_sizes[name] = Samples(found, expected)
         if name in registry.TASKS and (path := predictions_path(folder, registry.TASKS[name])).is_file():
             if sha256_of(path) != record.result["predictions"]:
-                raise UserError(f"{path} was changed after it was made; delete it and evaluate again")
+                raise UserError(
+                    f"{path} was changed after it was made; delete it and evaluate again", code="file-changed"
+                )
             predictions[name] = (folder,)
         if metrics.get("standard_error") is not None:
             errors[name] = metrics["standard_error"]
@@ -235,13 +241,16 @@ def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
         if name in registry.TASKS and record.made_from.get("task_version") != registry.TASKS[name].version
     ]
     if stale:
-        raise UserError(f"{folder} has results of other versions of their tasks, evaluate again: {stale}")
+        raise UserError(
+            f"{folder} has results of other versions of their tasks, evaluate again: {stale}", code="results-differ"
+        )
     made = {name: model_of(record.made_from) for name, record in records.items()}
     first = next(iter(made))
     if others := [name for name in made if made[name] != made[first]]:
         raise UserError(
             f"{folder} has results of several models or settings: {first!r} and {others} were not made from the same; "
-            f"delete {folder / EVAL_FOLDER} and evaluate again"
+            f"delete {folder / EVAL_FOLDER} and evaluate again",
+            code="results-differ",
         )
 
 
@@ -257,7 +266,8 @@ def _over_seeds(name_of_all: str, seeds: dict[int, ScoreSet]) -> ScoreSet:
         if odd := [name for name in shared if each.data.get(name) != members[0].data.get(name)]:
             raise UserError(
                 f"{name_of_all}: its seeds cannot be joined, as seeds {next(iter(seeds))} and {seed} were evaluated on "
-                f"different data of {', '.join(odd)}; evaluate one of them again in another folder"
+                f"different data of {', '.join(odd)}; evaluate one of them again in another folder",
+                code="seeds-differ",
             )
     notes = []
     for seed, each in seeds.items():
@@ -311,7 +321,9 @@ def _errors_over_seeds(
             try:
                 known = uncertainty(registry.TASKS[name], tables)
             except ValueError as error:
-                raise UserError(f"{name_of_all}: its seeds cannot be joined, as the {error}") from error
+                raise UserError(
+                    f"{name_of_all}: its seeds cannot be joined, as the {error}", code="seeds-differ"
+                ) from error
             errors[name], intervals[name] = known.standard_error, (known.low, known.high)
         elif all(name in each.errors for each in members):
             # As if the models erred on the same samples alike: no smaller than it is.
@@ -328,7 +340,7 @@ def _costs(folder: Path) -> dict[str, TaskCost]:
     own, parent = folder / COSTS_NAME, folder.resolve().parent / COSTS_NAME
     path, seed = (parent, int(matched[1])) if matched and not own.exists() else (own, None)
     costs = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in read_text(path).splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:  # a kill cut it
@@ -346,7 +358,7 @@ def _of_lines(path: Path) -> ScoreSet:
     lines: dict[str, dict[str, Json]] = {}
     expected_sizes: dict[str, int | None] = {}
     odd_classes: dict[str, int] = {}
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(read_text(path).splitlines(), 1):
         if not text.strip():
             continue
         try:
@@ -354,22 +366,27 @@ def _of_lines(path: Path) -> ScoreSet:
             key, metrics = line["key"], dict(line["metrics"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f'{path}: line {number} is no result of a task, {{"key": ..., "dataset": ..., "metrics": {{...}}}}'
+                f'{path}: line {number} is no result of a task, {{"key": ..., "dataset": ..., "metrics": {{...}}}}',
+                code="results-invalid",
             ) from error
         if "main_metric" not in metrics:
             raise UserError(
                 f"{path}: line {number}, task {key!r}, has no main_metric; add it to the line's metrics: the task's "
-                "score from 0 to 1, or null where the task has none"
+                "score from 0 to 1, or null where the task has none",
+                code="results-invalid",
             )
         # As text, since NaN is not equal to itself.
         if key in lines and json.dumps(lines[key], sort_keys=True) != json.dumps(metrics, sort_keys=True):
-            raise UserError(f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines")
+            raise UserError(
+                f"{path}: line {number} repeats {key!r} with other numbers; keep one of its lines",
+                code="results-invalid",
+            )
         lines[key] = metrics
         expected_sizes[key] = line.get("expected_samples", _size(key))
         if line.get("expected_classes") is not None:
             odd_classes[key] = line["expected_classes"]
     if not lines:
-        raise UserError(f"{path} has no result of a task")
+        raise UserError(f"{path} has no result of a task", code="results-missing")
     scores: dict[str, float] = {}
     for name, metrics in lines.items():
         score = metrics["main_metric"]
@@ -432,7 +449,7 @@ def _name_of(folder: Path) -> str:
 
 def _checked_score(score: Json, where: str) -> float:
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise UserError(f"{where} has the score {score!r}; a score is a number from 0 to 1")
+        raise UserError(f"{where} has the score {score!r}; a score is a number from 0 to 1", code="results-invalid")
     return float(score)
 
 

@@ -262,7 +262,9 @@ def fit_pool_model(scores: np.ndarray) -> PoolModel:
     """Fit the three-way model to scores (strategies, pools, seeds), at least two of each."""
     strategies, pools, seeds = scores.shape
     if min(scores.shape) < 2:
-        raise UserError(f"{strategies} strategies, {pools} pools and {seeds} seeds: two of each are the least")
+        raise UserError(
+            f"{strategies} strategies, {pools} pools and {seeds} seeds: two of each are the least", code="board-invalid"
+        )
 
     def effect(*axes: int) -> np.ndarray:
         """Return the means over all but these axes less every effect of a lower order."""

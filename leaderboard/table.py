@@ -129,12 +129,12 @@ def make_table(
     ValueError where an entry, or a run that is given, has not exactly the suite's tasks.
     """
     if highlight is None and beside:
-        raise UserError("runs beside none are compared with nothing; highlight the first")
+        raise UserError("runs beside none are compared with nothing; highlight the first", code="entry-foreign")
     if highlight is not None and highlight.suite != board.rules.suite:
         raise UserError(
             f"{highlight.name} was scored by suite {highlight.suite.name} version {highlight.suite.version}, the board "
             f"by {board.rules.suite.name} version {board.rules.suite.version}: evaluate it again",
-            code="other-suite",
+            code="entry-foreign",
         )
     recipe_hash, fingerprint = _frame(entries, board, highlight)
     peers = entries_on(entries, other_pools, board, recipe_hash, fingerprint)

@@ -537,7 +537,7 @@ def test_a_damaged_score_file_is_named(tmp_path, notes):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"mine\.parquet is damaged") as error:
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
-    assert error.value.code == "damaged-file"
+    assert error.value.code == "file-damaged"
 
 
 def test_workers_keep_the_same_bytes(tmp_path, notes, plugin):

@@ -198,7 +198,7 @@ def test_nltks_archive_is_read_as_it_comes(small, tmp_path):
 
 def test_another_version_is_refused(tmp_path):
     folder = write_wordnet_files(tmp_path / "small", SMALL)
-    assert "it has (3, 2, 2, 1) lemmas" in refused("wordnet-not-3.0", load_wordnet, folder)
+    assert "it has (3, 2, 2, 1) lemmas" in refused("wordnet-version", load_wordnet, folder)
 
 
 @pytest.mark.parametrize("name", ["index.verb", "adj.exc"])

@@ -79,7 +79,8 @@ def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
     entry: Entry | None = read_entry(entry_path) if entry_path.exists() else None
     if entry is not None and entry.subset.sha256 != record.result["sha256"]:
         raise UserError(
-            f"{entry_path} is about another subset than {exp_dir} has; run `winnow evaluate exp_dir={exp_dir}` again"
+            f"{entry_path} is about another subset than {exp_dir} has; run `winnow evaluate exp_dir={exp_dir}` again",
+            code="record-differs",
         )
     name = scale.name if entry is None else entry.scale
     board: Board | None = read_board(BOARDS_DIR / name) if has_board(name) else None
