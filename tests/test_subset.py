@@ -214,11 +214,12 @@ def agree_with_counters(drawn_subsets, block_size: int) -> None:
             shared, either = (one & other).total(), (one | other).total()
             assert row[:2] == [str(chosen[a]), str(chosen[b])]
             assert [int(cell) for cell in row[2:5]] == [shared, one.total() - shared, other.total() - shared]
-            assert row[5] == (str(shared / either) if either else "")
+            uids = len(one.keys() & other.keys()), len(one.keys() | other.keys())
+            assert row[5:] == ([str(shared / either), str(uids[0] / uids[1])] if either else ["", ""])
         if len(asked) > 2:
-            least, most = by_counting("and", counters).total(), by_counting("or", counters).total()
-            expected_row = ["", str(least), "", "", str(least / most) if most else ""]
-            assert rows[-1] == [f"all {len(asked)} files", *expected_row]
+            least, most = by_counting("and", counters), by_counting("or", counters)
+            shares = [str(least.total() / most.total()), str(len(least) / len(most))] if most else ["", ""]
+            assert rows[-1] == [f"all {len(asked)} files", "", str(least.total()), "", "", *shares]
 
 
 @given(several_subsets(), st.integers(1, 30))
