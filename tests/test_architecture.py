@@ -128,7 +128,7 @@ def test_all_data_of_others_is_on_the_page_of_third_parties():
     named = re.findall(r"`((?:benchmark|tests|leaderboard)/[^`]+)`", page)
     assert all((ROOT / name).exists() for name in named)
     ours = {"benchmark/models/reference_b32.safetensors", "benchmark/models/reference_l14.safetensors"}
-    ours |= {"tests/data/entry_v0.json"}
+    ours |= {"tests/data/entry_v0.json", "tests/data/experiment_before_identity"}
     patterns = ("benchmark/**/*.gz", "benchmark/**/*.safetensors", "leaderboard/published/*", "leaderboard/**/*.png")
     found = [path for pattern in (*patterns, "tests/data/*") for path in ROOT.glob(pattern)]
     assert len(found) >= 12

@@ -1,16 +1,27 @@
 """Experiments: how an entry is named, and that a subset is of the pool as it is."""
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.experiment import Choice, entry_name, filter_stage
+from benchmark import experiment
+from benchmark.errors import UserError
+from benchmark.experiment import Choice, default_exp_dir, entry_name, filter_stage
+from benchmark.options import make_rule
 from benchmark.pool import Pool
-from benchmark.rules import Cut, Rule
-from benchmark.stage import Record
+from benchmark.registry import load_plugins
+from benchmark.rules import Cut, Rule, as_recorded
+from benchmark.scales import SCALES
+from benchmark.stage import Record, write_record
 from benchmark.subset import load_subset
 from benchmark.uids import format_uids
-from tests.conftest import uid, write_pool
+from leaderboard.entries import StrategyUsed, read_entry, write_entry
+from tests.conftest import loaded_plugin, uid, write_pool
 
 
 def record(*rules, within=None, subset=None):
@@ -58,3 +69,124 @@ def test_a_subset_of_metadata_that_changed_under_the_same_uids_is_not_taken_for_
     with pytest.raises(ValueError, match=r"was filtered from other metadata.*under the same uids"):
         chosen("exp")
     assert chosen("other") == [uid(0)]
+
+
+BEFORE = Path(__file__).parent / "data" / "experiment_before_identity"  # made at 68a8a63
+
+
+def opened_again(tmp_path, edit=lambda text: text):
+    """Filter into a folder that was made before code had identities, by its file or an edited one."""
+    columns = {"uid": [uid(n) for n in range(8)], "score": [float(n % 5) for n in range(8)]}
+    pool = Pool(write_pool(tmp_path / "pool", columns))
+    shutil.copytree(BEFORE, tmp_path / "exp")
+    with loaded_plugin(tmp_path / "marked.py", edit((BEFORE / "marked.py").read_text())):
+        choice = Choice((make_rule("golden_top", {"scale": 0.25}),))
+        return filter_stage(tmp_path / "exp", pool, choice, workers=0, plugins=())
+
+
+def test_an_experiment_made_before_code_had_identities_still_opens(tmp_path, capsys):
+    before = (BEFORE / "subset.json").read_bytes()
+    assert opened_again(tmp_path).result["sha256"] == json.loads(before)["result"]["sha256"]
+    assert "filter: as before, 4 of 8 rows" in capsys.readouterr().out
+    assert (tmp_path / "exp" / "subset.json").read_bytes() == before
+
+
+def test_one_of_another_file_does_not(tmp_path):
+    """Nobody knows what the words were, so that the whole file has to be the same, as it had before."""
+    with pytest.raises(ValueError, match=r"made with other settings .*source is"):
+        opened_again(tmp_path, lambda text: text.replace("a little more", "a bit more"))
+
+
+NAMED = '''"""Words."""
+from benchmark import register_filter
+from level_of_it import LEVEL
+
+@register_filter(columns=["score"], fraction=0.5)
+def x_named(rows, *, power: float = 1.0):
+    """Words."""
+    return rows["score"] ** power + LEVEL
+'''
+
+
+@pytest.fixture
+def small_pool(tmp_path):
+    (tmp_path / "level_of_it.py").write_text("LEVEL = 1\n")
+    return Pool(
+        write_pool(tmp_path / "pool", {"uid": [uid(n) for n in range(8)], "score": [float(n) for n in range(8)]})
+    )
+
+
+def test_a_changed_helper_is_another_experiment_and_changed_words_are_the_same(tmp_path, small_pool):
+    helper = tmp_path / "level_of_it.py"
+    with loaded_plugin(tmp_path / "x_named.py", NAMED) as path:
+        choice = Choice((make_rule("x_named", {}),))
+        places = []
+        for words, level in (("Words", 1), ("Other words", 1), ("Words", 2)):
+            path.write_text(NAMED.replace("Words", words))
+            helper.write_text(f"# {words}\nLEVEL = {level}\n")
+            load_plugins([path])
+            places.append((default_exp_dir(SCALES["small"], small_pool, choice), choice.rules[0].kept_dir(small_pool)))
+            if level == 1:
+                filter_stage(tmp_path / "exp", small_pool, choice, workers=0, plugins=())
+        assert places[0] == places[1] and places[0][0] != places[2][0] and places[0][1] != places[2][1]
+        with pytest.raises(ValueError, match=r"made with other settings .*identity is"):
+            filter_stage(tmp_path / "exp", small_pool, choice, workers=0, plugins=())
+
+
+def test_an_entry_is_named_without_the_file_of_its_filter(tmp_path, small_pool):
+    with loaded_plugin(tmp_path / "x_named.py", NAMED):
+        choice = Choice((make_rule("x_named", {"power": 2.0, "fraction": 0.25}),))
+        made = filter_stage(tmp_path / "exp", small_pool, choice, workers=0, plugins=())
+    assert made.result["name"] == "x_named-power-2.0-0.25"
+    assert experiment._name_of(tmp_path / "exp", made, small_pool) == "x_named-power-2.0-0.25"
+
+
+def test_one_that_is_named_by_a_file_that_is_not_loaded_is_refused_before_it_is_evaluated(tmp_path, small_pool):
+    """An experiment made before names were kept."""
+    with loaded_plugin(tmp_path / "x_named.py", NAMED):
+        made = filter_stage(tmp_path / "exp", small_pool, Choice((make_rule("x_named", {}),)), workers=0, plugins=())
+    result = {key: value for key, value in made.result.items() if key != "name"}
+    write_record(tmp_path / "exp" / "subset.json", Record(made.stage, made.version, made.made_from, result))
+    with pytest.raises(UserError, match="give plugins= of the file") as caught:
+        experiment.evaluate_stage(
+            tmp_path / "exp", small_pool, SCALES["pico"], [0], tmp_path / "eval", [], device="cpu"
+        )
+    assert caught.value.code == "filter-not-loaded"
+
+
+def test_an_entry_states_the_identity_of_its_filters_and_older_ones_are_written_as_they_were(tmp_path, small_pool):
+    with loaded_plugin(tmp_path / "x_named.py", NAMED):
+        (stated,) = Choice((make_rule("x_named", {}),)).made_from(small_pool)["filters"]
+    assert StrategyUsed(**stated).identity == stated["identity"] != stated["source"]
+    path = Path(__file__).parent / "data" / "entry_v0.json"
+    entry = read_entry(path)
+    write_entry(tmp_path / "entry.json", entry)
+    assert "identity" not in (tmp_path / "entry.json").read_text()
+    stamped = replace(entry, strategy=tuple(replace(each, identity="a" * 64) for each in entry.strategy))
+    write_entry(tmp_path / "entry.json", stamped)
+    assert read_entry(tmp_path / "entry.json") == stamped
+
+
+@pytest.mark.parametrize(
+    ("now", "there", "fits"),
+    [
+        ({"identity": "a", "source": "1"}, {"identity": "a", "source": "2"}, True),
+        ({"identity": "a", "source": "1"}, {"identity": "b", "source": "1"}, False),
+        ({"identity": "a", "source": "1"}, {"source": "1"}, True),
+        ({"identity": "a", "source": "1"}, {"source": "2"}, False),
+        ({"identity": None, "source": "1"}, {"identity": None, "source": "2"}, False),
+        ({"identity": None, "source": "1"}, {"identity": None, "source": "1"}, True),
+        ({"identity": "a", "source": "1", "packages": {"nltk": "3"}}, {"source": "1"}, True),
+        ({"identity": "a", "source": "1", "packages": {"x": "1"}}, {"source": "1", "packages": {"x": "2"}}, False),
+        (
+            {"identity": "a", "source": "1", "packages": {"x": "1"}},
+            {"identity": "a", "source": "1", "packages": {"x": "2"}},
+            False,
+        ),
+    ],
+)
+def test_rules_fit_a_record_by_what_identifies_them(now, there, fits):
+    rule = {"name": "n", "options": {"a": 1}}
+    now, there = {"filters": [{**rule, **now, "signals": {"s": {**rule, **now}}}]}, {**rule, **there}
+    there = {"filters": [{**there, "signals": {"s": there}}]}
+    assert (as_recorded(now, there) == there) == fits
