@@ -319,13 +319,15 @@ def test_the_same_inputs_give_the_same_bytes(reported, pico_pool, folder):
 @pytest.mark.parametrize("part", ["metadata", "embeddings"])
 def test_a_report_depends_on_what_is_in_the_pools_files_and_not_on_their_times(folder, part):
     """A pool that is drawn again or copied has the same bytes at another time."""
-    embeddings = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float16)
-    features = {"l14_img": embeddings, "l14_txt": embeddings}
+    scores = np.linspace(0.1, 0.3, 8)
+    images = np.tile(np.float16([1, 0]), (8, 1))
+    texts = np.stack([scores, np.sqrt(1 - scores**2)], axis=1).astype(np.float16)  # at the scores' angles
+    features = {"l14_img": images, "l14_txt": texts}
     columns = {"uid": [uid(n) for n in range(8)], "text": [f"text {n}" for n in range(8)]}
-    columns["clip_l14_similarity_score"] = np.linspace(0.1, 0.3, 8)
+    columns["clip_l14_similarity_score"] = scores
     write_pool(folder / "pool", columns, features=features)
     (folder / "pool" / "assets").mkdir()
-    np.save(folder / "pool" / "assets" / "image_targets_l14.npy", embeddings[:2])  # so that normsim is compared with
+    np.save(folder / "pool" / "assets" / "image_targets_l14.npy", texts[:2])  # so that normsim is compared with
     half()
     report()
     first = {path.name: path.read_bytes() for path in Path("exp/report").iterdir()}
@@ -336,8 +338,9 @@ def test_a_report_depends_on_what_is_in_the_pools_files_and_not_on_their_times(f
     assert {path.name: path.read_bytes() for path in Path("again/report").iterdir()} == first
     if part == "metadata":
         columns["text"][3] = "another text"
+    else:
+        features = {name: -values for name, values in features.items()}
     shutil.rmtree("pool/metadata")
-    features["l14_img"] = embeddings * (1 if part == "metadata" else -1)
     write_pool(folder / "pool", columns, features=features)
     report(exp="again")
     made = [json.loads(Path(exp, "report/report.json").read_text())["made_from"] for exp in ("exp", "again")]
