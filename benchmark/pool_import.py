@@ -194,12 +194,12 @@ def import_pool(
     found = find_tars(shards)
     if found.left_out:
         where = " ".join(map(str, shards))
-        _refuse(
+        left_out = UserError(
             f"--shards {where}: {tell_left_out(found.left_out, len(found.tars))}. Unpack what is compressed, and name "
             f"what is meant, such as '{found.folder}/*.tar' (the top alone) or '{found.folder}/**/*.tar' (folders too)",
-            "tars-left-out",
-            strict,
+            code="tars-left-out",
         )
+        _refuse(left_out, strict)
     tars, given = found.tars, dict(columns or {})
     probe = probe_tars(tars)
     if uid_column is not None and not probe.num_uids:
@@ -268,15 +268,16 @@ def import_pool(
 def _refuse_unsound(summary: IndexSummary, strict: bool) -> None:
     """Raise UserError where tars are damaged or dots hide members; warn where that is allowed."""
     if summary.damaged:
-        _refuse(f"{summary.tell_damage()}. Fetch them again", "tars-damaged", strict)
+        _refuse(UserError(f"{summary.tell_damage()}. Fetch them again", code="tar-damaged"), strict)
     if dotted := tell_dotted(summary):
-        _refuse(dotted, "dotted-names", strict)
+        _refuse(UserError(dotted, code="dotted-names"), strict)
 
 
-def _refuse(what: str, code: str, strict: bool) -> None:
+def _refuse(error: UserError, strict: bool) -> None:
+    """Raise an error, with the option that allows it; warn where it is allowed."""
     if strict:
-        raise UserError(f"{what}; or go on without them by --no-strict", code=code)
-    warn(f"{what}; going on without them (--no-strict)")
+        raise UserError(f"{error}; or go on without them by --no-strict", code=error.code)
+    warn(f"{error}; going on without them (--no-strict)")
 
 
 def probe_tars(tars: Sequence[Tar]) -> Probe:

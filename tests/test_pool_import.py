@@ -436,7 +436,7 @@ def test_a_tar_that_is_cut_off_is_refused_unless_that_is_allowed_and_nobody_is_t
 ):
     whole = (tars / "00001.tar").read_bytes()
     (tars / "00001.tar").write_bytes(whole[:1100])
-    assert "00001.tar: at byte" in refused("tars-damaged", tmp_path, tars)
+    assert "00001.tar: at byte" in refused("tar-damaged", tmp_path, tars)
     code, told = importing(capsys, "--shards", tars, "--out", tmp_path / "out", "--no-strict")
     assert code == 0 and "going on without them (--no-strict)" in told and "strict=false" not in told
 
@@ -610,7 +610,7 @@ def test_captions_from_the_json_are_sampled_and_resharded_into_txt(json_tars, tm
 
 @pytest.mark.parametrize(
     ("field", "code", "told"),
-    [("alts", "unknown-name", "Did you mean 'alt'?"), ("rank", "captions-not-text", "fields with text: alt")],
+    [("alts", "column-missing", "Did you mean 'alt'?"), ("rank", "captions-not-text", "fields with text: alt")],
 )
 def test_a_field_that_holds_no_captions_is_refused(json_tars, tmp_path, field, code, told):
     assert told in refused(code, tmp_path, json_tars, columns={"text": field})
