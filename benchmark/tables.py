@@ -139,21 +139,22 @@ def plain_column(column: Column, where: str, family: str | None = None) -> Colum
     if not is_family(kind, family):
         raise wrong_type(where, kind, family)
     wanted = plain_type(kind, family)
-    if kind == wanted:
-        return column
     try:
-        if isinstance(column, pa.ChunkedArray):
-            return pa.chunked_array([_converted(chunk, wanted) for chunk in column.chunks], wanted)
-        return _converted(column, wanted)
+        if kind != wanted and isinstance(column, pa.ChunkedArray):
+            column = pa.chunked_array([_converted(chunk, wanted) for chunk in column.chunks], wanted)
+        elif kind != wanted:
+            column = _converted(column, wanted)
+        if family_of(wanted) == "text":
+            column.validate(full=True)  # no reader looks whether it is UTF-8, and a filter would stumble over it
     except pa.ArrowException as error:
-        if family == "text":
-            for row, value in enumerate(column):
-                if isinstance(value.as_py(), bytes) and not _is_utf8(value.as_py()):
-                    told = f"{where} has bytes in row {row} that are no text in UTF-8; write it as text"
-                    raise UserError(told, code="column-type") from error
+        row = _row_without_text(column)
+        if row is not None:
+            told = f"{where} has bytes in row {row} that are no text in UTF-8; write it as text"
+            raise UserError(told, code="column-type") from error
         raise UserError(
             f"{where} is {kind}, which cannot be read as {wanted} ({one_line(error)}); {REMEDY}", code="column-type"
         ) from error
+    return column
 
 
 def wrong_type(where: str, kind: pa.DataType, family: str | None) -> UserError:
@@ -254,9 +255,13 @@ def _converted(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     return pc.cast(array, wanted)
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _row_without_text(column: Column) -> int | None:
+    """Return the first row whose bytes are no UTF-8, None where there is none."""
+    for row, value in enumerate(column):
+        try:
+            found = value.as_py()
+            if isinstance(found, bytes):
+                found.decode()
+        except UnicodeDecodeError:
+            return row
+    return None

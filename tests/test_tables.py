@@ -175,7 +175,7 @@ def test_text_that_is_importable_in_one_type_is_in_every_type(tmp_path, pools):
         pq.write_table(rows, folder / "meta" / "0.parquet")
         for more in ({}, {"uid_column": "uid"}, {"key_column": "key"}):
             out = folder / ("pool" + "".join(more))
-            import_pool(out, shards_dir=tmp_path / "shards", metadata=[folder / "meta"], workers=0, **more)
+            import_pool(out, shards=[tmp_path / "shards"], metadata=[folder / "meta"], workers=0, **more)
             found = pd.read_parquet(out / "metadata" / "0.parquet")
             told = found[["uid", "text", "original_width", "clip_l14_similarity_score"]].to_dict("list")
             expected = expected or told
@@ -270,12 +270,30 @@ def test_a_shard_without_values_may_have_any_type(tmp_path):
         assert rows["text"].str.len().isna().all() or len(rows["text"].dropna()) == 2
 
 
-def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path):
-    table = pa.table({"uid": [uid(0), uid(1)], "text": pa.array([b"words", b"\xff\xfe"])})
+def wrongly_text(kind):
+    """Return three texts as a careless writer makes them: the second is no UTF-8."""
+    data = pa.array([b"words", b"\xff\xfe", b"more"])
+    return data if kind == pa.binary() else pa.Array.from_buffers(pa.string(), 3, data.buffers())
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
+def test_bytes_that_are_no_text_are_named_with_their_row_and_no_filter_is_blamed(tmp_path, kind):
+    pool_dir = tmp_path / "pool"
+    (pool_dir / "metadata").mkdir(parents=True)
+    table = pa.table({"uid": [uid(n) for n in range(3)], "text": wrongly_text(kind)})
+    pq.write_table(table, pool_dir / "metadata" / "0.parquet")
     with pytest.raises(ValueError, match=r"0\.parquet: the column 'text' has bytes in row 1") as error:
-        plain_frame(table, Path("0.parquet"))
-    assert error.value.code == "column-type"
-    mine = pa.table({"fingerprint": pa.array([b"words", b"\xff\xfe"])})  # bytes elsewhere are bytes
+        run_filters(Pool(pool_dir), [make_rule("metaclip", {"entries": str(words(tmp_path))})])
+    assert error.value.code == "column-type" and "metaclip" not in str(error.value)
+
+
+def words(folder):
+    (folder / "entries.txt").write_text("words\n")
+    return folder / "entries.txt"
+
+
+def test_bytes_in_a_column_of_ones_own_stay_bytes():
+    mine = pa.table({"fingerprint": pa.array([b"words", b"\xff\xfe"])})
     assert plain_frame(mine, Path("0.parquet"))["fingerprint"].tolist() == [b"words", b"\xff\xfe"]
 
 
