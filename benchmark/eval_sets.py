@@ -51,7 +51,7 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 class SetError(UserError):
     """An evaluation set that is there and cannot be read; it does not keep other sets from being evaluated."""
 
-    default_code = "unreadable-set"
+    default_code = "eval-set-invalid"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def odd_sizes(sets: Sequence[tuple[Task, Path, Contents]]) -> dict[str, str]:
 class BadSetsError(UserError):
     """Some evaluation sets cannot be evaluated, each with the reason; the others are."""
 
-    default_code = "bad-eval-sets"
+    default_code = "eval-set-invalid"
     unreadable: dict[str, str]
     odd: dict[str, str]
     out_dir: Path | None = None  # where the results of the others are
@@ -201,7 +201,7 @@ def bad_sets(unreadable: dict[str, str], odd: dict[str, str], num_tasks: int) ->
         )
     if not parts:
         return None
-    error = BadSetsError(". ".join(parts))
+    error = BadSetsError(". ".join(parts), code=None if unreadable else "eval-set-size")
     error.unreadable, error.odd = dict(unreadable), dict(odd)
     return error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from datacomp_sets import write_datacomp_sets
 from safetensors.torch import save_model
-from test_cli import failing
+from test_cli import ending, failing
 
 from benchmark.cli import EXIT_USER, main
 from benchmark.eval_sets import SetError, read_instances
@@ -101,8 +101,8 @@ DAMAGES = {
 def test_sets_that_cannot_be_read_keep_no_other_from_being_evaluated(source, place, capsys, workers):
     for name, (damage, _) in DAMAGES.items():
         damage(place / "sets" / TASKS[name].folder_name)
-    told = failing(capsys, *command(source, place, f"workers={workers}"))
-    assert told.startswith("7 of 8 evaluation sets cannot be read: 'mnist': ")
+    told, code = ending(capsys, *command(source, place, f"workers={workers}"))
+    assert told.startswith("7 of 8 evaluation sets cannot be read: 'mnist': ") and code == "eval-set-invalid"
     for name, (_, reason) in DAMAGES.items():
         assert f"'{name}': " in told and reason in told, name
     assert "Traceback" not in told
@@ -137,8 +137,9 @@ def test_the_scores_of_the_others_are_shown_and_after_mending_it_goes_on(source,
 def test_a_set_of_another_size_keeps_no_other_from_being_evaluated(source, place, capsys, monkeypatch):
     for name in NAMES:
         monkeypatch.setitem(TASKS, name, replace(TASKS[name], size=8_041 if name == "cars" else None))
-    told = failing(capsys, *command(source, place, strict=True))
+    told, code = ending(capsys, *command(source, place, strict=True))
     assert told.startswith("1 of 8 evaluation sets are not whole: 'cars' has 5 images instead of 8,041")
+    assert code == "eval-set-size"
     assert done(place) == set(NAMES) - {"cars"}
 
 
@@ -194,7 +195,7 @@ def test_questions_that_cannot_be_read_are_called_that(tmp_path, text, told):
     path.write_bytes(text)
     with pytest.raises(SetError, match=told) as caught:
         read_instances(path, set())
-    assert caught.value.code == "unreadable-set"
+    assert caught.value.code == "eval-set-invalid"
 
 
 # Names of folders

@@ -53,12 +53,15 @@ def codes_in_sources():
     found = {}
     for path in SOURCES:
         place = str(path.relative_to(ROOT))
-        for call in user_errors(ast.parse(path.read_text())):
-            for keyword in call.keywords:
-                if keyword.arg == "code":
-                    for constant in ast.walk(keyword.value):
-                        if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
-                            found.setdefault(constant.value, f"{place}:{call.lineno}")
+        for node in ast.walk(ast.parse(path.read_text())):
+            given = []  # also in calls of kinds of errors of a module's own, and as their defaults
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error"):
+                given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "default_code":
+                given = [node.value]
+            for constant in (each for value in given for each in ast.walk(value)):
+                if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+                    found.setdefault(constant.value, f"{place}:{node.lineno}")
     for kind in (UserError, NotFoundError, UnknownNameError):
         found.setdefault(kind.default_code, "benchmark/errors.py")
     for code in (*failures.SYSTEM_CODES.values(), *failures.SYSTEM_KINDS.values(), failures.OTHER_SYSTEM_CODE):

@@ -481,7 +481,7 @@ def test_a_list_without_a_line_is_named(eval_dir: Path, tmp_path: Path, name: st
     (eval_dir / CLASSES.folder_name / name).write_text("")
     with pytest.raises(BadSetsError, match=rf"{name} is empty") as caught:
         run(eval_dir, tmp_path / "out")
-    assert caught.value.code == "bad-eval-sets" and list(caught.value.unreadable) == ["toy/colours"]
+    assert caught.value.code == "eval-set-invalid" and list(caught.value.unreadable) == ["toy/colours"]
     assert caught.value.out_dir == tmp_path / "out"
     assert not result_path(tmp_path / "out", CLASSES).exists() and result_path(tmp_path / "out", PAIRS).exists()
 
