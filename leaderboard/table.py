@@ -128,8 +128,7 @@ def make_table(
     are further runs that are not the board's. How two runs compare depends on the board and these two alone. Raises
     ValueError where an entry, or a run that is given, has not exactly the suite's tasks.
     """
-    if highlight is None and beside:
-        raise UserError("runs beside none are compared with nothing; highlight the first", code="entry-foreign")
+    assert highlight is not None or not beside, "runs beside none are compared with nothing"
     if highlight is not None and highlight.suite != board.rules.suite:
         raise UserError(
             f"{highlight.name} was scored by suite {highlight.suite.name} version {highlight.suite.version}, the board "
