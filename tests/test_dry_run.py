@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from conftest import user_error
 
 from benchmark import dry_run, images, judging, pilot
 from benchmark.cli import main
@@ -185,7 +186,7 @@ def test_a_pilot_tells_what_the_whole_will_take_and_what_is_kept(tmp_path, strat
     with loaded_plugin(tmp_path / "for_pilots.py", PILOT):
         pool = Pool(folder)
         rules = [make_rule(name, {}) for name in ("p_sum", "p_copy", "dedup")]
-        with pytest.raises(ValueError, match="selector 'dedup' needs the column 'sha256'"):
+        with user_error("column-missing", match="selector 'dedup' needs the column 'sha256'"):
             pilot_lines(pool, rules)
         first, reading, slow, copied, total, together = pilot_lines(pool, rules[:2])
         assert first.startswith("pilot: 20 rows of ")

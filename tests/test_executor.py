@@ -141,6 +141,12 @@ def test_a_node_that_does_not_share_the_folders_is_named(site, message):
         executor._Site(**{**here, **site}).enter()
 
 
+def test_a_worker_that_is_killed_is_an_error_that_can_be_mended():
+    killing = "__import__('os').kill(__import__('os').getpid(), 9)"
+    with user_error("worker-died", match="while working on test"):
+        list(executor.map_items(eval, ["1", killing], workers=1, name="test"))
+
+
 def test_without_ray_or_a_cluster_it_says_what_to_do(monkeypatch):
     with socket.socket() as unanswered:
         unanswered.bind(("127.0.0.1", 0))
@@ -150,7 +156,7 @@ def test_without_ray_or_a_cluster_it_says_what_to_do(monkeypatch):
         with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address} .* set RAY_ADDRESS"):
             mapped(operator.neg, [1], "ray")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"^executor=ray needs Ray: pip install 'winnow-bench\[ray\]'$"):
+    with user_error("package-missing", match=r"^executor=ray needs Ray: pip install 'winnow-bench\[ray\]'$"):
         mapped(operator.neg, [1], "ray")
 
 

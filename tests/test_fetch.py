@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import user_error
 
 from benchmark.fetch import fetch_file
 
@@ -133,7 +134,9 @@ def test_a_whole_part_needs_no_more_bytes(server, tmp_path):
 def test_other_bytes_are_never_put_in_place(server, tmp_path):
     server.content = b"an error page"
     other = hashlib.sha256(server.content).hexdigest()
-    with pytest.raises(ValueError, match=f"has the sha256 {other} instead of {SHA256}: fetch file.bin from elsewhere"):
+    with user_error(
+        "download-differs", match=f"has the sha256 {other} instead of {SHA256}: fetch file.bin from elsewhere"
+    ):
         fetch_file(server.url, tmp_path / "file.bin", SHA256)
     assert files(tmp_path) == []
 
