@@ -147,8 +147,10 @@ def worlds(draw):
     """Draw metadata shards, of which some say nothing, and what is asked of them, once or several times."""
     shards = []
     for rows in draw(st.lists(st.lists(ROW, max_size=7), min_size=1, max_size=4)):
-        silent = draw(st.sampled_from([(), (), ("score",), ("text",), ("mask", "narrow"), ("whole",)]))
-        shards.append([{**row, **{name: "de" if name == "text" else None for name in silent}} for row in rows])
+        same = draw(
+            st.sampled_from([{}, {"text": "en"}, {"text": "de"}, {"score": None}, {"mask": None, "whole": None}])
+        )
+        shards.append([{**row, **same} for row in rows])
     uids = sorted({row["uid"] for rows in shards for row in rows})
     within = st.none()
     if uids:
