@@ -484,7 +484,7 @@ def filters_of(pool: Pool) -> dict[str, str | None]:
             check_pool_has(pool, [make_rule(strategy.name, {})])
         except (ValueError, FileNotFoundError) as error:
             told = one_line(error).removeprefix(f"{strategy.kind} {strategy.name!r} ")
-            lacking[strategy.name] = told.split(" It has [")[0].rstrip(".")
+            lacking[strategy.name] = told.split(" It has [")[0].split("; the two files")[0].rstrip(".")
     return lacking
 
 
