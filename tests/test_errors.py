@@ -402,7 +402,7 @@ def test_no_value_on_the_command_line_is_met_by_a_traceback(composed, capsys, nu
         (["run", "dry_run=3"], "option-type"),
         (["pool", "build", "--scale", "3"], "unknown-scale"),
         (["pool", "build", "--pool-seed", "x"], "usage"),
-        (["pool", "index", "\x00"], "not-found"),
+        (["pool", "index", "\x00"], "pool-not-found"),
         (["pool", "check", "~nobody-x/pool"], "not-found"),
         (["leaderboard", "table", "--board", "nowhere"], "board-not-found"),
         (["subset", "info", "~nobody-x/a.npy"], "not-found"),
