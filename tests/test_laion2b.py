@@ -4,6 +4,7 @@
 """
 
 import importlib.metadata
+import inspect
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,10 +42,10 @@ def without_cld3(function):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.metadata, "version", version)
-        patch.setitem(function.__globals__, "version", version)
-        function.__globals__["_cld3"].cache_clear()
+        patch.setitem(inspect.unwrap(function).__globals__, "version", version)
+        inspect.unwrap(function).__globals__["_cld3"].cache_clear()
         yield
-    function.__globals__["_cld3"].cache_clear()
+    inspect.unwrap(function).__globals__["_cld3"].cache_clear()
 
 
 def verdicts(function, texts, similarity=0.3):
@@ -56,7 +57,7 @@ def verdicts(function, texts, similarity=0.3):
 def test_it_answers_as_gcld3_did(laion2b):
     texts = [text for text, _ in GOLDEN]
     assert verdicts(laion2b, texts) == [language == "en" for _, language in GOLDEN]
-    find_language = laion2b.__globals__["_cld3"]()
+    find_language = inspect.unwrap(laion2b).__globals__["_cld3"]()
     assert [find_language(text) for text in texts] == [language for _, language in GOLDEN]
     assert len(GOLDEN) > 400 and len({language for _, language in GOLDEN}) > 100
 

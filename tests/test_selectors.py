@@ -1,5 +1,6 @@
 """Soft cap sampling and density-based pruning against brute force, and the clusters that selectors share."""
 
+import inspect
 import itertools
 import math
 
@@ -166,7 +167,7 @@ def solve_by_scipy(target, lower, upper, total):
 
 
 def test_shares_are_the_solution_of_the_quadratic_program(strategies):
-    share_out = strategies["density_pruning"].function.__globals__["share_out"]
+    share_out = inspect.unwrap(strategies["density_pruning"].function).__globals__["share_out"]
     rng = np.random.default_rng(5)
     for _ in range(100):
         count = int(rng.integers(1, 9))
@@ -180,7 +181,7 @@ def test_shares_are_the_solution_of_the_quadratic_program(strategies):
 
 
 def test_shares_of_a_full_and_of_an_empty_cluster_go_to_the_others(strategies):
-    share_out = strategies["density_pruning"].function.__globals__["share_out"]
+    share_out = inspect.unwrap(strategies["density_pruning"].function).__globals__["share_out"]
     # The first has but 4 of the 6 it should give; the three others make up for it evenly, but the last is empty.
     target, upper = np.array([6.0, 3.0, 1.0, 0.0]), np.array([4, 9, 9, 0])
     assert share_out(target, np.zeros(4), upper, 10).tolist() == [4, 4, 2, 0]
@@ -189,7 +190,7 @@ def test_shares_of_a_full_and_of_an_empty_cluster_go_to_the_others(strategies):
 
 
 def test_whole_numbers_are_the_nearest_to_the_shares_with_their_sum(strategies):
-    round_to_sum = strategies["density_pruning"].function.__globals__["round_to_sum"]
+    round_to_sum = inspect.unwrap(strategies["density_pruning"].function).__globals__["round_to_sum"]
     rng = np.random.default_rng(6)
     for _ in range(50):
         upper = rng.integers(0, 6, size=4)

@@ -1,5 +1,6 @@
 """The published strategies beyond DataComp's baselines, each against a brute-force version of its rule."""
 
+import inspect
 from random import Random
 
 import numpy as np
@@ -67,7 +68,7 @@ def numbers_of(view):
 
 
 def with_blocks(monkeypatch, strategies, name, rows):
-    monkeypatch.setitem(strategies[name].function.__globals__, "BLOCK_ROWS", rows)
+    monkeypatch.setitem(inspect.unwrap(strategies[name].function).__globals__, "BLOCK_ROWS", rows)
 
 
 SELECTORS = ["negcliploss", "rank_in_negatives", "semdedup", "near_dedup"]
@@ -332,7 +333,7 @@ def near_groups(view, min_similarity):
 @pytest.mark.parametrize("min_similarity", [0.8, 0.95, 0.98])
 def test_near_dedup_keeps_the_smallest_uid_of_each_chain(strategies, monkeypatch, min_similarity, max_waiting):
     with_blocks(monkeypatch, strategies, "near_dedup", 13)
-    monkeypatch.setitem(strategies["near_dedup"].function.__globals__, "MAX_WAITING_PAIRS", max_waiting)
+    monkeypatch.setitem(inspect.unwrap(strategies["near_dedup"].function).__globals__, "MAX_WAITING_PAIRS", max_waiting)
     view = groups_of_images(12, 150)
     groups = near_groups(view, min_similarity)
     assert 1 < len(groups) < 150
