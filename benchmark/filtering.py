@@ -810,9 +810,9 @@ def _refuse_constant(rule: Rule, tally: _Tally, num_rows: int) -> None:
         return
     if 0 < (wanted := round(rule.cut.value * num_rows)) < tally.num_judged:
         raise UserError(
-            f"filter {rule.name!r} scores all {tally.num_judged:,} rows {tally.lowest:g}, so fraction="
-            f"{rule.cut.value:g} would keep the {wanted:,} smallest uids; look at what it reads, or keep all with "
-            f"filters.{rule.name}.fraction=1",
+            f"filter {rule.name!r} gives all {tally.num_judged:,} rows with a verdict the score {tally.lowest:g}, so "
+            f"fraction={rule.cut.value:g} would keep the {wanted:,} smallest uids, whatever their samples are; look at "
+            f"what it reads, or keep them all with filters.{rule.name}.fraction=1",
             code="constant-score",
         )
 

@@ -232,7 +232,7 @@ def test_a_fraction_of_scores_that_are_all_the_same_is_refused(tmp_path, score):
     for fraction in (0.1, 0.8):
         with pytest.raises(UserError) as caught:
             chosen(pool, top(fraction))
-        assert caught.value.code == "constant-score" and f"all 9 rows {score + 0:g}" in str(caught.value)
+        assert caught.value.code == "constant-score" and f"the score {score + 0:g}, so" in str(caught.value)
     assert chosen(pool, top(1.0))[0] == list(range(9))
 
 
