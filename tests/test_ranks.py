@@ -247,7 +247,10 @@ def weights(exp_dir):
 
 
 def test_two_ranks_train_as_one_does(undisturbed, pico_pool, slow_scale, subset_dir, tmp_path):
-    """In float32 the first steps agree to rounding; later Adam makes more of it (test above: float64)."""
+    """In float32 the first steps agree to rounding; later Adam makes more of it (test above: float64).
+
+    How much depends on the processor: 3e-5 after ten steps on one, 1e-5 on another, from the same code.
+    """
     from benchmark.cli import main
 
     alone = experiment(subset_dir, tmp_path / "alone")
@@ -256,7 +259,8 @@ def test_two_ranks_train_as_one_does(undisturbed, pico_pool, slow_scale, subset_
     assert main(["train", *given, f"exp_dir={alone}"]) == 0
     assert main(["train", *given, f"exp_dir={parts}", "accumulation=2"]) == 0
     for other in (undisturbed, parts):
-        np.testing.assert_allclose(losses(other)[:10], losses(alone)[:10], atol=1e-5)
+        np.testing.assert_allclose(losses(other)[:5], losses(alone)[:5], atol=1e-5)
+        np.testing.assert_allclose(losses(other)[:10], losses(alone)[:10], atol=1e-4)
     costs = json.loads((undisturbed / "costs.jsonl").read_text().splitlines()[-1])
     assert (costs["ranks"], costs["accumulation"]) == (2, 1)
     record = json.loads((undisturbed / "seed-0" / "checkpoint" / "checkpoint.json").read_text())
