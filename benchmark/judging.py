@@ -71,7 +71,7 @@ class Effort:
         return Effort(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Effort)))
 
 
-_ASKED_AGAIN: dict[str, int] = {}  # rows that this process has asked again, by a rule's identity
+_ASKED_AGAIN: dict[str, int] = {}  # rows that this process has asked again and found the same, by a rule's identity
 NUM_AGAIN = 256  # rows
 NUM_AGAIN_COSTLY = 32  # where images or a model are involved
 
@@ -219,13 +219,20 @@ class Judge:
 
         None once this process has asked enough of them, and where the rule must not be asked twice.
         """
-        strategy, key = self.all_rules[number].strategy, json.dumps([self.identities[number], self.device])
+        strategy = self.all_rules[number].strategy
         wanted = NUM_AGAIN_COSTLY if strategy.images or strategy.setup else NUM_AGAIN
-        wanted = min(wanted - _ASKED_AGAIN.get(key, 0), num_rows)
+        wanted = min(wanted - _ASKED_AGAIN.get(self._again_key(number), 0), num_rows)
         if strategy.asks_server or num_rows < 2 or wanted < 2:
             return None
-        _ASKED_AGAIN[key] = _ASKED_AGAIN.get(key, 0) + wanted
         return np.unique(np.linspace(0, num_rows - 1, wanted).astype(np.int64))
+
+    def passed_again(self, number: int, num_rows: int) -> None:
+        """Note that so many rows of a rule's were asked again and said the same; one that is refused stays unknown."""
+        key = self._again_key(number)
+        _ASKED_AGAIN[key] = _ASKED_AGAIN.get(key, 0) + num_rows
+
+    def _again_key(self, number: int) -> str:
+        return json.dumps([self.identities[number], self.device])
 
     def inputs(self, shard: Shard, number: int) -> str:
         """Identify what a rule's values of a metadata shard are computed from, beside its options."""
@@ -435,6 +442,7 @@ class _ShardWork:
 
             is_exact = self.judge.device == "cpu" or not rule.strategy.takes_device
             refuse_company(rule, Answers(values, is_judged), again, ask, is_exact=is_exact)
+            self.judge.passed_again(number, len(again))
         return Piece(chosen, values, np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8))
 
     def table(self, number: int) -> pd.DataFrame:

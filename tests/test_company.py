@@ -143,6 +143,15 @@ def test_a_rule_that_looks_across_rows_is_refused(tmp_path, name, num_rows):
     assert not list(pool.signals_dir.glob("*/*.parquet"))  # nothing of it is kept
 
 
+@pytest.mark.parametrize("name", ["c_median", "c_high", "c_random"])
+def test_what_is_refused_once_is_refused_again_by_the_same_process(tmp_path, name):
+    pool = pool_of(tmp_path, 300)
+    for _ in range(3):  # as a notebook tries again, or a sweep goes on
+        with pytest.raises(UserError) as caught:
+            run_filters(pool, [rule(name)])
+        assert caught.value.code in ("looks-across-rows", "not-deterministic")
+
+
 @pytest.mark.parametrize("name", ["c_random", "c_counting"])
 def test_a_rule_that_does_not_repeat_itself_is_refused_as_such(tmp_path, name):
     with pytest.raises(UserError, match="not deterministic") as caught:
