@@ -2,8 +2,8 @@
 
 A filter or signal is handed some thousand rows at once, and the engine decides which: an answer that depends on the
 others of its slice, such as `score > score.median()`, is the slice's and not the pool's. So some rows of the first
-slice are asked again, those with low answers by themselves and those with high ones by themselves. That changes the
-answers of nearly every rule that looks across rows.
+slice are asked again, rare answers first: those with low answers by themselves and those with high ones by themselves.
+That changes the answers of nearly every rule that looks across rows.
 """
 
 from __future__ import annotations
@@ -31,6 +31,40 @@ class Answers:
 
     def of(self, rows: np.ndarray) -> Answers:
         return Answers(self.values[rows], self.is_judged[rows])
+
+
+def spread(num_rows: int, wanted: int) -> np.ndarray:
+    """Return places of rows, evenly spread over so many: (at most wanted,) int64, rising."""
+    return np.unique(np.linspace(0, num_rows - 1, wanted).astype(np.int64))
+
+
+def telling_rows(answers: Answers, wanted: int) -> np.ndarray:
+    """Choose the rows of a slice that are asked again: (wanted,) int64, rising; all where there are fewer.
+
+    Half of them evenly spread; the others by their answers, as what only a few rows got (a duplicate's "drop", a cap's
+    or an outlier's) may be all that hangs on the others: the rarest masks, copies or texts, and of scores the one that
+    most rows share, the lowest and the highest.
+    """
+    num_rows = len(answers.values)
+    if wanted >= num_rows:
+        return np.arange(num_rows)
+    even = spread(num_rows, wanted - wanted // 2)
+    judged = np.flatnonzero(answers.is_judged)
+    values, inverse, counts = np.unique(
+        pd.factorize(answers.values[judged])[0] if answers.values.dtype == object else answers.values[judged],
+        return_inverse=True,
+        return_counts=True,
+    )
+    if answers.values.dtype.kind == "f":
+        order = np.argsort(inverse, kind="stable")  # by score
+        shared = np.flatnonzero(inverse == counts.argmax())[: wanted // 4] if len(values) < len(judged) else order[:0]
+        ends = max(1, (wanted // 2 - len(shared)) // 2)
+        some = np.concatenate([shared, order[:ends], order[-ends:]])
+    else:
+        some = np.argsort(counts[inverse], kind="stable")[: wanted // 2]
+    order = np.concatenate([even, judged[some], np.arange(num_rows)])  # some are in both: others stand in for them
+    first = np.sort(np.unique(order, return_index=True)[1])
+    return np.sort(order[first[:wanted]])
 
 
 def refuse_company(
@@ -79,6 +113,8 @@ def _companies(answers: Answers, rows: np.ndarray) -> list[np.ndarray]:
     values, is_judged = values[order], answers.is_judged[order]
     cut = len(rows) // 2
     changes = np.flatnonzero((values[1:] != values[:-1]) | (is_judged[1:] != is_judged[:-1])) + 1
+    if len(rows) >= 4:  # one row alone tells nothing, as one may change, and models drop a dimension
+        changes = changes[(changes > 1) & (changes < len(rows) - 1)]
     if len(changes):  # equal answers stay together, where they can
         cut = int(changes[np.abs(changes - cut).argmin()])
     return [np.sort(rows[part]) for part in (order[:cut], order[cut:]) if len(part)]

@@ -23,7 +23,7 @@ import pyarrow as pa
 from PIL import Image
 
 from benchmark.assets import hash_file
-from benchmark.company import Answers, refuse_company
+from benchmark.company import Answers, refuse_company, spread, telling_rows
 from benchmark.errors import NotFoundError, UserError
 from benchmark.images import ImagePlaces, read_images
 from benchmark.pool import Pool, Shard
@@ -214,17 +214,15 @@ class Judge:
         self._look_for_undeclared()
         return ShardValues([work.found[number] for number in numbers], work.copied, work.efforts, work.images)
 
-    def rows_to_ask_again(self, number: int, num_rows: int) -> np.ndarray | None:
-        """Choose rows of a slice of a rule's to be asked again: places in it, rising.
+    def num_to_ask_again(self, number: int, num_rows: int) -> int:
+        """Return how many rows of a slice of a rule's are to be asked again.
 
-        None once this process has asked enough of them, and where the rule must not be asked twice.
+        No more once this process has asked enough of them, and none where the rule must not be asked twice.
         """
         strategy = self.all_rules[number].strategy
         wanted = NUM_AGAIN_COSTLY if strategy.images or strategy.setup else NUM_AGAIN
         wanted = min(wanted - _ASKED_AGAIN.get(self._again_key(number), 0), num_rows)
-        if strategy.asks_server or num_rows < 2 or wanted < 2:
-            return None
-        return np.unique(np.linspace(0, num_rows - 1, wanted).astype(np.int64))
+        return 0 if strategy.asks_server or num_rows < 2 or wanted < 2 else wanted
 
     def passed_again(self, number: int, num_rows: int) -> None:
         """Note that so many rows of a rule's were asked again and said the same; one that is refused stays unknown."""
@@ -421,13 +419,16 @@ class _ShardWork:
             *([images] if images is not None else []),
             *([_model(self.judge, number)] if rule.strategy.setup else []),
         ]
-        again = self.judge.rows_to_ask_again(number, len(chosen))
+        num_again = self.judge.num_to_ask_again(number, len(chosen))
         # Copied before a filter, which may draw on what it is handed, sees them.
-        probes = None if again is None or images is None else {int(row): images[row].copy() for row in again}
+        seen = [] if images is None else spread(len(chosen), num_again).tolist()
+        probes = None if images is None else {row: images[row].copy() for row in seen}
         began = time.perf_counter()
         values, is_judged = call_strategy(rule, given, len(chosen), where)
         self.efforts.setdefault(self.judge.labels[number], Effort()).seconds += time.perf_counter() - began
-        if again is not None:
+        if num_again:
+            answers = Answers(values, is_judged)
+            again = telling_rows(answers, num_again) if probes is None else np.array(seen)
 
             def ask(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 handed: list[Any] = [table.iloc[chosen[rows]].reset_index(drop=True)]
@@ -441,7 +442,7 @@ class _ShardWork:
                 return call_strategy(rule, handed, len(rows), where)
 
             is_exact = self.judge.device == "cpu" or not rule.strategy.takes_device
-            refuse_company(rule, Answers(values, is_judged), again, ask, is_exact=is_exact)
+            refuse_company(rule, answers, again, ask, is_exact=is_exact)
             self.judge.passed_again(number, len(again))
         return Piece(chosen, values, np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8))
 

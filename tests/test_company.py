@@ -72,6 +72,31 @@ def c_high(rows):
     return rows["c_half"] == "high"
 
 
+@register_filter(columns=["name"])
+def c_again(rows):
+    """Drop the rows whose name stands further up in the slice."""
+    return ~rows["name"].duplicated()
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def c_filled(rows):
+    """Give the few rows with a low score the slice's mean."""
+    found = rows["score"].where(rows["score"] > 0.004)
+    return found.fillna(found.mean())
+
+
+@register_filter(columns=["score"], fraction=0.5)
+def c_clipped(rows):
+    """Clip the few scores that are very high to the slice's."""
+    return rows["score"].clip(upper=rows["score"].quantile(0.996))
+
+
+@register_filter(columns=["name", "score"])
+def c_squeezed(rows):
+    """Keep all but one row by its own name; one row alone is no list, as of a model whose output is squeezed."""
+    return (rows["name"] != "name 17").to_numpy().squeeze()
+
+
 @register_filter(columns=["score"])
 def c_random(rows):
     """Keep at random."""
@@ -126,7 +151,10 @@ def _nothing_asked_yet(monkeypatch):
 def pool_of(tmp_path, num_rows):
     scores = np.random.default_rng(0).random(num_rows)
     texts = [f"caption {number % (num_rows // 2)}" for number in range(num_rows)]
-    return Pool(write_pool(tmp_path / "p", {"uid": [uid(n) for n in range(num_rows)], "score": scores, "text": texts}))
+    # Two rows in three thousand share one.
+    names = [f"name {number}" if number % 1500 else f"twin {number // 3000}" for number in range(num_rows)]
+    columns = {"uid": [uid(n) for n in range(num_rows)], "score": scores, "text": texts, "name": names}
+    return Pool(write_pool(tmp_path / "p", columns))
 
 
 def rule(name):
@@ -141,6 +169,13 @@ def test_a_rule_that_looks_across_rows_is_refused(tmp_path, name, num_rows):
         run_filters(pool, [rule(name)])
     assert caught.value.code == "looks-across-rows"
     assert not list(pool.signals_dir.glob("*/*.parquet"))  # nothing of it is kept
+
+
+@pytest.mark.parametrize("name", ["c_again", "c_filled", "c_clipped"])
+def test_a_rule_that_gives_only_a_few_rows_what_hangs_on_others_is_refused(tmp_path, name):
+    with pytest.raises(UserError) as caught:
+        run_filters(pool_of(tmp_path, 9000), [rule(name)])
+    assert caught.value.code == "looks-across-rows"
 
 
 @pytest.mark.parametrize("name", ["c_median", "c_high", "c_random"])
@@ -159,7 +194,7 @@ def test_a_rule_that_does_not_repeat_itself_is_refused_as_such(tmp_path, name):
     assert caught.value.code == "not-deterministic"
 
 
-@pytest.mark.parametrize("name", ["c_rounded", "c_own", "c_served"])
+@pytest.mark.parametrize("name", ["c_rounded", "c_own", "c_squeezed", "c_served"])
 def test_rules_of_their_own_row_pass_and_a_server_is_not_asked_twice(tmp_path, name, plugin):
     calls = inspect.unwrap(STRATEGIES["c_server"].function).__globals__["CALLS"]
     calls.clear()
