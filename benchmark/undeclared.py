@@ -17,7 +17,7 @@ from pathlib import PurePath
 from benchmark.identity import OwnCode, SourceFile, parse
 from benchmark.watch import Undeclared
 
-ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "posix.environ")
+ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.path.expandvars", "posix.environ")
 SERVER_MODULES = {
     "aiohttp",
     "anthropic",
@@ -68,9 +68,13 @@ READERS = re.compile(
     r"|sentencepiece\.SentencePieceProcessor|tokenizers\.\w+\.from_\w+"
     r"|(lightgbm|xgboost)\.Booster"
     r"|benchmark\.tables\.read_\w+|benchmark\.language\.load_language_model"
+    # Or only look whether a file is there, and how large: what is made of it hangs on that.
+    r"|os\.path\.(exists|lexists|isfile|isdir|getsize|getmtime)|os\.(stat|lstat|access|listdir|scandir|walk)"
+    r"|glob\.i?glob"
 )
 IN_MEMORY = ("io.BytesIO", "io.StringIO", "pyarrow.BufferReader")
 METHODS_THAT_READ = ("from_pretrained", "from_file", "load_model")  # of whatever
+METHODS_OF_PATHS = ("exists", "is_file", "is_dir", "iterdir", "rglob")  # that look whether something is there
 
 
 def named_in_source(code: OwnCode, assets: Iterable[str]) -> list[Undeclared]:
@@ -223,6 +227,11 @@ def _readers(names: _Names, known: dict[ast.AST, set[str]]) -> Iterator[Undeclar
             and not READERS.fullmatch(names.dotted(call.func))
         ):
             yield from _unless_asset(names, call, known, method)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and method in METHODS_OF_PATHS:
+            path = call.func.value
+            if names.dotted(call.func) == "" and not _is_from_asset(names, path, known):
+                spelt = f"{ast.unparse(path)} (line {call.lineno} of {names.source.path.name}, by {method})"
+                yield Undeclared("file", spelt)
 
 
 def _called_method(node: ast.AST) -> str:

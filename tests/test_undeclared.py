@@ -410,6 +410,21 @@ HANDED_ON = "import pandas as pd\ndef g(path):\n    return pd.read_parquet(path)
             "from transformers import AutoModel\nAutoModel.from_pretrained('m')\n",
             [("file", "m (line 2 of x.py, by from_pretrained)")],
         ),
+        ("import os\nX = os.path.expandvars('$A/b')\n", [("variable", "$A/b")]),
+        (
+            "import os.path as p\nX = open('a') if p.exists('a') else ()\n",
+            [("file", "a (line 2 of x.py, by os.path.exists)")],
+        ),
+        ("import glob\nX = len(glob.glob('*.txt'))\n", [("file", "*.txt (line 2 of x.py, by glob.glob)")]),
+        (
+            "from pathlib import Path\nA = Path('a')\nX = A.exists()\n",
+            [("file", "A (line 3 of x.py, by exists)")],
+        ),
+        (
+            "import os\nfrom pathlib import Path\ndef f(rows, *, words=None):\n"
+            "    return words and os.path.isfile(words) and Path(words).exists()\n",
+            [],
+        ),
         ("import pyarrow as pa\nimport pyarrow.dataset as ds\nX = ds.field('a')\nY = pa.array([1])\n", []),
     ],
 )
