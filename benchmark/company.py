@@ -126,8 +126,11 @@ def _differ(one: Answers, other: Answers, max_shift: float) -> bool:
     both = one.is_judged & other.is_judged
     if one.values.dtype.kind == "f" and other.values.dtype.kind == "f":
         first, second = one.values[both].astype(np.float64), other.values[both].astype(np.float64)
+        step = np.zeros(len(first))
+        if np.float16 in (one.values.dtype, other.values.dtype):  # the least error may round to the next half
+            step = np.abs(np.spacing(one.values[both].astype(np.float16))).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            near = (first == second) | (np.abs(first - second) <= max_shift + 1e-6 * np.abs(first))
+            near = (first == second) | (np.abs(first - second) <= max_shift + 1e-6 * np.abs(first) + step)
         return bool((~near).any()) or int(changed.sum()) > MAX_CHANGED
     changed[both] = one.values[both] != other.values[both]
     return int(changed.sum()) > MAX_CHANGED

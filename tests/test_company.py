@@ -116,6 +116,13 @@ def c_rounded(rows):
     return rows["score"] + 1e-6 * len(rows) / 8192
 
 
+@register_filter(columns=["score"], fraction=0.5)
+def c_halves(rows):
+    """Score in halves, with such an error: where a score is near the middle of two, it is rounded to another."""
+    middle = (np.round(rows["score"] * 1024) + 0.5) / 1024 + 1e-7 * (1 if len(rows) > 200 else -1)
+    return (1 + middle).astype(np.float16)
+
+
 @register_filter(columns=["score"])
 def c_own(rows):
     """Keep by a row's own score."""
@@ -194,7 +201,7 @@ def test_a_rule_that_does_not_repeat_itself_is_refused_as_such(tmp_path, name):
     assert caught.value.code == "not-deterministic"
 
 
-@pytest.mark.parametrize("name", ["c_rounded", "c_own", "c_squeezed", "c_served"])
+@pytest.mark.parametrize("name", ["c_rounded", "c_halves", "c_own", "c_squeezed", "c_served"])
 def test_rules_of_their_own_row_pass_and_a_server_is_not_asked_twice(tmp_path, name, plugin):
     calls = inspect.unwrap(STRATEGIES["c_server"].function).__globals__["CALLS"]
     calls.clear()
