@@ -33,6 +33,7 @@ COMMON_FAMILIES = {
 
 EMPTY_TYPES = {"text": pa.string(), "number": pa.float64()}
 REMEDY = "write it as text, numbers or bools"
+MAX_WHOLE = 1 << 53  # up to here float64 tells whole numbers apart
 
 Column = TypeVar("Column", pa.Array, pa.ChunkedArray)
 
@@ -195,6 +196,8 @@ def plain_frame(table: pa.Table, path: Path) -> pd.DataFrame:
         name: plain_column(table[name], f"{path}: the column {name!r}", COMMON_FAMILIES.get(name))
         for name in table.column_names
     }
+    for name, column in columns.items():
+        _refuse_rounded(column, f"{path}: the column {name!r}")
     try:
         # What pandas notes of its index and types would give one pool's columns other rows or types than another's.
         return pa.table(columns).to_pandas(ignore_metadata=True)
@@ -206,6 +209,20 @@ def plain_frame(table: pa.Table, path: Path) -> pd.DataFrame:
                 told = f"{path}: the column {name!r} is {column.type}, which pandas cannot hold ({one_line(error)})"
                 raise UserError(f"{told}; {REMEDY}", code="column-type") from error
         raise
+
+
+def _refuse_rounded(column: pa.ChunkedArray, where: str) -> None:
+    """Raise UserError for whole numbers that pandas would round: those with gaps become float64."""
+    if not pa.types.is_integer(column.type) or column.type.bit_width < 64 or not column.null_count:
+        return
+    ends = pc.min_max(column)
+    found = max((ends["min"].as_py() or 0, ends["max"].as_py() or 0), key=abs)
+    if abs(found) > MAX_WHOLE:
+        raise UserError(
+            f"{where} has missing values and whole numbers such as {found}; with gaps they are read as float64, which "
+            "rounds what is beyond 2^53: write it as text, or without gaps",
+            code="column-type",
+        )
 
 
 def without_views(table: pa.Table) -> pa.Table:

@@ -20,7 +20,7 @@ from benchmark.pool_import import import_pool
 from benchmark.rules import Cut, Rule
 from benchmark.tables import COMMON_FAMILIES, plain_column, plain_frame, without_views
 from benchmark.uids import format_uids
-from tests.conftest import loaded_plugin, members, uid
+from tests.conftest import loaded_plugin, members, uid, user_error
 
 TEXTS = {
     "string": lambda column: column,
@@ -328,3 +328,13 @@ def test_a_pool_of_plain_types_is_read_as_it_always_was(pico_pool):
     assert without_views(table) is table
     frame = plain_frame(table, path)
     pd.testing.assert_frame_equal(frame, pd.read_parquet(path))
+
+
+def test_whole_numbers_that_gaps_would_round_are_refused_by_name():
+    hashes = [2**60 + 1, 2**60 + 2, None]
+    with user_error("column-type", "'phash'.*2\\^53"):
+        plain_frame(pa.table({"phash": pa.array(hashes, pa.int64())}), Path("0.parquet"))
+    without_gaps = plain_frame(pa.table({"phash": pa.array(hashes[:2], pa.int64())}), Path("0.parquet"))
+    assert without_gaps["phash"].tolist() == hashes[:2]
+    small = plain_frame(pa.table({"side": pa.array([2**53, None], pa.uint64())}), Path("0.parquet"))
+    assert small["side"].tolist()[0] == 2**53
