@@ -572,7 +572,7 @@ class _Engine:
             if rule.cut is None or tally.histogram is None:
                 continue
             wanted = round(rule.cut.value * num_rows)
-            if wanted > tally.num_judged:
+            if wanted > tally.num_judged > 0:  # of none, the error that nothing is left says enough
                 warn(
                     f"filter {rule.name!r}: {wanted:,} rows were wanted but only {tally.num_judged:,} have a verdict; "
                     "all are kept"

@@ -181,8 +181,8 @@ def parse(source: SourceFile) -> ast.Module:
     try:
         return ast.parse(source.data)
     except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{source.path} cannot be loaded: it is no Python ({error}{line})", code="bad-code") from error
+        told = f"{error.msg}, line {error.lineno}" if isinstance(error, SyntaxError) else error
+        raise UserError(f"{source.path} cannot be loaded: it is no Python ({told})", code="bad-code") from error
 
 
 def imported_names(tree: ast.AST, package: str) -> set[str]:

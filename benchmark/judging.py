@@ -498,6 +498,13 @@ def refuse_changed_shard(shard: Shard) -> None:
             raise changed(path)
 
 
+def _told_value(value: Any) -> str:
+    if value is None:
+        return "None; does it lack a return?"
+    dimensions = np.ndim(value)
+    return f"a {type(value).__name__}" + (f" of {dimensions} dimensions" if dimensions else "")
+
+
 def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Call a filter or signal; return its values (bool, int64, float or object for texts) and which rows have one.
 
@@ -512,7 +519,9 @@ def call_strategy(rule: Rule, given: Sequence[Any], num_rows: int, where: str) -
         raise failure(rule, where, error) from error
     if np.ndim(result) != 1:
         raise UserError(
-            f"{told} must return one value per row, not {np.ndim(result)} dimensions ({where})", code="strategy-result"
+            f"{told} must return one value per row, such as a column of rows; it returned {_told_value(result)} "
+            f"({where})",
+            code="strategy-result",
         )
     series = result if isinstance(result, pd.Series) else pd.Series(np.asarray(result))
     if len(series) != num_rows or not series.index.equals(pd.RangeIndex(num_rows)):

@@ -371,10 +371,14 @@ def get_strategy(name: str) -> Strategy:
         raise UserError(
             f"{broken.kind} {name!r} of {broken.path} cannot be used: {broken.reason}", code="broken-strategy"
         )
+    if not name:
+        raise UserError("no filter is chosen; no_filter keeps the whole pool", code="option-missing")
     if name not in STRATEGIES:
         known = sorted(each.name for each in STRATEGIES.values() if each.kind != "signal")
         raise UnknownNameError(
-            f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}.", code="unknown-filter"
+            f"unknown filter {name!r}.{nearest_name(name, known)} Filters: {', '.join(known)}. One of your own is "
+            "found where plugins= names its file and the function is decorated with @register_filter.",
+            code="unknown-filter",
         )
     return STRATEGIES[name]
 

@@ -654,3 +654,15 @@ def test_a_failed_filter_leaves_no_folder_and_a_failing_plugin_no_traceback(pico
     exits = tmp_path / "exits.py"
     exits.write_text("import sys; sys.exit(0)")
     assert "cannot be loaded: SystemExit" in failing(capsys, "filter", f"plugins={exits}")
+
+
+def test_an_unknown_filter_is_told_how_one_of_ones_own_is_found(capsys):
+    assert main(["filter", "scale=pico", "filters=my_rule"]) == 2
+    told = capsys.readouterr().err
+    assert "[unknown-filter]" in told and "plugins=" in told and "@register_filter" in told
+
+
+def test_no_filter_is_not_a_filter_without_a_name(capsys):
+    for given in ("filters=", "filters=[]"):
+        assert main(["filter", "scale=pico", given]) == 2
+        assert "[option-missing]" in capsys.readouterr().err

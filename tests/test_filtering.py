@@ -90,6 +90,11 @@ def t_text(rows: pd.DataFrame) -> list:
 
 
 @register_filter(columns=["score"])
+def t_silent(rows: pd.DataFrame) -> None:
+    """Return nothing."""
+
+
+@register_filter(columns=["score"])
 def t_opens(rows: pd.DataFrame) -> pd.Series:
     """Read a file that is not there."""
     return pd.read_csv("nowhere.txt")
@@ -271,6 +276,9 @@ def test_missing_scores_are_no_verdict_and_fraction_counts_all_rows(tmp_path, ca
     assert kept == [1, 2]
     assert outcome.reports[0].no_verdict == 2
     assert "3 rows were wanted but only 2 have a verdict" in capsys.readouterr().err
+    with pytest.raises(UserError) as caught:
+        chosen(scored(tmp_path / "none", [np.nan, np.nan]), top(0.5))
+    assert caught.value.code == "nothing-left" and "are kept" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [(np.float32, [0, 1]), (np.float64, [1])])
@@ -366,7 +374,8 @@ def test_results_do_not_depend_on_workers(tmp_path, plugin, pico_pool):
         ("t_reordered", "with another index"),
         ("t_raises", r"failed on .*KeyError: 'text'.*made_for_tests\.py"),
         ("t_text", "return bool .keep., float .score. or int .copies."),
-        ("t_table", "one value per row, not 2 dimensions"),
+        ("t_table", "one value per row, .* returned a DataFrame of 2 dimensions"),
+        ("t_silent", "one value per row, .* returned None; does it lack a return"),
         ("t_exits", r"filter 't_exits' failed on .*SystemExit: 0 .*made_for_tests\.py"),
         ("t_stranger", "chose 1 uids that it was not shown"),
         ("t_broken", r"selector 't_broken' failed on the pool: IndexError: no such row .*made_for_tests\.py"),

@@ -10,7 +10,17 @@ import pytest
 from conftest import user_error
 
 from benchmark import stage
-from benchmark.stage import Record, atomic_path, cost, finished, locked, read_record, remove_temporary, write_record
+from benchmark.stage import (
+    Record,
+    atomic_path,
+    cost,
+    describe_differences,
+    finished,
+    locked,
+    read_record,
+    remove_temporary,
+    write_record,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -132,3 +142,8 @@ def test_costs_are_appended(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "costs.jsonl").read_text().splitlines()]
     assert [(line["workers"], line["rows"]) for line in lines] == [(1, 10), (2, 10)]
     assert all(line["seconds"] >= 0 for line in lines)
+
+
+def test_changed_code_of_a_filter_is_told_in_words():
+    told = describe_differences({"filters": [{"identity": "a"}]}, {"filters": [{"identity": "b"}]})
+    assert told == 'filters.0.identity (the code of it and of its helpers) is "b" there and "a" now'
