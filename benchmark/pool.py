@@ -34,6 +34,7 @@ from benchmark.index import (
     unpack_uids,
 )
 from benchmark.names import nearest_name
+from benchmark.shards import is_tar_name
 from benchmark.stage import Json, digest, locked, write_json
 from benchmark.storage import (
     as_location,
@@ -112,9 +113,9 @@ class Pool:
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise NotFoundError(
-                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir` draws an embedded "
-                "one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale small --out "
-                "pools/small` fetches DataComp's",
+                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir DIR` draws an "
+                "embedded one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale small "
+                "--out pools/small` fetches DataComp's",
                 code="pool-not-found",
             )
         if not self.metadata_paths and not self.has_images:
@@ -365,6 +366,10 @@ def _near(pool_dir: Path) -> str:
         return ""
     if inside := _pools_in(pool_dir):
         return f" It holds {_listed(inside)}."
+    if pool_dir.name in ("metadata", "shards") and pool_dir.is_dir():
+        return f" Did you mean {pool_dir.parent}, which it is in?"
+    if pool_dir.is_dir() and any(is_tar_name(path.name) for path in pool_dir.iterdir()):
+        return f" It holds tars: `winnow pool import --shards {pool_dir} --out DIR` makes a pool of them."
     spelt = pool_dir.absolute()
     while not spelt.parent.is_dir():  # the part of the path that is not there
         spelt = spelt.parent

@@ -36,7 +36,7 @@ from benchmark.names import nearest_name
 from benchmark.pool import Pool
 from benchmark.pool_check import Meeting, filters_of, measure_meeting
 from benchmark.pool_folder import iter_row_groups, make_pool, parquet_writer, read_parquet_schema, write_npz_rows
-from benchmark.shards import Found, find_tars, tell_left_out
+from benchmark.shards import Found, find_tars, is_packed, tell_left_out
 from benchmark.stage import Json, Record, digest, sha256_of, warn
 from benchmark.storage import index_dir_of, local_copy, one_line, open_sequential
 from benchmark.tables import family_of, is_family, plain_column, without_view_types, without_views
@@ -80,8 +80,9 @@ class ImportReport:
             f"uids          {uids}",
             f"samples       {meeting.samples:,} with a uid in {len(self.summary.tars):,} tars, {meeting.present:,} of "
             "them with image and caption",
-            f"              {sum(c.without_json for c in self.summary.counts):,} more without a json are left out",
         ]
+        if num_without_json := sum(c.without_json for c in self.summary.counts):
+            lines.append(f"              {num_without_json:,} more without a json are left out")
         if self.found.names is not None:
             folders = sorted({name.rpartition("/")[0] or "." for name in self.found.names})
             shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
@@ -97,7 +98,7 @@ class ImportReport:
                 f"              {meeting.samples_without_row:,} samples meet no row",
             ]
         else:
-            lines.append(f"rows          {meeting.rows:,}; {result['left_out']:,} incomplete samples are in none")
+            lines.append(f"rows          {meeting.rows:,}; {result['left_out']:,} incomplete samples have no row")
             if meeting.samples_without_row > result["left_out"]:
                 lines.append(f"              {meeting.samples_without_row:,} samples meet no row")
         repeated = meeting.repeated_in_rows, meeting.repeated_in_tars
@@ -194,8 +195,9 @@ def import_pool(
     found = find_tars(shards)
     if found.left_out:
         where = " ".join(map(str, shards))
+        told = "Unpack what is compressed, and name" if any(is_packed(each) for each in found.left_out) else "Name"
         left_out = UserError(
-            f"--shards {where}: {tell_left_out(found.left_out, len(found.tars))}. Unpack what is compressed, and name "
+            f"--shards {where}: {tell_left_out(found.left_out, len(found.tars))}. {told} "
             f"what is meant, such as '{found.folder}/*.tar' (the top alone) or '{found.folder}/**/*.tar' (folders too)",
             code="tars-left-out",
         )

@@ -23,6 +23,7 @@ from benchmark.tars import BLOCK, is_header, other_than_tar
 MAX_NAMES = 1_000_000  # that a pattern in braces may stand for
 MAX_LOOKED_INTO = 1000  # files of other names, whose first bytes tell whether they are tars
 MAX_SHOWN = 3
+COMPRESSED = "compressed"  # what a file that is left out may be
 PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|zstd|lz4|lzma|br|z)|tgz|tbz2?|txz|tzst|zip|7z|rar)$")
 # Ends of names that are no tar's: what lies beside tars, and single pictures.
 NO_TARS = re.compile(
@@ -133,6 +134,11 @@ def files_left_out(folder: Path) -> list[LeftOut]:
     return _left_out(files, folder, lambda name: is_tar_name(name) and "/" not in name)
 
 
+def is_packed(each: LeftOut) -> bool:
+    """Tell whether a file is left out because it is compressed."""
+    return each.what == COMPRESSED
+
+
 def tell_left_out(left_out: Sequence[LeftOut], num_taken: int) -> str:
     """Return how many files are left out, of which kinds, with an example of each."""
     kinds: dict[str, list[str]] = {}
@@ -153,7 +159,8 @@ def tell_contents(folder: Path) -> str:
         return "it is empty"
     left_out = _left_out(files, folder, lambda _: False)
     if left_out:
-        return tell_left_out(left_out, 0)
+        advice = "; unpack what is compressed: tars must be plain" if any(map(is_packed, left_out)) else ""
+        return tell_left_out(left_out, 0) + advice
     kinds = Counter(file.path.suffix.lower() or "files without an extension" for file in files)
     told = "it holds " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
     foreign = tell_foreign(file.path for file in files)
@@ -291,7 +298,7 @@ def _left_out(files: Sequence[FileState], folder: Path, is_taken: Callable[[str]
         if lower.endswith(".tar"):
             left_out.append(LeftOut(name, "in folders"))
         elif PACKED.search(lower):
-            left_out.append(LeftOut(name, "compressed"))
+            left_out.append(LeftOut(name, COMPRESSED))
         elif not NO_TARS.search(lower) and file.size >= BLOCK and looked_into < MAX_LOOKED_INTO:
             looked_into += 1
             if is_header(_head_of(file.path)):

@@ -33,6 +33,21 @@ def test_a_mistyped_pool_dir_draws_nothing_and_names_what_is_near(folder, capsys
     assert below(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("tars", "It holds tars: `winnow pool import --shards tars"),
+        ("pools/photos/metadata", "Did you mean pools/photos,"),
+    ],
+)
+def test_a_folder_of_tars_and_one_of_a_pools_own_are_told_from_others(folder, capsys, given, told):
+    write_pool(Path("pools/photos"), {"uid": [uid(1)]})
+    Path("tars").mkdir()
+    Path("tars/a.tar").write_bytes(bytes(1024))
+    assert main(["pool", "check", given]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_folder_with_other_things_is_left_as_it_is(folder, capsys):
     Path("home").mkdir()
     Path("home/thesis.tex").write_text("years of work")

@@ -103,7 +103,7 @@ def test_tars_alone_get_uids_of_image_and_caption_and_a_metadata_of_their_own(ta
         "clip_l14_similarity_score": "float",
     }
     assert format_uids(read_index(out).uids) == rows["uid"].tolist()
-    assert "rows          4; 1 incomplete samples are in none" in told and "made from image hash and caption" in told
+    assert "rows          4; 1 incomplete samples have no row" in told and "made from image hash and caption" in told
     assert "clip_score, " in told and "  near_dedup needs " in told
     report = check_pool(out)
     assert report.problems == [] and report.meeting.coverage == 1.0
@@ -351,6 +351,7 @@ def test_tars_in_folders_beside_tars_are_named_and_taken_only_where_that_is_said
         write_tar(tmp_path / folder / "0.tar", bare("abc"[number]))
     told = refused("tars-left-out", tmp_path, tmp_path / "mixed")
     assert "2 of 3 files that look like samples are not taken: 2 in folders, such as part1/0.tar" in told
+    assert "Unpack" not in told, "nothing is compressed"
     assert importing(capsys, "--shards", tmp_path / "mixed", "--out", tmp_path / "out")[0] == 2
     code, told = importing(capsys, "--shards", tmp_path / "mixed", "--out", tmp_path / "top", "--no-strict")
     assert code == 0 and len(rows_of(tmp_path / "top")) == 1 and "2 in folders, such as part1/0.tar" in told
@@ -371,8 +372,12 @@ def test_compressed_tars_and_tars_of_other_names_are_left_out_with_a_word(tars, 
     assert (
         "1 compressed, such as 2.tar.gz" in told and "1 under other names than *.tar, such as 00000.webdataset" in told
     )
+    assert "Unpack what is compressed" in told
     report = import_pool(tmp_path / "out", shards=[tars / "00000.webdataset"])
     assert report.meeting.present == 2
+    (tmp_path / "packed").mkdir()
+    (tars / "2.tar.gz").rename(tmp_path / "packed" / "2.tar.gz")
+    assert "unpack what is compressed" in refused("no-tars", tmp_path, tmp_path / "packed", out="none")
     assert "is compressed" in refused("not-a-tar", tmp_path, tars / "2.tar.gz", out="other")
 
 
@@ -578,7 +583,7 @@ def test_captions_are_taken_from_the_json(json_tars, tmp_path, capsys):
     told = refused("no-usable-sample", tmp_path, json_tars)
     assert "4 samples have jpeg and json, but no caption (txt)" in told and "--column text=alt" in told
     code, told = importing(capsys, "--shards", json_tars, "--column", "text=alt", "--out", tmp_path / "out")
-    assert code == 0 and "1 incomplete samples are in none" in told
+    assert code == 0 and "1 incomplete samples have no row" in told
     rows = rows_of(tmp_path / "out")
     assert rows["text"].tolist() == CAPTIONS[:3]
     made = [bytes.fromhex(hash_of(name)) + text.encode() for name, text in zip("abc", CAPTIONS, strict=False)]
