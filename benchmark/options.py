@@ -65,7 +65,7 @@ class TrainingOptions(SeedOptions):
 class ChoiceOptions(PoolOptions):
     exp_dir: Any = _option(None, "the experiment's folder or URL [experiments/<scale>/<filters>-<hash>]")
     within: Any = _option(None, "a subset file: filter inside it, as if its rows were the pool")
-    subset: Any = _option(None, "a subset file (.npy or raw) to take as it is, instead of filters")
+    subset: Any = _option(None, "a subset file (.npy, raw or .parquet) to take as it is, instead of filters")
     max_missing: Any = _option(0, MAX_MISSING)
     plugins: Any = _option((), "your own files with filters or tasks: [my_filter.py,...]")
     dry_run: Any = _option(False, DRY_RUN)
@@ -86,7 +86,7 @@ class ReshardOptions(PoolOptions):
     """winnow reshard: cut a subset out of the pool's tars into new ones, in DataComp's layout."""
 
     exp_dir: Any = _option(None, "an experiment with a subset; training then reads its exp_dir/shards")
-    subset: Any = _option(None, "or a subset file (.npy or raw) of anyone's; goes with out_dir=")
+    subset: Any = _option(None, "or a subset file (.npy, raw or .parquet) of anyone's; goes with out_dir=")
     out_dir: Any = _option(None, "the folder to write to [<exp_dir>/shards]")
     shard_size: Any = _option(10_000, "samples per tar")
     max_missing: Any = _option(0, MAX_MISSING)

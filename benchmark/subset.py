@@ -142,7 +142,8 @@ def _uids_of_parquet(path: Path) -> np.ndarray:
     """Read the column `uid` of a parquet file, in its order: (rows,)."""
     names = read_footer(path).schema.to_arrow_schema().names
     if names.count("uid") != 1:
-        told = f"{path} is a parquet file with {names.count('uid')} columns 'uid', where one names the samples"
+        found = "no column" if "uid" not in names else f"{names.count('uid')} columns"
+        told = f"{path} is a parquet file with {found} 'uid', where one names the samples"
         raise UserError(f"{told}; it has {names}", code="column-missing")
     return parse_uids(read_parquet(path, ["uid"], "write it again")["uid"], str(path))
 
