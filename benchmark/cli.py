@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import __version__
-from benchmark.errors import UnknownNameError, UserError
+from benchmark.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.failures import EXIT_PARTS, EXIT_PROBLEMS, EXIT_SIGNAL, EXIT_USER, Ending, keep_tracebacks_in, reported
 from benchmark.names import nearest_name
 from benchmark.stage import rank_of_process, say
@@ -635,8 +635,20 @@ Look at subset files, combine and compare them. A subset is a multiset: a uid ma
                     uids (each counted once, as in a report); for more than two files also what all of them share
   info FILE         how many uids and copies there are
 
-Files are .npy as DataComp writes them or raw pairs of 8-byte integers, and are read in blocks: their size is no matter.
+Files are .npy as DataComp writes them, raw pairs of 8-byte integers, or .parquet with a column uid (a copy for each
+row). The first two are read in blocks: their size is no matter.
 """
+
+
+def _entry_file(path: Path) -> Path:
+    """Return the file of an entry that is named by it or by its experiment's folder."""
+    file = path / "entry.json" if path.is_dir() else path
+    if not file.is_file():
+        raise NotFoundError(
+            f"--entry {path}: there is no {file}; `winnow evaluate` writes entry.json into an experiment's folder",
+            code="not-found",
+        )
+    return file
 
 
 def _subset(arguments: list[str]) -> int:
@@ -730,7 +742,8 @@ def _leaderboard(arguments: list[str]) -> int:
         action="append",
         default=[],
         metavar="FILE",
-        help="an experiment's entry.json to stand among them (several times: the first is compared with all others)",
+        help="an experiment's entry.json, or its folder, to stand among them (several times: the first is compared "
+        "with all others)",
     )
     compare = actions.add_parser("compare", help="print an evaluation's scores, beside a reference's")
     compare.add_argument("scores", metavar="A", help="a folder with results, eval_results.jsonl, a released checkpoint")
@@ -768,5 +781,5 @@ def _leaderboard(arguments: list[str]) -> int:
         print(board_agreement(options.board, options.format))
     else:
         show = board_tasks if options.tasks else board_table
-        print(show(options.board, options.entry, options.format))
+        print(show(options.board, [_entry_file(path) for path in options.entry], options.format))
     return 0

@@ -428,7 +428,9 @@ def _about_own_run(own: Row, others: Sequence[Row], board: Board, model: SeedMod
     elif model is not None and others:
         sentences += _claims(own, others, min_seeds)
     if twins := [row.full_name for row in others if row.entry.subset.sha256 == own.entry.subset.sha256]:
-        sentences.append(f"{own.full_name} kept exactly the samples of {listed(twins)}.")
+        sentences.append(
+            f"The run marked {HIGHLIGHT_MARK} ({own.full_name}) kept exactly the samples of {listed(twins)}."
+        )
     if own.entry.recipe != board.rules.recipe:
         sentences.append(f"Recipe {own.entry.recipe} is not the board's recipe {board.rules.recipe}.")
     if board.rules.pools and own.entry.pool.fingerprint not in board.rules.pools:

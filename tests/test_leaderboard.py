@@ -383,7 +383,7 @@ def test_other_pixels_are_kept_with_a_warning() -> None:
 
 def test_a_run_that_kept_the_same_samples_is_told() -> None:
     twin = toy_entry("mine", [0.4], subset=CLIP.subset)
-    assert "mine kept exactly the samples of clip." in text_under([CLIP, NONE], twin)
+    assert "The run marked > (mine) kept exactly the samples of clip." in text_under([CLIP, NONE], twin)
 
 
 def test_a_run_on_a_pool_that_is_not_admitted_is_told() -> None:
@@ -927,3 +927,17 @@ deviation over so many (training seeds); the other columns are means over all ta
 planted (reference: knows the planted labels): not ranked, cannot be submitted, no ceiling.
 No evidence about anything else.
 """
+
+
+def test_an_entry_is_named_by_its_file_or_its_experiments_folder(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert main(["leaderboard", "table", "--entry", str(folder)]) == 2
+    assert "there is no " in capsys.readouterr().err
+    shipped = sorted((Path("leaderboard/nano/entries")).glob("*.json"))[0]
+    (folder / "entry.json").write_bytes(shipped.read_bytes())
+    tables = []
+    for path in (folder, folder / "entry.json"):
+        assert main(["leaderboard", "table", "--entry", str(path)]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] and "The run marked >" in tables[0]
