@@ -246,7 +246,8 @@ def describe_differences(wanted: dict[str, Json], there: dict[str, Json]) -> str
     """Name what two sets of settings differ in, with both values; empty where they are the same."""
     wanted, there = (_flatten(json.loads(json.dumps(values))) for values in (wanted, there))
     differences = [
-        f"{key}{CODE_TOLD if key.endswith('.identity') else ''} is {_short(there[key]) if key in there else 'absent'} there and "
+        f"{key}{CODE_TOLD if key.endswith('.identity') else ''} is "
+        f"{_short(there[key]) if key in there else 'absent'} there and "
         f"{_short(wanted[key]) if key in wanted else 'absent'} now"
         for key in dict.fromkeys([*wanted, *there])
         if wanted.get(key) != there.get(key) or (key in wanted) != (key in there)
