@@ -17,16 +17,20 @@ from scripts.restamp_entries import pool_seed_of, restamped
 
 @pytest.fixture
 def entry(strategies, tmp_path, pico_pool):
-    """An entry of `clip_score` on `pico`, as one was written before code had identities."""
+    return entry_of("clip_score", tmp_path, pico_pool)
+
+
+def entry_of(name, tmp_path, pico_pool):
+    """An entry of a filter on `pico`, as one was written before code had identities."""
     pool = Pool(pico_pool)
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "pico-0").symlink_to(pico_pool)
-    rule = make_rule("clip_score", {"fraction": 0.25})
+    rule = make_rule(name, {"fraction": 0.25})
     result = filter_stage(tmp_path / "exp", pool, Choice((rule,)), workers=0, plugins=()).result
     stated = {key: value for key, value in rule.as_json(pool).items() if key != "identity"}
     return replace(
         read_entry(Path(__file__).parent / "data" / "entry_v0.json"),
-        name="clip_score-0.25",
+        name=f"{name}-0.25",
         scale="pico",
         strategy=(StrategyUsed(**stated),),
         pool=PoolUsed(**pool.identity.as_json()),
@@ -44,6 +48,18 @@ def test_the_same_subset_stamps_an_entry_and_another_does_not(entry, tmp_path):
         restamped(replace(entry, subset=replace(entry.subset, sha256="0" * 64)), 0, tmp_path / "work", 0)
     with pytest.raises(ValueError, match="it is of another pool"):
         restamped(replace(entry, pool=replace(entry.pool, fingerprint="0" * 64)), 0, tmp_path / "work", 0)
+
+
+def test_an_entry_made_with_assets_of_another_processor_is_stamped_by_the_same_subset(strategies, tmp_path, pico_pool):
+    """The pool's own embeddings differ in last bits; other options are another rule."""
+    entry = entry_of("normsim", tmp_path, pico_pool)
+    used = entry.strategy[0]
+    elsewhere = replace(used, options={**used.options, "targets": ["0" * 64]})
+    stamped = restamped(replace(entry, strategy=(elsewhere,)), 0, tmp_path / "work", 0).strategy[0]
+    assert stamped.identity == STRATEGIES["normsim"].identity and stamped.options["targets"] == ["0" * 64]
+    other = replace(used, options={**used.options, "arch": "b32"})
+    with pytest.raises(ValueError, match="another subset comes out"):
+        restamped(replace(entry, strategy=(other,)), 0, tmp_path / "work", 0)
 
 
 def test_the_script_lists_what_it_cannot_prove_and_goes_on(entry, tmp_path, monkeypatch, capsys):
