@@ -59,9 +59,11 @@ def loaded_plugin(path: Path, code: str) -> Iterator[Path]:
     path.write_text(code)
     before = set(STRATEGIES)
     load_plugins([path])
-    yield path
-    for name in set(STRATEGIES) - before:
-        del STRATEGIES[name]
+    try:
+        yield path
+    finally:  # also of a test that fails, or those after it would too
+        for name in set(STRATEGIES) - before:
+            del STRATEGIES[name]
 
 
 def uid(number: int) -> str:
