@@ -158,7 +158,8 @@ def worlds(draw):
         within = st.one_of(within, some.map(Counter))
     asked = st.tuples(st.lists(RULE, min_size=1, max_size=3, unique_by=lambda rule: rule[0]), within)
     sizes = {"SLICE_ROWS": draw(st.sampled_from([1, 2, 8192])), "MAX_GATHERED": draw(st.sampled_from([1, 3, 1 << 20]))}
-    return shards, draw(st.lists(asked, min_size=1, max_size=3)), draw(st.integers(0, 3)), sizes
+    sizes["MAX_SORTED"] = draw(st.sampled_from([4, 1 << 20]))
+    return shards, draw(st.lists(asked, min_size=1, max_size=2)), draw(st.integers(0, 3)), sizes
 
 
 def write_metadata(folder, shards):
@@ -195,7 +196,7 @@ def compare_engines(world):
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(benchmark.judging, "SLICE_ROWS", sizes["SLICE_ROWS"]),
         mock.patch.object(benchmark.cuts, "MAX_GATHERED", sizes["MAX_GATHERED"]),
-        mock.patch.object(benchmark.filtering, "MAX_SORTED", 4),
+        mock.patch.object(benchmark.filtering, "MAX_SORTED", sizes["MAX_SORTED"]),
     ):
         pool_dir = Path(folder) / "pool"
         write_metadata(pool_dir / "metadata", shards)
