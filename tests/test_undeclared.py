@@ -158,11 +158,14 @@ def test_a_list_that_changed_gives_the_new_answer_and_is_named(place, how):
     assert count == 6 and said.count("which it has not declared") == 1 and "as before" not in said
 
 
-def test_what_a_spawned_worker_reads_is_seen_and_named(place):
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_what_a_worker_reads_is_seen_and_named(place, executor):
+    """A worker is spawned, here or by Ray, and loads the plugin itself."""
     (place / "by.py").write_text(HEAD + textwrap.dedent(READERS["behind an lru_cache"]))
-    assert chosen(place, write_words(place, "red"), "workers=2")[0] == 4
+    spread = ["workers=2", f"executor={executor}"]
+    assert chosen(place, write_words(place, "red"), *spread)[0] == 4
     assert not list((place / "pool" / "signals").rglob("*.parquet"))
-    count, said = chosen(place, write_words(place, "blue"), "workers=2")
+    count, said = chosen(place, write_words(place, "blue"), *spread)
     assert count == 6 and said.count("reads words.txt, which it has not declared") == 1
 
 
