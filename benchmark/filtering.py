@@ -48,6 +48,7 @@ from benchmark.signals import Values, begin_keeping, common_type, end_keeping, u
 from benchmark.stage import TEMPORARY_SUFFIX, locked, warn
 from benchmark.storage import has_file
 from benchmark.subset import Subset, load_subset, write_subset
+from benchmark.tables import MAX_WHOLE
 from benchmark.uids import (
     UID_DTYPE,
     UidMarks,
@@ -64,7 +65,6 @@ from benchmark.uids import (
 Result = TypeVar("Result")
 
 MAX_COPIES = 1000  # of a row, on average
-MAX_WHOLE = 1 << 53  # up to here floats tell whole numbers apart
 TOLD_TIES = 0.01  # of the kept rows: where more are chosen by their uid alone, there is a warning
 LOCKS_NAME = ".locks"  # in the folder of signals
 MANY_SHARDS = 40  # of metadata
