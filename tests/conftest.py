@@ -32,6 +32,20 @@ def _cache_dir(tmp_path_factory):
     os.environ["WINNOW_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_strategy_outlives_its_test():
+    """Forget what a test registered, or a later test of the same process finds it among the shipped ones."""
+    from benchmark.registry import BROKEN, FILTERS_DIR, STRATEGIES
+
+    before = {*STRATEGIES, *BROKEN}
+    yield
+    for registered in (STRATEGIES, BROKEN):
+        for name in set(registered) - before:
+            path = getattr(registered[name], "source_path", None)
+            if path is None or not path.is_relative_to(FILTERS_DIR):
+                del registered[name]
+
+
 @pytest.fixture(scope="session")
 def strategies():
     """The shipped strategies, loaded."""
