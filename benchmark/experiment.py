@@ -21,43 +21,31 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from benchmark.assets import as_list, hash_default_assets
-from benchmark.errors import NotFoundError, UserError
-from benchmark.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
-from benchmark.judging import Effort
-from benchmark.pool import Pool, PoolIdentity, Shard
+from benchmark.pool.pool import Pool, PoolIdentity, Shard
+from benchmark.pool.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
+from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
+from benchmark.pool.uids import UidMarks, find_uids
 from benchmark.registry import STRATEGIES, SUITES, TASKS, get_strategy, load_tasks, tasks_named
-from benchmark.reshard import SHARDS_NAME, read_resharded, refuse_unknown, resharded_record
-from benchmark.rules import Rule, as_recorded, without_sources
+from benchmark.runtime.console import say, warn
+from benchmark.runtime.costs import cost, last_cost
+from benchmark.runtime.errors import NotFoundError, UserError
+from benchmark.runtime.files import TEMPORARY_SUFFIX, Json, digest, remove_temporary, rename, sha256_of
+from benchmark.runtime.locks import LOCK_NAME, locked
+from benchmark.runtime.paths import is_remote
+from benchmark.runtime.records import Record, finished, read_record, write_record
+from benchmark.runtime.storage import file_hash
 from benchmark.scales import Scale
-from benchmark.signals import read_undeclared
-from benchmark.stage import (
-    LOCK_NAME,
-    TEMPORARY_SUFFIX,
-    Json,
-    Record,
-    cost,
-    digest,
-    finished,
-    last_cost,
-    locked,
-    read_record,
-    remove_temporary,
-    rename,
-    say,
-    sha256_of,
-    warn,
-    write_record,
-)
-from benchmark.storage import file_hash, is_remote
-from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, is_reference_subset, load_subset
-from benchmark.uids import UidMarks, find_uids
+from benchmark.selection.assets import as_list, hash_default_assets
+from benchmark.selection.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
+from benchmark.selection.judging import Effort
+from benchmark.selection.rules import Rule, as_recorded, without_sources
+from benchmark.selection.signals import read_undeclared
 
 if TYPE_CHECKING:
-    from benchmark.checkpoints import OpenedModel
-    from benchmark.ranks import Ranks
-    from benchmark.tasks import Task
-    from benchmark.train import TrainingData
+    from benchmark.evaluation.checkpoints import OpenedModel
+    from benchmark.evaluation.tasks import Task
+    from benchmark.training.ranks import Ranks
+    from benchmark.training.train import TrainingData
     from leaderboard.entries import Entry
 
 FILTER_VERSION = 2  # 2: `repeated_uids` counts chosen rows
@@ -324,8 +312,8 @@ def train_stage(
     The samples are read from the experiment's own shards where `winnow reshard` has cut them out (then no pool is
     needed), else in place from the pool's.
     """
-    from benchmark.ranks import ALONE, check_split
-    from benchmark.train import train
+    from benchmark.training.ranks import ALONE, check_split
+    from benchmark.training.train import train
 
     ranks = ranks or ALONE
     ranks.on_first(lambda: check_split(scale.batch_size, ranks.size, accumulation))
@@ -395,7 +383,7 @@ def _training_data(
     exp_dir: Path, pool: Pool | None, shards: Record | None, subset_path: Path, scale: Scale
 ) -> TrainingData:
     """Return the samples to train on, of the experiment's own shards or in place; say how many are not there."""
-    from benchmark.train import TrainingData
+    from benchmark.training.train import TrainingData
 
     if shards is not None:
         say(f"train: reads {exp_dir / SHARDS_NAME}")
@@ -415,7 +403,7 @@ def _training_data(
 
 def _claim(exp_dir: Path, checkpoint_dir: Path, made_from: dict[str, Json], held: ExitStack) -> bool:
     """Lock a seed's folder for as long as `held` lasts; tell whether the seed is still to be trained."""
-    from benchmark.train import STATE_NAMES, WEIGHTS_NAME, checkpoint_if_finished
+    from benchmark.training.train import STATE_NAMES, WEIGHTS_NAME, checkpoint_if_finished
 
     checkpoint_if_finished(checkpoint_dir, made_from)  # before the folder is touched: a refusal leaves nothing behind
     held.enter_context(locked(checkpoint_dir.parent))
@@ -450,13 +438,13 @@ def evaluate_stage(
 
     Raises BadSetsError at the end, when all else is evaluated, where the sets of some tasks cannot be.
     """
-    from benchmark.eval_sets import BadSetsError, Preprocess, bad_sets
-    from benchmark.evaluate import evaluate
-    from benchmark.health import WandbRun
-    from benchmark.models import build_model, build_tokenizer
-    from benchmark.ranks import ALONE
-    from benchmark.results import read_results, result_path
-    from benchmark.train import WEIGHTS_NAME, kept_name, load_weights, recipe_threads
+    from benchmark.evaluation.eval_sets import BadSetsError, Preprocess, bad_sets
+    from benchmark.evaluation.evaluate import evaluate
+    from benchmark.evaluation.results import read_results, result_path
+    from benchmark.models.build import build_model, build_tokenizer
+    from benchmark.training.health import WandbRun
+    from benchmark.training.ranks import ALONE
+    from benchmark.training.train import WEIGHTS_NAME, kept_name, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
     ranks = ranks or ALONE
@@ -518,7 +506,7 @@ def evaluate_stage(
 
 def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Record) -> Record:
     """Return the record of a seed's training; raises where there is none, or it was another training."""
-    from benchmark.train import RECORD_NAME
+    from benchmark.training.train import RECORD_NAME
 
     seed_dir = exp_dir / f"seed-{seed}"
     trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
@@ -540,7 +528,7 @@ def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Recor
 
 def _has_results(out_dir: Path, tasks: Sequence[Task], weights: str) -> bool:
     """Tell whether all tasks have results of these weights."""
-    from benchmark.results import predictions_path, result_path
+    from benchmark.evaluation.results import predictions_path, result_path
 
     records = [read_record(result_path(out_dir, task)) for task in tasks if predictions_path(out_dir, task).exists()]
     return len(records) == len(tasks) and all(each and each.made_from["checkpoint"] == weights for each in records)
@@ -562,9 +550,9 @@ def evaluate_model(
     strict: bool = True,
     ranks: Ranks | None = None,
 ) -> None:
-    """Evaluate any open_clip model (`benchmark.checkpoints.open_model`) on tasks; raises as `evaluate` does."""
-    from benchmark.evaluate import evaluate
-    from benchmark.ranks import ALONE
+    """Evaluate any open_clip model (`evaluation.checkpoints.open_model`) on tasks; raises as `evaluate` does."""
+    from benchmark.evaluation.evaluate import evaluate
+    from benchmark.training.ranks import ALONE
 
     evaluate(
         opened.model,
@@ -583,7 +571,7 @@ def evaluate_model(
 
 def evaluation_workers(device: str, workers: int | None) -> int:
     """Return how many processes decode images: for a GPU one per core, which alone can feed it; for a CPU none."""
-    from benchmark.train import default_workers
+    from benchmark.training.train import default_workers
 
     return workers if workers is not None else default_workers() if device == "cuda" else 0
 
@@ -595,7 +583,7 @@ def curve_dir(seed_dir: Path, step: int) -> Path:
 
 def check_evaluation_data(scale: Scale, task_names: Sequence[str], eval_dir: Path, *, strict: bool = True) -> None:
     """Raise FileNotFoundError or ValueError that says what the tasks lack, before hours of training are spent."""
-    from benchmark.evaluate import check_sets
+    from benchmark.evaluation.evaluate import check_sets
 
     check_sets(chosen_tasks(scale, task_names), eval_dir, strict=strict)
 
@@ -658,8 +646,8 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
 
     Raises ValueError where two of them were trained or evaluated on different data.
     """
-    from benchmark.results import read_results, suite_scores
-    from benchmark.train import RECORD_NAME
+    from benchmark.evaluation.results import read_results, suite_scores
+    from benchmark.training.train import RECORD_NAME
 
     load_tasks()
     if scale.suite not in SUITES:

@@ -21,12 +21,12 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from benchmark.errors import NotFoundError, UnknownNameError, UserError
-from benchmark.identity import ROOT_DIR, OwnCode, distribution_of, package_version, read_own_code
-from benchmark.loading import run_file
-from benchmark.names import nearest_name
-from benchmark.undeclared import is_of_server, named_in_source
-from benchmark.watch import (
+from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
+from benchmark.runtime.identity import ROOT_DIR, OwnCode, distribution_of, package_version, read_own_code
+from benchmark.runtime.loading import run_file
+from benchmark.runtime.names import nearest_name
+from benchmark.runtime.undeclared import is_of_server, named_in_source
+from benchmark.runtime.watch import (
     Undeclared,
     begin_watching,
     forget_reads,
@@ -36,7 +36,7 @@ from benchmark.watch import (
 )
 
 if TYPE_CHECKING:
-    from benchmark.tasks import Suite, Task
+    from benchmark.evaluation.tasks import Suite, Task
 
 FILTERS_DIR = ROOT_DIR / "filters"
 TASKS_DIR = ROOT_DIR / "eval_tasks"
@@ -96,7 +96,7 @@ class Strategy:
 
     @property
     def identity(self) -> str | None:
-        """Return what its code is known by (benchmark/identity.py); None where that cannot be known."""
+        """Return what its code is known by (benchmark/runtime/identity.py); None where that cannot be known."""
         return None if self.loaded is None else self.loaded.identity
 
     @property

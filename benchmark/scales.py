@@ -1,6 +1,6 @@
 """Scales: the fixed training recipes. A number here is part of the benchmark; changing one raises `recipe`.
 
-A recipe cannot be changed from the command line; `tests/test_scales.py` pins every field. A scale of one's own is a
+A recipe cannot be changed from the command line; a test pins every field. A scale of one's own is a
 YAML or JSON file (`scale=my_scale.yaml`): it names the scale it departs from (`base:`) and what is different; `model:`
 may be the path, from there, of an open_clip configuration (JSON). Its results say that they are not comparable.
 
@@ -25,9 +25,9 @@ from typing import Any
 
 import yaml
 
-from benchmark.errors import NotFoundError, UnknownNameError, UserError
-from benchmark.names import nearest_name
-from benchmark.stage import Json, digest, read_json, sha256_of
+from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
+from benchmark.runtime.files import Json, digest, read_json, sha256_of
+from benchmark.runtime.names import nearest_name
 
 
 @dataclass(frozen=True)

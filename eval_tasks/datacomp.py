@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmark import register_suite, register_task
-from benchmark.tasks import (
+from benchmark.evaluation.tasks import (
     Association,
     FaceAttributes,
     GroupedClassification,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from benchmark import register_suite, register_task
 from benchmark.embedded.evalsets import GROUP_NAMES
-from benchmark.tasks import (
+from benchmark.evaluation.tasks import (
     Association,
     GroupedClassification,
     GroupField,

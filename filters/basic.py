@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.language import languages_of, load_language_model
+from benchmark.toolbox.language import languages_of, load_language_model
 
 
 @register_filter(

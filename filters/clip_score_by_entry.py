@@ -3,9 +3,9 @@
 import numpy as np
 
 from benchmark import register_selector
-from benchmark.entries import match_entries, read_entries
-from benchmark.filtering import PoolView
-from benchmark.subset import Subset
+from benchmark.pool.subset import Subset
+from benchmark.selection.filtering import PoolView
+from benchmark.toolbox.concepts import match_entries, read_entries
 
 
 @register_selector(columns=["text", "clip_{arch}_similarity_score"], assets={"entries": "metaclip_entries.txt"})

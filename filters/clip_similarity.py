@@ -5,9 +5,9 @@ import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter, register_signal
-from benchmark.assets import CLIP_WEIGHTS
-from benchmark.embeddings import row_cosines
-from benchmark.encoders import Encoder, load_encoder
+from benchmark.selection.assets import CLIP_WEIGHTS
+from benchmark.toolbox.embeddings import row_cosines
+from benchmark.toolbox.encoders import Encoder, load_encoder
 
 ASSETS = {"checkpoint": CLIP_WEIGHTS}
 

@@ -5,8 +5,8 @@ import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter, register_signal
-from benchmark.assets import CLIP_WEIGHTS, EVALUATION_SETS
-from benchmark.decontamination import EvaluationImages, load_evaluation_images
+from benchmark.selection.assets import CLIP_WEIGHTS, EVALUATION_SETS
+from benchmark.toolbox.decontamination import EvaluationImages, load_evaluation_images
 
 ASSETS = {"eval_dir": EVALUATION_SETS, "checkpoint": CLIP_WEIGHTS}
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from benchmark import register_selector
-from benchmark.filtering import PoolView
-from benchmark.subset import Subset
-from benchmark.uids import uid_order
+from benchmark.pool.subset import Subset
+from benchmark.pool.uids import uid_order
+from benchmark.selection.filtering import PoolView
 
 
 @register_selector(columns=["sha256"])

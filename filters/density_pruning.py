@@ -3,10 +3,10 @@
 import numpy as np
 
 from benchmark import register_selector
-from benchmark.clusters import embedded_rows, fit_centroids, nearest_centroids
-from benchmark.embeddings import row_blocks
-from benchmark.filtering import PoolView
-from benchmark.subset import Subset
+from benchmark.pool.subset import Subset
+from benchmark.selection.filtering import PoolView
+from benchmark.toolbox.clusters import embedded_rows, fit_centroids, nearest_centroids
+from benchmark.toolbox.embeddings import row_blocks
 
 NEIGHBOURS = 20  # nearest centroids that a cluster's distance to the others is the mean of
 

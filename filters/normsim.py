@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.embeddings import embedding_blocks, has_embedding, row_cosines, unit_rows
+from benchmark.toolbox.embeddings import embedding_blocks, has_embedding, row_cosines, unit_rows
 
 
 @register_filter(features=["{arch}_img"], assets={"targets": "image_targets_{arch}.npy"}, fraction=0.2)

@@ -4,9 +4,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark import register_selector
-from benchmark.embeddings import pair_similarities, row_cosines, unit_rows
-from benchmark.filtering import PoolView
-from benchmark.subset import Subset
+from benchmark.pool.subset import Subset
+from benchmark.selection.filtering import PoolView
+from benchmark.toolbox.embeddings import pair_similarities, row_cosines, unit_rows
 
 BLOCK_ROWS = 4096
 

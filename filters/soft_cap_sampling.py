@@ -5,8 +5,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmark import register_selector
-from benchmark.filtering import PoolView
-from benchmark.subset import Subset
+from benchmark.pool.subset import Subset
+from benchmark.selection.filtering import PoolView
 
 
 @register_selector(columns=["{score}"])

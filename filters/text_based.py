@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter
-from benchmark.language import languages_of, load_language_model
-from benchmark.wordnet import load_wordnet
+from benchmark.toolbox.language import languages_of, load_language_model
+from benchmark.toolbox.wordnet import load_wordnet
 
 MAX_WORDS = 1_000_000  # that are remembered
 

@@ -5,10 +5,10 @@ import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter
-from benchmark.assets import CLIP_WEIGHTS
-from benchmark.embeddings import row_cosines
-from benchmark.encoders import Encoder, load_encoder
-from benchmark.textboxes import find_text_in, paint_over
+from benchmark.selection.assets import CLIP_WEIGHTS
+from benchmark.toolbox.embeddings import row_cosines
+from benchmark.toolbox.encoders import Encoder, load_encoder
+from benchmark.toolbox.text_boxes import find_text_in, paint_over
 
 
 @register_filter(columns=["text"], images=True, assets={"checkpoint": CLIP_WEIGHTS}, setup=load_encoder, fraction=0.3)

@@ -19,9 +19,9 @@ import pydantic
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from benchmark.errors import UserError
 from benchmark.registry import STRATEGIES, load_strategies
-from leaderboard.columns import averaged_over, markdown_table, page, score, signed, text_table
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.text_tables import averaged_over, markdown_table, page, score, signed, text_table
 from leaderboard.entries import BOARDS_DIR, Entry, Finite, Score, StrategyUsed, read_strictly
 from leaderboard.statistics import CONFIDENCE
 from leaderboard.table import Row, Table

@@ -12,12 +12,12 @@ import numpy as np
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from benchmark.errors import UnknownNameError, UserError
-from benchmark.names import nearest_name
+from benchmark.evaluation.predictions import TOP
+from benchmark.evaluation.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
 from benchmark.registry import SUITES, load_tasks
-from benchmark.results import TOP
-from benchmark.tasks import Association, GroupedClassification, Retrieval, Task, ZeroShotClassification
-from leaderboard.columns import aligned, score
+from benchmark.runtime.errors import UnknownNameError, UserError
+from benchmark.runtime.names import nearest_name
+from benchmark.runtime.text_tables import aligned, score
 from leaderboard.entries import BOARDS_DIR, Score, read_strictly
 
 CHECKPOINTS_PATH = BOARDS_DIR / "published" / "checkpoints.json"

@@ -10,10 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.errors import UserError
-from benchmark.stage import write_bytes
-from benchmark.tasks import Suite
-from leaderboard.columns import averaged_over, counted, listed, markdown_table, page, score, signed, text_table
+from benchmark.evaluation.tasks import Suite
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.files import write_bytes
+from benchmark.runtime.text_tables import (
+    averaged_over,
+    counted,
+    listed,
+    markdown_table,
+    page,
+    score,
+    signed,
+    text_table,
+)
 from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation, to_frame
 from leaderboard.scores import ScoreSet
 
@@ -71,7 +80,7 @@ def plot_curve(points: Sequence[tuple[int, ScoreSet]], suite: Suite, path: Path)
     `render_curve` does.
     """
     # Here, as these load matplotlib.
-    from benchmark.report.plots import FAINT, INK, plain, png
+    from benchmark.runtime.plots import FAINT, INK, plain, png
 
     evaluations = _evaluations(points, suite)
     last = evaluations[-1][1]

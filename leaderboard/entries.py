@@ -15,10 +15,10 @@ import pydantic
 import pydantic_core
 from pydantic.dataclasses import dataclass
 
-from benchmark.errors import NotFoundError, UserError
+from benchmark.evaluation.tasks import Task
 from benchmark.registry import SUITES, load_tasks
-from benchmark.stage import write_json
-from benchmark.tasks import Task
+from benchmark.runtime.errors import NotFoundError, UserError
+from benchmark.runtime.files import write_json
 
 BOARDS_DIR = Path(__file__).resolve().parent
 RULES_NAME = "board.json"
@@ -51,7 +51,7 @@ class StrategyUsed:
     options: dict[str, pydantic.JsonValue]
     cut: dict[Literal["fraction", "threshold"], Finite] | None
     source: Hash  # sha256 of the file it stands in, as it ran
-    identity: Hash | None = None  # what its code is known by (benchmark/identity.py); older entries do not say
+    identity: Hash | None = None  # what its code is known by (benchmark/runtime/identity.py); older entries do not say
     packages: dict[str, str | None] = field(default_factory=dict)  # versions of optional ones that change what it keeps
     signals: dict[str, pydantic.JsonValue] = field(default_factory=dict)  # a user's file by its sha256, else as a rule
 

@@ -1,7 +1,7 @@
 """The table that closes an evaluation: scores by group, what they differ by from a reference, and what says how surely.
 
 `make_evaluation` works everything out; the rest only spells it. All errors and intervals are those of the test samples,
-see `benchmark.uncertainty`.
+see `benchmark.evaluation.uncertainty`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from benchmark import registry
-from benchmark.errors import UserError
-from benchmark.results import normalised, read_predictions
-from benchmark.tasks import Suite, Task
-from benchmark.uncertainty import difference, difference_of, error_of_mean
-from leaderboard.columns import (
+from benchmark.evaluation.results import normalised, read_predictions
+from benchmark.evaluation.tasks import Suite, Task
+from benchmark.evaluation.uncertainty import difference, difference_of, error_of_mean
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.text_tables import (
     averaged_over,
     counted,
     listed,

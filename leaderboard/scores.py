@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmark import registry
-from benchmark.errors import NotFoundError, UnknownNameError, UserError
-from benchmark.names import nearest_name
-from benchmark.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
-from benchmark.stage import Json, Record, read_record, read_text, sha256_of
-from benchmark.tasks import Suite, ZeroShotClassification
-from benchmark.uncertainty import uncertainty, wilson
+from benchmark.evaluation.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
+from benchmark.evaluation.tasks import Suite, ZeroShotClassification
+from benchmark.evaluation.uncertainty import uncertainty, wilson
+from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
+from benchmark.runtime.files import Json, read_text, sha256_of
+from benchmark.runtime.names import nearest_name
+from benchmark.runtime.records import Record, read_record
 from leaderboard.checkpoints import SUITE as DATACOMP
 from leaderboard.checkpoints import guessed_score, read_checkpoints
 

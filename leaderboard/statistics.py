@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmark.errors import UserError
+from benchmark.runtime.errors import UserError
 
 Run = Mapping[int, float]
 

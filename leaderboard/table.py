@@ -16,8 +16,8 @@ from statistics import median_low
 import numpy as np
 import pandas as pd
 
-from benchmark.errors import UserError
-from leaderboard.columns import (
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.text_tables import (
     averaged_over,
     counted,
     listed,

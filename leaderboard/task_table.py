@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from leaderboard.columns import listed, markdown_table, page, score, shortened, text_table
+from benchmark.runtime.text_tables import listed, markdown_table, page, score, shortened, text_table
 from leaderboard.peers import seed_scores_of
 from leaderboard.statistics import mean, pooled_sd
 from leaderboard.table import Row, Table

@@ -18,11 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
-from benchmark.assets import KNOWN_ASSETS, asset_url, fetch_asset, user_assets_dir
-from benchmark.errors import UnknownNameError
-from benchmark.failures import end_of_script
-from benchmark.names import nearest_name
-from benchmark.stage import say
+from benchmark.runtime.console import say
+from benchmark.runtime.errors import UnknownNameError
+from benchmark.runtime.failures import end_of_script
+from benchmark.runtime.names import nearest_name
+from benchmark.runtime.paths import user_assets_dir
+from benchmark.selection.assets import KNOWN_ASSETS, asset_url, fetch_asset
 
 TARGETS = [f"in1k_clip_vit_l14_{number}.pt" for number in range(5)]
 GROUPS = {

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
-from benchmark.errors import UserError
-from benchmark.failures import EXIT_PARTS, EXIT_PROBLEMS, end_of_script
 from benchmark.registry import load_tasks, tasks_named
-from benchmark.stage import locked, say
+from benchmark.runtime.console import say
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.failures import EXIT_PARTS, EXIT_PROBLEMS, end_of_script
+from benchmark.runtime.locks import locked
 from scripts.download.evalsets import (
     EvalSet,
     Outcome,

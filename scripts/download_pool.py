@@ -25,11 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, the package not installed
 
-from benchmark.errors import NotFoundError, UserError
-from benchmark.failures import end_of_script
-from benchmark.names import nearest_name
-from benchmark.stage import locked, read_text, say, write_json
-from benchmark.storage import cache_dir
+from benchmark.runtime.console import say
+from benchmark.runtime.errors import NotFoundError, UserError
+from benchmark.runtime.failures import end_of_script
+from benchmark.runtime.files import read_text, write_json
+from benchmark.runtime.locks import locked
+from benchmark.runtime.names import nearest_name
+from benchmark.runtime.paths import cache_dir
 from scripts.download.images import DenyList, Effort, download_images, plan_images
 from scripts.download.metadata import adopt_metadata, fetch_metadata
 from scripts.download.record import GB, KEY_DIGITS, RECORD_NAME, Download, ImageSettings, check_origin, need_space

@@ -27,27 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 import numpy as np
 from tqdm import tqdm
 
-from benchmark.assets import ASSETS_NAME, find_file, hash_file
-from benchmark.embeddings import has_embedding
-from benchmark.errors import UserError
-from benchmark.failures import end_of_script
-from benchmark.language import are_described_in_english, load_language_model
-from benchmark.pool import Pool
-from benchmark.stage import (
-    Json,
-    Record,
-    atomic_path,
-    describe_differences,
-    digest,
-    locked,
-    read_json,
-    read_record,
-    say,
-    sha256_of,
-    write_json,
-    write_record,
-)
-from benchmark.storage import as_location, file_hash, is_remote
+from benchmark.pool.pool import ASSETS_NAME, Pool
+from benchmark.runtime.console import say
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.failures import end_of_script
+from benchmark.runtime.files import Json, atomic_path, digest, read_json, sha256_of, write_json
+from benchmark.runtime.locks import locked
+from benchmark.runtime.paths import as_location, is_remote
+from benchmark.runtime.records import Record, describe_differences, read_record, write_record
+from benchmark.runtime.storage import file_hash, hash_file
+from benchmark.selection.assets import find_file
+from benchmark.toolbox.embeddings import has_embedding
+from benchmark.toolbox.language import are_described_in_english, load_language_model
 
 if TYPE_CHECKING:
     import torch

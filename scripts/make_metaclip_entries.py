@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.assets import user_assets_dir
-from benchmark.stage import write_bytes
-from benchmark.wordnet import find_wordnet, synset_names
+from benchmark.runtime.files import write_bytes
+from benchmark.runtime.paths import user_assets_dir
+from benchmark.toolbox.wordnet import find_wordnet, synset_names
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmark.names import nearest_name
+from benchmark.runtime.names import nearest_name
 from leaderboard.entries import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME, read_entry, write_entry
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmark.stage import write_bytes
+from benchmark.runtime.files import write_bytes
 
 ORACLE_PATH = Path(__file__).resolve().parent.parent / "tests" / "data" / "wordnet_oracle.txt.gz"
 NLTK_VERSION = "3.8.1"  # later versions take one ending off, and no more

@@ -3,7 +3,7 @@
     python scripts/make_wordnet_tables.py DIR
 
 DIR is the `dict` of Princeton's archive, nltk's `corpora/wordnet`, or what Debian's package wordnet-base (3.0) puts
-into /usr/share/wordnet. The same files give the same bytes. benchmark/wordnet.py says what the tables hold.
+into /usr/share/wordnet. The same files give the same bytes. benchmark/toolbox/wordnet.py says what the tables hold.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import gzip
 import re
 from pathlib import Path
 
-from benchmark.stage import write_bytes
-from benchmark.wordnet import (
+from benchmark.runtime.files import write_bytes
+from benchmark.toolbox.wordnet import (
     FIRST_SYNSETS,
     PARTS_OF_SPEECH,
     SYNSET_NAMES,

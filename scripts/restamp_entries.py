@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmark.embedded.pool import build_pool
 from benchmark.experiment import Choice, filter_stage
-from benchmark.options import make_rule
-from benchmark.pool import Pool
+from benchmark.pool.pool import Pool
 from benchmark.registry import get_strategy, load_strategies
-from benchmark.rules import Rule
+from benchmark.runtime.console import say
+from benchmark.runtime.files import digest
 from benchmark.scales import SCALES
-from benchmark.stage import digest, say
+from benchmark.selection.rules import Rule, make_rule
 from leaderboard.entries import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME, Entry, StrategyUsed, read_entry, write_entry
 
 

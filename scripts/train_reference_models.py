@@ -23,9 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmark.data import normalise, shift_images
 from benchmark.embedded import noise
-from benchmark.embedded.reference_models import ARCHITECTURE, REFERENCE_MODELS, reference_path
 from benchmark.embedded.world import (
     COLOURS,
     IMAGE_SIZE,
@@ -38,10 +36,13 @@ from benchmark.embedded.world import (
     with_pictogram,
     write_caption,
 )
-from benchmark.models import build_model, build_tokenizer
+from benchmark.models.build import build_model, build_tokenizer
+from benchmark.models.pixels import normalise
+from benchmark.models.reference import ARCHITECTURE, REFERENCE_MODELS, reference_path
+from benchmark.runtime.files import write_bytes
 from benchmark.scales import SCALES
-from benchmark.stage import write_bytes
-from benchmark.step import make_optimizer, train_step
+from benchmark.training.data import shift_images
+from benchmark.training.step import make_optimizer, train_step
 
 SEED = 7001  # of the drawings; their keys begin otherwise than those of pools and evaluation sets
 NUM_PAIRS = 80_000

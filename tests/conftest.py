@@ -114,7 +114,7 @@ def members(key: str, number: int, image: bytes | None = None, text: str = "a re
 @contextmanager
 def user_error(code: str, match: str | None = None) -> Iterator[pytest.ExceptionInfo]:
     """Expect an error that a user can mend, by its code; `match` is for a value that the sentence must name."""
-    from benchmark.errors import UserError
+    from benchmark.runtime.errors import UserError
 
     with pytest.raises(UserError, match=match) as raised:
         yield raised

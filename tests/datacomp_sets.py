@@ -18,8 +18,15 @@ from clip_benchmark import webdataset_builder
 from clip_benchmark.datasets.voc2007 import object_categories
 from PIL import Image
 
-from benchmark.tars import write_tar
-from benchmark.tasks import Association, FaceAttributes, GroupedClassification, Retrieval, Task, ZeroShotClassification
+from benchmark.evaluation.tasks import (
+    Association,
+    FaceAttributes,
+    GroupedClassification,
+    Retrieval,
+    Task,
+    ZeroShotClassification,
+)
+from benchmark.pool.tars import write_tar
 
 IMAGES = 5
 LISTS_DIR = Path(clip_benchmark.__file__).parent / "datasets"
@@ -147,7 +154,7 @@ def _write_rows(eval_dir: Path, task: Task, generator: np.random.Generator) -> N
 
 
 def _share_images(first: Path, second: Path) -> None:
-    from benchmark.eval_sets import read_image, read_samples
+    from benchmark.evaluation.eval_sets import read_image, read_samples
 
     images = {sample.key: read_image(sample) for sample in read_samples(first)}
     members = []

@@ -20,8 +20,8 @@ import pandas  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import torch  # noqa: F401
 
-import benchmark.cli
-import benchmark.train
+import benchmark.cli.main
+import benchmark.training.train
 
 
 def run_child(request):
@@ -38,7 +38,7 @@ def run_child(request):
         # Whoever runs the tests in the background of a shell has SIGINT ignored, and that is inherited.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _signal_at_step(request["step"], request["signal"])
-    code = benchmark.cli.main(request["argv"])
+    code = benchmark.cli.main.main(request["argv"])
     sys.stdout.flush()
     os._exit(code)
 
@@ -65,7 +65,7 @@ def _kill_at_rename(number, late):
 
 
 def _signal_at_step(number, name):
-    original, count = benchmark.train.train_step, 0
+    original, count = benchmark.training.train.train_step, 0
 
     def train_step(*arguments, **options):
         nonlocal count
@@ -74,7 +74,7 @@ def _signal_at_step(number, name):
             os.kill(os.getpid(), signal.Signals[name])
         return original(*arguments, **options)
 
-    benchmark.train.train_step = train_step
+    benchmark.training.train.train_step = train_step
 
 
 if __name__ == "__main__":

@@ -13,16 +13,37 @@ FILES = {
     folder: sorted((ROOT / folder).rglob("*.py")) for folder in ("benchmark", "filters", "eval_tasks", "leaderboard")
 }
 MAY_LOAD_TORCH = {
-    "checkpoints.py",
-    "data.py",
-    "evaluate.py",
-    "health.py",
-    "models/__init__.py",
-    "ranks.py",
-    "reference_models.py",
-    "step.py",
-    "train.py",
+    "evaluation/checkpoints.py",
+    "evaluation/evaluate.py",
+    "models/build.py",
+    "models/pixels.py",
+    "training/data.py",
+    "training/health.py",
+    "training/ranks.py",
+    "training/step.py",
+    "training/train.py",
 }
+
+# From the ground up. Nothing imports what stands on a floor above its own, not even inside a function; what is named
+# for type checkers alone counts as no import. Parts in one line share a floor.
+FLOORS = [
+    {"runtime", "registry", "scales"},
+    {"pool"},
+    {"models"},
+    {"training"},
+    {"toolbox"},
+    {"embedded"},
+    {"selection"},
+    {"filters"},
+    {"evaluation"},
+    {"eval_tasks"},
+    {"leaderboard"},
+    {"experiment"},
+    {"report"},
+    {"cli"},
+]
+MAX_LINES = 920  # of a file
+MAX_DIRECT = 5  # files directly under benchmark/
 
 
 def imports(path, *, top_level=False):
@@ -33,6 +54,69 @@ def imports(path, *, top_level=False):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
+
+
+def part_of(module):
+    """Return the part that a module belongs to: a folder or file of `benchmark`, or a folder beside it."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] if first == "benchmark" else first
+
+
+def module_of(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def running_imports(path):
+    """Yield the modules of ours that a file imports, in functions too, without what type checkers alone see."""
+    modules = {module_of(each) for paths in FILES.values() for each in paths}
+    waiting = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            spelt = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else str(node.module) for name in spelt]
+        else:
+            continue
+        yield from (name for name in names if name in modules)
+
+
+def test_nothing_imports_upwards():
+    floor_of = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+    upwards = [
+        f"{module_of(path)} imports {name}"
+        for paths in FILES.values()
+        for path in paths
+        for name in running_imports(path)
+        if part_of(module_of(path)) in floor_of and floor_of[part_of(module_of(path))] < floor_of.get(part_of(name), 0)
+    ]
+    assert not upwards
+    found = {part_of(module_of(path)) for paths in FILES.values() for path in paths}
+    assert found - floor_of.keys() == {"", "__main__", "conf"} & found
+
+
+def test_no_module_imports_itself_through_others():
+    imported = {
+        module_of(path): {*running_imports(path)} - {module_of(path)} for paths in FILES.values() for path in paths
+    }
+    while leaves := {name for name, names in imported.items() if not names & imported.keys()}:
+        imported = {name: names for name, names in imported.items() if name not in leaves}
+    assert not imported, sorted(imported)
+
+
+def test_the_folders_show_the_house():
+    """What grows past this is split, or gets a folder of its own."""
+    direct = [path.name for path in (ROOT / "benchmark").glob("*.py")]
+    assert len(direct) <= MAX_DIRECT, direct
+    for paths in FILES.values():
+        for path in paths:
+            assert len(path.read_text().splitlines()) <= MAX_LINES, path
 
 
 @pytest.mark.parametrize("folder", ["filters", "eval_tasks"])
@@ -68,13 +152,13 @@ def test_only_what_trains_or_encodes_loads_torch_and_open_clip():
             "timm",
             "torchvision",
         }
-        assert not heavy or any(str(path).endswith(name) for name in MAY_LOAD_TORCH), path
+        assert not heavy or path.relative_to(ROOT / "benchmark").as_posix() in MAY_LOAD_TORCH, path
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "filters"], ["pool", "build", "--help"]])
 def test_help_loads_no_torch(arguments):
     code = (
-        "import sys\nfrom benchmark.cli import main\n"
+        "import sys\nfrom benchmark.cli.main import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'open_clip', 'torchvision', 'sklearn', 'ray'} & set(sys.modules), sorted(sys.modules)\n"
     )
@@ -106,13 +190,13 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     code = (
         f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
         f"sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import benchmark; from benchmark.cli import main\n"
+        "import benchmark; from benchmark.cli.main import main\n"
         f"assert benchmark.__file__.startswith({str(tmp_path)!r}), benchmark.__file__\n"
         "assert main(['list', 'filters']) == 0 and main(['list', 'tasks']) == 0 and main(['run', '--help']) == 0\n"
         "assert main(['leaderboard', 'table']) == 0\n"
-        "from benchmark.embedded.reference_models import load_reference_model\n"
+        "from benchmark.models.reference import load_reference_model\n"
         "load_reference_model('l14')\n"
-        "from benchmark.wordnet import find_wordnet, load_wordnet, synset_names\n"
+        "from benchmark.toolbox.wordnet import find_wordnet, load_wordnet, synset_names\n"
         "tables = find_wordnet(None, option='x')\n"
         "assert load_wordnet(tables).first_offset('dogs') == 2084071 and len(synset_names(tables)) == 86_554\n"
     )
@@ -120,11 +204,11 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "clip_score" in result.stdout and "nano/shapes" in result.stdout
     licences = {path.read_text() for path in (tmp_path / "site").glob("*.dist-info/licenses/**/LICENSE")}
-    assert licences == {(ROOT / name).read_text() for name in ("LICENSE", "benchmark/wordnet_tables/LICENSE")}
+    assert licences == {(ROOT / name).read_text() for name in ("LICENSE", "benchmark/toolbox/wordnet_tables/LICENSE")}
 
 
 def test_all_data_of_others_is_on_the_page_of_third_parties():
-    page = (ROOT / "benchmark" / "THIRD_PARTY.md").read_text()
+    page = (ROOT / "docs" / "third_party.md").read_text()
     named = re.findall(r"`((?:benchmark|tests|leaderboard)/[^`]+)`", page)
     assert all((ROOT / name).exists() for name in named)
     ours = {"benchmark/models/reference_b32.safetensors", "benchmark/models/reference_l14.safetensors"}

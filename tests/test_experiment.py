@@ -10,16 +10,15 @@ import pandas as pd
 import pytest
 
 from benchmark import experiment
-from benchmark.errors import UserError
 from benchmark.experiment import Choice, default_exp_dir, entry_name, filter_stage
-from benchmark.options import make_rule
-from benchmark.pool import Pool
+from benchmark.pool.pool import Pool
+from benchmark.pool.subset import load_subset
+from benchmark.pool.uids import format_uids
 from benchmark.registry import load_plugins
-from benchmark.rules import Cut, Rule, as_recorded
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.records import Record, write_record
 from benchmark.scales import SCALES
-from benchmark.stage import Record, write_record
-from benchmark.subset import load_subset
-from benchmark.uids import format_uids
+from benchmark.selection.rules import Cut, Rule, as_recorded, make_rule
 from leaderboard.entries import StrategyUsed, read_entry, write_entry
 from tests.conftest import loaded_plugin, uid, write_pool
 

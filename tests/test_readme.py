@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from datacomp_sets import write_datacomp_sets
 
-from benchmark.cli import main
-from benchmark.models import build_model
+from benchmark.cli.main import main
+from benchmark.models.build import build_model
 from benchmark.registry import STRATEGIES, SUITES, TASKS, load_tasks, tasks_named
 from benchmark.scales import SCALES, get_scale
+from tests.datacomp_sets import write_datacomp_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -159,7 +159,7 @@ def test_the_scale_of_ones_own_is_one(tmp_path):
 
 
 def test_the_recipes_in_the_docs_are_the_recipes():
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "benchmark" / "TRAINING.md").read_text(), re.M)
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs" / "training.md").read_text(), re.M)
     halves = {"fp32": "fp32", "amp": "fp16", "amp_bf16": "bf16"}
     for name, cells in rows[: len(SCALES)]:
         scale = SCALES[name]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmark.wordnet import PARTS_OF_SPEECH, TABLES_DIR, WordNet, load_wordnet
+from benchmark.toolbox.wordnet import PARTS_OF_SPEECH, TABLES_DIR, WordNet, load_wordnet
 
 KINDS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 HEAD = "  1 May be copied with this notice.  \n  2   \n  3 WordNet 3.0 Copyright 2006 by Princeton University.  \n"

@@ -41,8 +41,8 @@ from benchmark.embedded.world import (
     with_pictogram,
     write_full_caption,
 )
-from benchmark.stage import write_bytes
-from benchmark.tars import write_tar
+from benchmark.pool.tars import write_tar
+from benchmark.runtime.files import write_bytes
 
 EVALUATION_SEED = 2024  # the same for every pool; pools draw under other keys
 GROUP_NAMES = ("plain and large", "plain and small", "textured and large", "textured and small")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from benchmark.errors import UserError
+from benchmark.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,6 @@ from tqdm import tqdm
 from benchmark.embedded import noise
 from benchmark.embedded.evalsets import evaluation_sets, write_evaluation_set
 from benchmark.embedded.pictograms import PICTOGRAMS, VEHICLES
-from benchmark.embedded.reference_models import (
-    REFERENCE_MODELS,
-    encode_images,
-    encode_pairs,
-    load_reference_model,
-    reference_path,
-)
 from benchmark.embedded.world import (
     DIGITS,
     IMAGE_SIZE,
@@ -52,25 +45,22 @@ from benchmark.embedded.world import (
     plural,
     write_caption,
 )
-from benchmark.embeddings import cluster_centres
-from benchmark.errors import UserError
-from benchmark.scales import Scale
-from benchmark.stage import (
-    LOCK_NAME,
-    TEMPORARY_SUFFIX,
-    Json,
-    Record,
-    atomic_path,
-    cost,
-    finished,
-    locked,
-    remove_temporary,
-    say,
-    sha256_of,
-    write_bytes,
-    write_record,
+from benchmark.models.reference import (
+    REFERENCE_MODELS,
+    encode_images,
+    encode_pairs,
+    load_reference_model,
+    reference_path,
 )
-from benchmark.tars import write_tar
+from benchmark.pool.tars import write_tar
+from benchmark.runtime.console import say
+from benchmark.runtime.costs import cost
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.files import TEMPORARY_SUFFIX, Json, atomic_path, remove_temporary, sha256_of, write_bytes
+from benchmark.runtime.locks import LOCK_NAME, locked
+from benchmark.runtime.records import Record, finished, write_record
+from benchmark.scales import Scale
+from benchmark.toolbox.embeddings import cluster_centres
 
 GENERATOR_VERSION = 3  # raised when any pixel or caption changes
 
@@ -172,7 +162,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
     `workers` counts drawing processes (0: draw in this one; None: chosen by the pool's size); no byte depends on it.
     Raises ValueError where the folder holds a pool made otherwise, or something that is no pool of ours.
     """
-    from benchmark.index import build_index
+    from benchmark.pool.index import build_index
 
     if not scale.is_embedded:
         raise UserError(

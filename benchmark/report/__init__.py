@@ -11,5 +11,3 @@ exp_dir/report/report.json         what all of it was made from
 A report is derived: where its inputs changed it is made anew. Planted labels are shown here and never handed to a
 filter. Whatever a stranger typed is escaped, and whatever a stranger drew is decoded and drawn again.
 """
-
-from benchmark.report.make import report_stage as report_stage

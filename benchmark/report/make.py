@@ -5,32 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.experiment import ENTRY_NAME, Choice, open_experiment, refuse_changed
-from benchmark.judging import planted_path
-from benchmark.options import filter_defaults, make_rule
-from benchmark.pool import Pool
+from benchmark.pool.pool import Pool, planted_path
+from benchmark.pool.subset import load_subset
 from benchmark.registry import FILTERS_DIR, STRATEGIES
 from benchmark.report.overlaps import comparables, keep_default_subset, metadata_contents, overlaps_with
 from benchmark.report.page import Contents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
 from benchmark.report.survey import Survey, survey_pool
-from benchmark.rules import Rule, as_recorded, without_sources
+from benchmark.runtime.console import say
+from benchmark.runtime.costs import cost
+from benchmark.runtime.files import Json, digest, remove_temporary, sha256_of, write_bytes
+from benchmark.runtime.locks import locked
+from benchmark.runtime.records import Record, read_record, write_record
+from benchmark.runtime.storage import has_file
 from benchmark.scales import Scale
-from benchmark.stage import (
-    Json,
-    Record,
-    cost,
-    digest,
-    locked,
-    read_record,
-    remove_temporary,
-    say,
-    sha256_of,
-    write_bytes,
-    write_record,
-)
-from benchmark.storage import has_file
-from benchmark.subset import load_subset
+from benchmark.selection.rules import Rule, as_recorded, filter_defaults, make_rule, without_sources
 
 REPORT_VERSION = 4
 REPORT_DIR_NAME = "report"

@@ -15,18 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.assets import NO_WEIGHTS, find_default
 from benchmark.experiment import FILTER_VERSION, Choice
-from benchmark.filtering import run_filters
-from benchmark.options import filter_defaults, make_rule
-from benchmark.pool import Pool
+from benchmark.pool.pool import Pool
+from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
+from benchmark.pool.uids import count_of, unique_uids
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
-from benchmark.rules import Rule, as_recorded, without_sources
-from benchmark.stage import Json, Record, digest, locked, read_record, sha256_of, write_record
-from benchmark.storage import cache_dir, file_hash
-from benchmark.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
-from benchmark.uids import count_of, unique_uids
+from benchmark.runtime.files import Json, digest, sha256_of
+from benchmark.runtime.locks import locked
+from benchmark.runtime.paths import cache_dir
+from benchmark.runtime.records import Record, read_record, write_record
+from benchmark.runtime.storage import file_hash
+from benchmark.selection.assets import NO_WEIGHTS, find_default
+from benchmark.selection.filtering import run_filters
+from benchmark.selection.rules import Rule, as_recorded, filter_defaults, make_rule, without_sources
 
 CACHE_VERSION = 1
 DIRECT_ROWS = 200_000

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from benchmark.filtering import RuleReport
-from benchmark.pool import Pool
+from benchmark.pool.pool import Pool
 from benchmark.report.overlaps import Overlap
 from benchmark.report.standing import Standing, TaskStanding
 from benchmark.report.survey import Curves, Grouping, Sheet, Survey
-from benchmark.stage import Record
+from benchmark.runtime.records import Record
+from benchmark.selection.filtering import RuleReport
 
 MAX_CAPTION = 240  # characters
 MANY_KINDS = 3  # groups that the summary names at either end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmark.report.standing import TaskStanding
 from benchmark.report.survey import FRACTIONS, Curves, Grouping, Histogram, Sheet, SheetSample
+from benchmark.runtime.plots import CUT, DROPPED, FAINT, INK, KEPT, OTHERS, plain, png
 
-KEPT, DROPPED, OTHERS, CUT, INK, FAINT = "#2a6f97", "#d4cdc1", "#e0a458", "#b23a48", "#23211e", "#6b655c"
 PANELS = 4  # beside each other
 SHEET_COLUMNS, SHEET_ROWS = 8, 3  # of a sheet's PNG
 CELL, GAP, CAPTION_LINES, LINE = 120, 12, 3, 15  # pixels
@@ -201,27 +201,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's style would change the bytes
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name is a "$"
-        figure = Figure(figsize=size, dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _words(label: str) -> str:

@@ -7,10 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.errors import UserError
 from benchmark.experiment import ENTRY_NAME
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.files import Json, digest
+from benchmark.runtime.records import Record
 from benchmark.scales import Scale
-from benchmark.stage import Json, Record, digest
 
 if TYPE_CHECKING:
     from leaderboard.entries import Board, Entry
@@ -136,7 +137,7 @@ def task_standings(table: Table) -> list[TaskStanding]:
 
 
 def _summary(table: Table) -> str:
-    from leaderboard.columns import averaged_over, counted
+    from benchmark.runtime.text_tables import averaged_over, counted
     from leaderboard.statistics import mean
 
     row = next(row for row in table.rows if row.is_highlighted)

@@ -15,16 +15,15 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from benchmark.filtering import score_pool, top_fraction
-from benchmark.judging import planted_path
-from benchmark.language import language_of, load_language_model
-from benchmark.order import keyed_uint64
-from benchmark.pool import Pool
-from benchmark.rules import Cut, Rule
-from benchmark.samples import SampleReader, decode_image
-from benchmark.subset import Subset
-from benchmark.tables import read_parquet
-from benchmark.uids import UID_DTYPE, count_of, format_uids, sort_uids
+from benchmark.pool.pool import Pool, planted_path
+from benchmark.pool.samples import SampleReader, decode_image
+from benchmark.pool.subset import Subset
+from benchmark.pool.uids import UID_DTYPE, count_of, format_uids, sort_uids
+from benchmark.runtime.keyed import keyed_uint64
+from benchmark.runtime.tables import read_parquet
+from benchmark.selection.filtering import score_pool, top_fraction
+from benchmark.selection.rules import Cut, Rule
+from benchmark.toolbox.language import language_of, load_language_model
 
 SCORE_COLUMNS = ("clip_l14_similarity_score", "clip_b32_similarity_score")
 SCORE_EDGES = np.round(np.linspace(-1, 1, 201), 2)  # cosine similarities, in steps of 0.01

@@ -25,12 +25,12 @@ from urllib.parse import quote, urlsplit
 from tqdm import tqdm
 
 from benchmark import __version__
-from benchmark.errors import NotFoundError, UserError
-from benchmark.fetch import PARTIAL_SUFFIX, TIMEOUT, fetch_file
-from benchmark.hub_rows import CACHE_NAME, rows_folder
-from benchmark.stage import Json, read_json, rename, sha256_of, write_bytes, write_json
-from benchmark.storage import file_hash, state_of
-from benchmark.tasks import Task
+from benchmark.evaluation.tasks import Task
+from benchmark.runtime.errors import NotFoundError, UserError
+from benchmark.runtime.fetch import PARTIAL_SUFFIX, TIMEOUT, fetch_file
+from benchmark.runtime.files import Json, read_json, rename, sha256_of, write_bytes, write_json
+from benchmark.runtime.storage import file_hash, state_of
+from benchmark.toolbox.hub_rows import CACHE_NAME, rows_folder
 from scripts.download.metadata import flat_names
 from scripts.download.record import PARTIAL_NAME, RECORD_NAME, HubFile
 

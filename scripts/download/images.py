@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from benchmark.errors import UserError
-from benchmark.stage import Json, describe_differences, read_json, rename, say, write_json
-from benchmark.tables import read_parquet
-from benchmark.tars import iter_members, write_tar
+from benchmark.pool.tars import iter_members, write_tar
+from benchmark.runtime.console import say
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.files import Json, read_json, rename, write_json
+from benchmark.runtime.records import describe_differences
+from benchmark.runtime.tables import read_parquet
 from scripts.download.record import (
     KEY_DIGITS,
     RECORD_NAME,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmark.errors import NotFoundError, UserError
-from benchmark.stage import rename, say, sha256_of
+from benchmark.runtime.console import say
+from benchmark.runtime.errors import NotFoundError, UserError
+from benchmark.runtime.files import rename, sha256_of
 from scripts.download.record import RECORD_NAME, Download, HubFile, need_space
 
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.errors import NotFoundError, UserError
-from benchmark.stage import Json, describe_differences, read_json, write_json
-from benchmark.tables import read_parquet
+from benchmark.runtime.errors import NotFoundError, UserError
+from benchmark.runtime.files import Json, read_json, write_json
+from benchmark.runtime.records import describe_differences
+from benchmark.runtime.tables import read_parquet
 
 RECORD_NAME = "download.json"
 PARTIAL_NAME = ".partial"

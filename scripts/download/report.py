@@ -6,7 +6,8 @@ from collections import Counter
 
 import pyarrow.compute as pc
 
-from benchmark.stage import Json, say
+from benchmark.runtime.console import say
+from benchmark.runtime.files import Json
 from scripts.download.record import GB, Download, host_of, is_permanent
 
 

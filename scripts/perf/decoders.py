@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmark.data import Crop, crop_and_resize, draw_crop
-from benchmark.errors import UserError
-from benchmark.samples import decode_image
+from benchmark.pool.samples import decode_image
+from benchmark.runtime.errors import UserError
+from benchmark.training.data import Crop, crop_and_resize, draw_crop
 from scripts.perf.make_jpeg_pool import draw_picture, encode
 from scripts.perf.train_speed import OPEN_CLIP_AREA, SEED, machine
 

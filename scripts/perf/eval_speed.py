@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmark.stage import write_json
-from benchmark.storage import cache_dir
-from benchmark.tars import write_tar
+from benchmark.pool.tars import write_tar
+from benchmark.runtime.files import write_json
+from benchmark.runtime.paths import cache_dir
 from scripts.perf import make_jpeg_pool
 from scripts.perf.process import Timing, run_measured
 from scripts.perf.train_speed import machine, register_for_open_clip
@@ -104,7 +104,7 @@ def make_tasks(folder: Path, images: int) -> list[str]:
         if not (path / "test" / "nshards.txt").exists():
             first = number % (len(CLASSES) - PER_TASK + 1)
             make_set(path, small_pictures(number, images), "webp", CLASSES[first : first + PER_TASK], TEMPLATES)
-    lines = ["from benchmark import register_task", "from benchmark.tasks import ZeroShotClassification", ""]
+    lines = ["from benchmark import register_task", "from benchmark.evaluation.tasks import ZeroShotClassification", ""]
     lines += [f'register_task(ZeroShotClassification(name="speed/{n}", title="Speed {n}"))' for n in range(NUM_TASKS)]
     (folder / "tasks.py").write_text("\n".join(lines) + "\n")
     return [f"speed/{number}" for number in range(NUM_TASKS)]
@@ -112,7 +112,7 @@ def make_tasks(folder: Path, images: int) -> list[str]:
 
 def make_weights(folder: Path, name: str) -> tuple[Path, Path]:
     """Write a model's configuration, with its vocabulary's whole path, and random weights; return both paths."""
-    from benchmark.models import build_model, model_config
+    from benchmark.models.build import build_model, model_config
 
     config = folder / f"{register_for_open_clip(name, folder)}.json"
     if not config.exists():  # a model of open_clip's own
@@ -142,7 +142,7 @@ def leg_command(arguments: Sequence[str]) -> None:
     """Run clip_benchmark's own command; the first argument is a configuration to make known to open_clip."""
     import open_clip
 
-    import benchmark.models  # noqa: F401  # the towers of the embedded scales
+    import benchmark.models.build  # noqa: F401  # the towers of the embedded scales
 
     clip_benchmark_works()
     from clip_benchmark import cli
@@ -161,7 +161,7 @@ def clip_benchmark_works() -> None:
 
 def leg_images(leg: str, out: Path, model: tuple[Path, Path], folder: Path, workers: int, threads: int) -> None:
     """Encode the set of large pictures; write the seconds of all, and of the images alone."""
-    from benchmark.checkpoints import open_model
+    from benchmark.evaluation.checkpoints import open_model
 
     if threads:
         torch.set_num_threads(threads)
@@ -187,8 +187,8 @@ def leg_images(leg: str, out: Path, model: tuple[Path, Path], folder: Path, work
 
 def leg_texts(leg: str, out: Path, model: tuple[Path, Path], folder: Path, threads: int) -> None:
     """Make the classifier of ImageNet's classes; write the seconds and keep the classifier beside."""
-    from benchmark import evaluate as stage
-    from benchmark.checkpoints import open_model
+    from benchmark.evaluation import evaluate as stage
+    from benchmark.evaluation.checkpoints import open_model
 
     if threads:
         torch.set_num_threads(threads)
@@ -216,8 +216,8 @@ def leg_texts(leg: str, out: Path, model: tuple[Path, Path], folder: Path, threa
 
 def time_ours(opened: Any, folder: Path, names: Sequence[str], out_dir: Path, workers: int) -> dict[str, float]:
     """Evaluate tasks; return the seconds of all, and of the images alone."""
-    from benchmark import evaluate as stage
-    from benchmark.tasks import ZeroShotClassification
+    from benchmark.evaluation import evaluate as stage
+    from benchmark.evaluation.tasks import ZeroShotClassification
 
     seconds = {"images": 0.0}
     encode = stage._Evaluator._encode_pixels

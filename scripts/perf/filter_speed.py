@@ -24,13 +24,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.language import count_tokens, languages_of, load_language_model
-from benchmark.pool import Pool
-from benchmark.stage import atomic_path
-from benchmark.storage import cache_dir
-from benchmark.subset import Subset
-from benchmark.uids import UID_DTYPE, sort_uids
-from benchmark.wordnet import find_wordnet, load_wordnet
+from benchmark.pool.pool import Pool
+from benchmark.pool.subset import Subset
+from benchmark.pool.uids import UID_DTYPE, sort_uids
+from benchmark.runtime.files import atomic_path
+from benchmark.runtime.paths import cache_dir
+from benchmark.toolbox.language import count_tokens, languages_of, load_language_model
+from benchmark.toolbox.wordnet import find_wordnet, load_wordnet
 from scripts.perf.process import Timing, run_measured
 
 SHARD_ROWS = 100_000  # of a metadata shard, as in CommonPool's small pool

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.executor import map_items
-from benchmark.stage import atomic_path
-from benchmark.tars import write_tar
+from benchmark.pool.tars import write_tar
+from benchmark.runtime.errors import UserError
+from benchmark.runtime.executor import map_items
+from benchmark.runtime.files import atomic_path
 
 FIELD = 2048  # pixels; pictures are windows of a field of this size
 SLOPE = 1.3  # amplitude falls as frequency ** -SLOPE

@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.stage import atomic_path
-from benchmark.storage import cache_dir
-from benchmark.subset import Subset, load_subset
-from benchmark.tars import write_tar
-from benchmark.uids import parse_uids
+from benchmark.pool.subset import Subset, load_subset
+from benchmark.pool.tars import write_tar
+from benchmark.pool.uids import parse_uids
+from benchmark.runtime.files import atomic_path
+from benchmark.runtime.paths import cache_dir
 from scripts.perf.make_jpeg_pool import draw_picture, encode
 from scripts.perf.process import Timing, run_measured
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmark.errors import NotFoundError, UserError
+from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.scales import Augmentation, Scale, get_scale
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,9 +130,9 @@ def scale_of(job: Job) -> Scale:
 
 def training_data(job: Job, scale: Scale, limit: int) -> Any:
     """Return the harness's training data over the pool's first `limit` samples."""
-    from benchmark.index import read_index
-    from benchmark.subset import Subset
-    from benchmark.train import TrainingData
+    from benchmark.pool.index import read_index
+    from benchmark.pool.subset import Subset
+    from benchmark.training.train import TrainingData
 
     index = read_index(Path(job.pool_dir))
     return TrainingData.of(index, Subset.of(index.uids[:limit]), scale)
@@ -140,10 +140,10 @@ def training_data(job: Job, scale: Scale, limit: int) -> Any:
 
 def measure_ours(job: Job) -> Outcome:
     """Train as `winnow train` does, on as many different samples as are seen (or all of a smaller pool)."""
-    import benchmark.train
-    from benchmark.data import batches_from
+    import benchmark.training.train
+    from benchmark.training.data import batches_from
 
-    training: Any = benchmark.train
+    training: Any = benchmark.training.train
     scale, watch = scale_of(job), Stopwatch(job)
     data = training_data(job, scale, scale.samples_seen)
     cpu_start, start = cpu_seconds(), time.perf_counter()
@@ -167,10 +167,11 @@ def measure_bare(job: Job) -> Outcome:
     import open_clip
     from open_clip_train.precision import get_autocast
 
-    from benchmark.data import batches_from, normalise
-    from benchmark.models import build_model
-    from benchmark.step import make_optimizer
-    from benchmark.train import keep_freed_memory, recipe_threads
+    from benchmark.models.build import build_model
+    from benchmark.models.pixels import normalise
+    from benchmark.training.data import batches_from
+    from benchmark.training.step import make_optimizer
+    from benchmark.training.train import keep_freed_memory, recipe_threads
 
     scale = scale_of(job)
     one_step = replace(scale, samples_seen=scale.batch_size)
@@ -221,8 +222,8 @@ def measure_bare(job: Job) -> Outcome:
 
 def measure_decoding(job: Job) -> Outcome:
     """Take our batches as training does, without a model: reading, decoding, cropping and tokenizing alone."""
-    from benchmark.data import batches_from
-    from benchmark.train import recipe_threads
+    from benchmark.training.data import batches_from
+    from benchmark.training.train import recipe_threads
 
     scale = scale_of(job)
     data = training_data(job, scale, scale.samples_seen)
@@ -302,7 +303,7 @@ def register_for_open_clip(name: str, folder: Path) -> str:
     """
     import open_clip
 
-    from benchmark.models import MODELS_DIR, model_config
+    from benchmark.models.build import MODELS_DIR, model_config
 
     config = model_config(name)
     bpe_path = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")

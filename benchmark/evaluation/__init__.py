@@ -1,0 +1,1 @@
+"""From a checkpoint to results: kinds of tasks, evaluation sets, metrics, predictions, uncertainty."""

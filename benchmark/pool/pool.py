@@ -1,0 +1,426 @@
+"""Pools: a folder in CommonPool's layout, with its fingerprint, coverage and the columns that filters read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.lib.npyio import NpzFile
+
+from benchmark.pool.cosines import Agreement, compared_once, other_order
+from benchmark.pool.index import (
+    IndexSummary,
+    PoolIndex,
+    build_index,
+    has_tars,
+    index_path,
+    index_tables,
+    knows_all_images,
+    read_index,
+    unpack_uids,
+)
+from benchmark.pool.shards import is_tar_name
+from benchmark.pool.subset import Subset
+from benchmark.pool.uids import fingerprint_of, parse_uids
+from benchmark.runtime.errors import NotFoundError, UserError, one_line
+from benchmark.runtime.executor import map_items
+from benchmark.runtime.files import Json, digest, write_json
+from benchmark.runtime.locks import locked
+from benchmark.runtime.names import nearest_name
+from benchmark.runtime.paths import as_location, cache_dir, index_dir_of, is_remote, location_key, signals_dir_of
+from benchmark.runtime.storage import file_hash, list_files, open_file, state_of, storage_errors
+from benchmark.runtime.tables import column_problem, plain_column, plain_frame, read_footer, read_parquet
+
+FINGERPRINT_VERSION = 1
+MANY_ROWS = 10_000_000  # from here on several processes hash their uids
+NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
+FOOTER_READ_AHEAD = 1 << 16
+MAX_NEAR = 5  # other pools that an error names
+
+# What reading a damaged .npz raises: numpy parses the header of an array as Python.
+DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, SyntaxError, EOFError, KeyError, OSError)
+
+
+@dataclass(frozen=True)
+class PoolIdentity:
+    """What tells pools apart: stages compare the fingerprint, boards all of it."""
+
+    fingerprint: str  # of the metadata's uids
+    content_hash: str  # of the images
+    rows: int  # in the metadata
+    present: int  # samples with image and caption in the tars
+
+    def as_json(self) -> dict[str, Json]:
+        return {
+            "fingerprint": self.fingerprint,
+            "content_hash": self.content_hash,
+            "rows": self.rows,
+            "present": self.present,
+        }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A metadata shard as it was when the pool was opened."""
+
+    number: int  # in the order of names
+    path: Path  # of the parquet file
+    state: str  # of it
+    npz_state: str | None  # of the .npz beside it, where there is one
+
+    @property
+    def npz_path(self) -> Path:
+        return self.path.with_suffix(".npz")
+
+
+ASSETS_NAME = "assets"  # the folder of a pool's own
+
+
+def planted_path(pool: Pool) -> Path:
+    """Return where an embedded pool keeps the labels that were planted when it was drawn."""
+    return pool.dir / "planted.parquet"
+
+
+class Pool:
+    """A pool on disk or at a URL, opened for reading; nothing but its footers is read at first.
+
+    Nothing is written into a pool that is remote or read-only: its index and signals go to the user's cache.
+    """
+
+    def __init__(self, pool_dir: str | Path, *, strict: bool = True, signals_dir: Path | None = None) -> None:
+        """Open the pool; raises FileNotFoundError where there is none.
+
+        `strict`: a damaged tar is an error. `signals_dir`: where signals are kept instead of in the pool or the cache.
+        """
+        self.dir = as_location(pool_dir) if isinstance(pool_dir, str) else pool_dir
+        self.strict = strict
+        self._signals_dir = signals_dir
+        self._why_no_metadata = ""  # such as a bucket that is not there
+        if not is_remote(self.dir) and not self.dir.is_dir():
+            raise NotFoundError(
+                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir DIR` draws an "
+                "embedded one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale small "
+                "--out pools/small` fetches DataComp's",
+                code="pool-not-found",
+            )
+        if not self.metadata_paths and not self.has_images:
+            why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"
+            raise NotFoundError(f"{self.dir} is no pool: {why}.{_near(self.dir)}", code="pool-not-found")
+        # A request or two each where the pool is remote, so some at once.
+        with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
+            self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
+        for path in self.metadata_paths:
+            names = self.schema(path).names
+            if "uid" not in names:
+                raise UserError(f"{path} has no column 'uid'; it has {names}", code="column-missing")
+
+    def __getstate__(self) -> dict[str, object]:
+        # A process that is handed a pool does without what was looked up.
+        return {"dir": self.dir, "strict": self.strict, "_signals_dir": self._signals_dir, "_footers": {}}
+
+    @cached_property
+    def metadata_states(self) -> dict[Path, str]:
+        """Return every file of the metadata (parquet and npz) with its state, in order."""
+        try:
+            return {file.path: file.state for file in list_files(self.dir / "metadata")}
+        except FileNotFoundError as error:
+            self._why_no_metadata = one_line(error) if is_remote(self.dir) else ""
+            return {}  # a pool of shards alone
+
+    @cached_property
+    def metadata_paths(self) -> list[Path]:
+        """Return the metadata shards, by name."""
+        return [path for path in self.metadata_states if path.suffix == ".parquet"]
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """Return the metadata shards, by name."""
+        states = self.metadata_states
+        return [
+            Shard(number, path, states[path], states.get(path.with_suffix(".npz")))
+            for number, path in enumerate(self.metadata_paths)
+        ]
+
+    @property
+    def index_dir(self) -> Path:
+        """Return where the index is written: `<pool_dir>/index`, or a cache where the pool is remote or read-only."""
+        return index_dir_of(self.dir)
+
+    @property
+    def signals_dir(self) -> Path:
+        """Return where signals are kept: as given, else `<pool_dir>/signals`, or a cache where that is not writable."""
+        return self._signals_dir or signals_dir_of(self.dir)
+
+    def with_signals_dir(self, folder: Path) -> Pool:
+        """Return the same pool, what was read of it included, with its signals kept in another folder."""
+        other = Pool.__new__(Pool)
+        other.__dict__ = {**self.__dict__, "_signals_dir": folder}
+        return other
+
+    @cached_property
+    def has_images(self) -> bool:
+        """Tell whether any shard is there; a pool may be metadata alone."""
+        return has_tars(self.dir)
+
+    @cached_property
+    def summary(self) -> IndexSummary:
+        """Return what the index counts, tar by tar; raises ValueError where a tar is damaged and the pool is strict."""
+        summary = build_index(self.dir)
+        summary.refuse_damage(self.strict)
+        return summary
+
+    @cached_property
+    def index(self) -> PoolIndex:
+        """Return the index of the samples that are there, in pool order."""
+        return read_index(self.dir, self.summary)
+
+    def index_within(self, subset: Subset) -> PoolIndex:
+        """Return the index of those of the subset's samples that are there, in pool order."""
+        return read_index(self.dir, self.summary, subset)
+
+    @cached_property
+    def identity(self) -> PoolIdentity:
+        """Return fingerprint, content hash and coverage."""
+        return PoolIdentity(self.fingerprint, self.summary.content_hash, self.num_rows, self.summary.num_present)
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Return the number of metadata rows; of samples with a uid where the pool has shards alone."""
+        if not self.metadata_paths:
+            return self.summary.num_rows
+        return sum(self.footer(path).num_rows for path in self.metadata_paths)
+
+    @cached_property
+    def tar_contents(self) -> str:
+        """Return a hash of which image is whose, in the order of the tars: of a tar's index, and where that does not
+        know the hashes of all images, of the tar's size and time."""
+        found = []
+        for tar in self.summary.tars:
+            path = index_path(self.index_dir, tar)
+            found.append([tar.label, file_hash(path, state_of(path))])
+            if not knows_all_images(path):
+                found[-1].append(tar.state)
+        return digest(found)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the sum modulo 2^256 of the sha256 of every uid, as 64 hex characters.
+
+        Kept per metadata shard in the user's cache; a shard is read again when its size or time changed. The uids of
+        a pool that has shards alone are those of its index.
+        """
+        if not self.metadata_paths:
+            return self.summary.fingerprint
+        cache_path = cache_dir() / "fingerprints" / f"{location_key(self.dir)}.json"
+        known: dict[str, list[Json]] = _read_cache(cache_path)
+        states = {path: [FINGERPRINT_VERSION, self.metadata_states[path]] for path in self.metadata_paths}
+        new = [path for path, state in states.items() if known.get(path.name, [])[:2] != state]
+        is_large = sum(self.footer(path).num_rows for path in new) >= MANY_ROWS
+        workers = min(os.cpu_count() or 1, len(new)) if is_large else 0
+        found = dict(zip(new, map_items(self._uid_sum, new, workers=workers, name="fingerprint"), strict=True))
+        sums: dict[str, list[Json]] = {}
+        for path, state in states.items():
+            sums[path.name] = [*state, f"{found[path]:064x}"] if path in found else known[path.name]
+        if sums != known:
+            with locked(cache_path.parent):
+                write_json(cache_path, sums)
+        return f"{sum(int(entry[2], 16) for entry in sums.values()) % 2**256:064x}"
+
+    def _uid_sum(self, path: Path) -> int:
+        return fingerprint_of(self.read_uids(path))
+
+    def read_uids(self, path: Path, rows: np.ndarray | None = None) -> np.ndarray:
+        """Read the uids of one metadata shard, or of some of its rows (a mask, or numbers): shape (rows,)."""
+        column = plain_column(read_parquet(path, ["uid"])["uid"], f"{path}: the column 'uid'", "text")
+        if rows is not None:
+            column = column.filter(pa.array(rows)) if rows.dtype == bool else column.take(pa.array(rows))
+        return parse_uids(column, str(path))
+
+    def uid_parts(self) -> Iterator[np.ndarray]:
+        """Yield the uids of all rows in file order, file by file: of the index where the pool has shards alone."""
+        if self.metadata_paths:
+            yield from (self.read_uids(path) for path in self.metadata_paths)
+        else:
+            tables = index_tables(self.index_dir, self.summary.tars, ["uid"])
+            yield from (unpack_uids(table["uid"]) for table in tables)
+
+    def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+        """Read columns of one metadata shard with pandas' default types."""
+        table = read_parquet(path, columns)
+        # A plain RangeIndex even where no column is asked for.
+        return plain_frame(table, path) if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
+
+    def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Read arrays of the .npz beside a metadata shard, each (rows, dimension).
+
+        Raises ValueError where it is damaged, or where its rows are in another order than the parquet's.
+        """
+        features = {}
+        if names:
+            self._refuse_other_order(path)
+            npz_path = path.with_suffix(".npz")
+            try:
+                with (
+                    storage_errors(npz_path),
+                    open_file(npz_path, read_ahead=NPZ_READ_AHEAD) as file,
+                    NpzFile(file, allow_pickle=False) as arrays,  # np.load would read the beginning too
+                ):
+                    features = {name: arrays[name] for name in names}
+            except (FileNotFoundError, PermissionError):
+                raise
+            except DAMAGE as error:
+                raise UserError(
+                    f"{npz_path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+                ) from error
+        return features
+
+    def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
+        """Raise ValueError where a metadata shard lacks one of the columns, or has it in a type that cannot be read."""
+        for path in self.metadata_paths:
+            schema = self.schema(path)
+            for column in columns:
+                if column not in schema.names:
+                    raise UserError(
+                        f"{needed_by} needs the column {column!r}, which {path} lacks."
+                        f"{nearest_name(column, schema.names)} It has {schema.names}.",
+                        code="column-missing",
+                    )
+                problem = column_problem(self.footer(path), column)
+                if problem is not None:
+                    raise UserError(f"{needed_by} needs the column {column!r}: {path}: {problem}", code="column-type")
+
+    def check_features(self, features: Sequence[str], needed_by: str) -> None:
+        """Raise ValueError or FileNotFoundError where an .npz is missing, lacks an array or has other rows."""
+        for path in self.metadata_paths if features else []:
+            npz_path = path.with_suffix(".npz")
+            if npz_path not in self.metadata_states:
+                raise NotFoundError(f"{needed_by} needs {npz_path}, which is not there", code="array-missing")
+            shapes = npz_shapes(npz_path)
+            rows = self.footer(path).num_rows
+            for feature in features:
+                if feature not in shapes:
+                    raise UserError(
+                        f"{needed_by} needs the array {feature!r}, which {npz_path} lacks; it has {list(shapes)}",
+                        code="array-missing",
+                    )
+                if shapes[feature][:1] != (rows,):
+                    raise UserError(
+                        f"{npz_path}: {feature} has shape {shapes[feature]}, but {path.name} has {rows} rows",
+                        code="array-shape",
+                    )
+            if not is_remote(path):  # of a remote one when it is read: some requests for each file
+                self._refuse_other_order(path)
+
+    def cosines(self, path: Path) -> list[Agreement]:
+        """Compare some cosines of the .npz beside a metadata shard with its scores; nothing where it is damaged."""
+        try:
+            return compared_once(path)
+        except UserError:
+            raise
+        except DAMAGE:
+            return []  # who reads it says so
+
+    def _refuse_other_order(self, path: Path) -> None:
+        for agreement in self.cosines(path):
+            if not agreement.agrees:
+                raise UserError(other_order(path, agreement), code="npz-order")
+
+    def schema(self, path: Path) -> pa.Schema:
+        """Return the columns of a metadata shard with their types."""
+        return self.footer(path).schema.to_arrow_schema()
+
+    def feature_sizes(self, path: Path) -> dict[str, int]:
+        """Return the bytes of each array of the .npz beside a metadata shard."""
+        npz_path = path.with_suffix(".npz")
+        try:
+            with open_file(npz_path) as file, zipfile.ZipFile(file) as archive:
+                return {info.filename.removesuffix(".npy"): info.compress_size for info in archive.infolist()}
+        except DAMAGE as error:
+            raise UserError(
+                f"{npz_path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+            ) from error
+
+    def footer(self, path: Path) -> pq.FileMetaData:
+        """Return what a metadata shard's parquet file says of itself; read once."""
+        return self._footers[path] if path in self._footers else read_footer(path)
+
+
+def _near(pool_dir: Path) -> str:
+    """Say which folder may be meant by one that is no pool: a pool in it, or one with a similar name beside it."""
+    if is_remote(pool_dir):
+        return ""
+    if inside := _pools_in(pool_dir):
+        return f" It holds {_listed(inside)}."
+    if pool_dir.name in ("metadata", "shards") and pool_dir.is_dir():
+        return f" Did you mean {pool_dir.parent}, which it is in?"
+    if pool_dir.is_dir() and any(is_tar_name(path.name) for path in pool_dir.iterdir()):
+        return f" It holds tars: `winnow pool import --shards {pool_dir} --out DIR` makes a pool of them."
+    spelt = pool_dir.absolute()
+    while not spelt.parent.is_dir():  # the part of the path that is not there
+        spelt = spelt.parent
+    try:
+        beside = [path for path in spelt.parent.iterdir() if path.is_dir() and path != spelt]
+    except OSError:
+        return ""  # a folder that may not be listed
+    nearest = nearest_name(spelt.name, [path.name for path in beside])
+    if nearest and spelt.name != pool_dir.name:  # a folder above it is mistyped
+        return f"{nearest.removesuffix('?')} in {spelt.parent}?"
+    pools = _pools_in(spelt.parent)
+    return nearest or (f" Beside it are {_listed(pools)}." if pools else "")
+
+
+def _pools_in(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in found if any((path / name).is_dir() for name in ("metadata", "shards")))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - MAX_NEAR} more" if len(paths) > MAX_NEAR else ""
+    return ", ".join(map(str, paths[:MAX_NEAR])) + more
+
+
+def _read_cache(path: Path) -> dict[str, list[Json]]:
+    try:
+        known = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of an .npz's arrays from their headers."""
+    shapes = {}
+    try:
+        with (
+            storage_errors(path),
+            open_file(path, read_ahead=FOOTER_READ_AHEAD) as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shapes[name.removesuffix(".npy")] = read(member)[0]
+    except (FileNotFoundError, PermissionError):
+        raise
+    except DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
+        ) from error
+    return shapes

@@ -1,0 +1,1 @@
+"""What several strategies use: encoders, embeddings, clusters, languages, WordNet, text boxes, decontamination."""

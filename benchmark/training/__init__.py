@@ -1,0 +1,1 @@
+"""From a subset to a checkpoint: order of samples, decoding, steps, ranks, health."""
