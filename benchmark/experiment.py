@@ -37,7 +37,7 @@ from benchmark.runtime.storage import file_hash
 from benchmark.scales import Scale
 from benchmark.selection.assets import as_list, hash_default_assets
 from benchmark.selection.filtering import FilterOutcome, RuleReport, check_pool_has, write_filtered
-from benchmark.selection.judging import Effort
+from benchmark.selection.judging import Cost
 from benchmark.selection.rules import Rule, as_recorded, without_sources
 from benchmark.selection.signals import read_undeclared
 
@@ -64,19 +64,19 @@ class Choice:
     max_missing: int = 0  # uids of subset_path that a pool of shards alone may lack
     device: str = "cpu"  # that models of filters and signals run on
 
-    def made_from(self, pool: Pool) -> dict[str, Json]:
+    def inputs(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
-        made_from: dict[str, Json] = {
+        inputs: dict[str, Json] = {
             "pool": pool.fingerprint,
             "filters": [rule.as_json(pool) for rule in self.rules],
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
         if pool.has_images and any(rule.sees_images(pool) for rule in self.rules):
-            made_from["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
+            inputs["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
         if self.device != "cpu" and any(rule.takes_device(pool) for rule in self.rules):
-            made_from["device"] = self.device
-        return made_from
+            inputs["device"] = self.device
+        return inputs
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class Choice:
 
 def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:
     """Return `experiments/<scale>/<filters>-<hash>`."""
-    identity = without_sources(choice.made_from(pool))
+    identity = without_sources(choice.inputs(pool))
     return Path("experiments") / scale.name / f"{choice.name}-{digest(identity)[:8]}"
 
 
@@ -101,20 +101,20 @@ def filter_stage(
 ) -> Record:
     """Choose the subset, or reuse the one that is there and fits."""
     check_pool_has(pool, choice.rules)
-    made_from = choice.made_from(pool)
+    inputs = choice.inputs(pool)
     record_path = exp_dir / SUBSET_RECORD_NAME
-    inputs = _inputs(pool, choice)
+    pool_inputs = _pool_inputs(pool, choice)
     # Looked at before the folder is touched, so that a refusal leaves nothing behind.
-    _finished_choice(record_path, made_from)
+    _finished_choice(record_path, inputs)
     with locked(exp_dir):
         remove_temporary(exp_dir)
-        record = _finished_choice(record_path, made_from)
+        record = _finished_choice(record_path, inputs)
         if record is not None and (exp_dir / SUBSET_NAME).exists():
             refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
             if record.result.get("undeclared") or _undeclared(pool, choice):
                 return _choose_again(exp_dir, pool, choice, record, workers=workers, plugins=plugins, executor=executor)
             before = last_cost(exp_dir, "filter").get("inputs")
-            if None not in (before, inputs) and before != inputs:
+            if None not in (before, pool_inputs) and before != pool_inputs:
                 raise UserError(
                     f"{exp_dir} was filtered from other metadata, features or images under the same uids: what is in "
                     f"{pool.dir} has changed since; choose another folder, or delete this one",
@@ -132,12 +132,12 @@ def filter_stage(
                     outcome = _choose(path, pool, choice, workers=workers, plugins=plugins, executor=executor)
                     result = _outcome_as_json(outcome)
                     spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
-                spent["inputs"] = inputs
-                result |= _more_of_result(exp_dir / SUBSET_NAME, pool, choice, made_from)
+                spent["inputs"] = pool_inputs
+                result |= _more_of_result(exp_dir / SUBSET_NAME, pool, choice, inputs)
         except BaseException:
             _remove_if_empty(exp_dir)
             raise
-        record = Record("filter", FILTER_VERSION, made_from, result)
+        record = Record("filter", FILTER_VERSION, inputs, result)
         for path in sorted(exp_dir.glob("seed-*/checkpoint/checkpoint.json")):
             trained = read_record(path)
             assert trained is not None
@@ -156,10 +156,10 @@ def _say_kept(exp_dir: Path, result: dict[str, Json]) -> None:
     )
 
 
-def _finished_choice(record_path: Path, made_from: dict[str, Json]) -> Record | None:
+def _finished_choice(record_path: Path, inputs: dict[str, Json]) -> Record | None:
     """Return the record of a choice that fits, as `finished` does; rules fit by what identifies them."""
     there = read_record(record_path)
-    wanted = made_from if there is None else as_recorded(made_from, there.made_from)
+    wanted = inputs if there is None else as_recorded(inputs, there.inputs)
     return finished(record_path, "filter", FILTER_VERSION, wanted)
 
 
@@ -167,9 +167,9 @@ def _undeclared(pool: Pool, choice: Choice) -> dict[str, list[list[str]]]:
     """Return what the rules of a choice, and their signals, are known to read undeclared: kind and name of each."""
     found: dict[str, list[list[str]]] = {}
     for rule in (each for chosen in choice.rules for each in chosen.with_signals(pool)):
-        inputs = [*rule.strategy.undeclared(), *read_undeclared(rule.kept_dir(pool, choice.device))]
-        if inputs:
-            found[rule.name] = [[each.kind, each.name] for each in dict.fromkeys(inputs)]
+        undeclared = [*rule.strategy.undeclared(), *read_undeclared(rule.kept_dir(pool, choice.device))]
+        if undeclared:
+            found[rule.name] = [[each.kind, each.name] for each in dict.fromkeys(undeclared)]
     return found
 
 
@@ -194,12 +194,12 @@ def _choose(
     )
 
 
-def _more_of_result(path: Path, pool: Pool, choice: Choice, made_from: dict[str, Json]) -> dict[str, Json]:
+def _more_of_result(path: Path, pool: Pool, choice: Choice, inputs: dict[str, Json]) -> dict[str, Json]:
     """Return the record's results that a choice has however it came about."""
     found: dict[str, Json] = {
         "reference": _is_reference(choice),
         "sha256": sha256_of(path),
-        "name": entry_name(Record("filter", FILTER_VERSION, made_from, {}), pool.dir),
+        "name": entry_name(Record("filter", FILTER_VERSION, inputs, {}), pool.dir),
     }
     if undeclared := _undeclared(pool, choice):
         found["undeclared"] = undeclared  # so that it is chosen again the next time
@@ -214,13 +214,13 @@ def _choose_again(
     Raises UserError, and leaves all as it was, where another subset comes out than something here was made from.
     """
     path = exp_dir / AGAIN_NAME
-    made_from = choice.made_from(pool)
+    inputs = choice.inputs(pool)
     try:
         with cost(exp_dir, "filter", workers=workers, executor=executor) as spent:
             outcome = _choose(path, pool, choice, workers=workers, plugins=plugins, executor=executor)
-            result = _outcome_as_json(outcome) | _more_of_result(path, pool, choice, made_from)
+            result = _outcome_as_json(outcome) | _more_of_result(path, pool, choice, inputs)
             spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
-            spent["inputs"] = _inputs(pool, choice)
+            spent["inputs"] = _pool_inputs(pool, choice)
         made = [*exp_dir.glob("seed-*/checkpoint/checkpoint.json"), *exp_dir.glob(SHARDS_NAME)]
         if result["sha256"] != before.result["sha256"] and made:
             raise UserError(
@@ -231,13 +231,13 @@ def _choose_again(
         rename(path, exp_dir / SUBSET_NAME)
     finally:
         path.unlink(missing_ok=True)
-    record = Record("filter", FILTER_VERSION, made_from, result)
+    record = Record("filter", FILTER_VERSION, inputs, result)
     write_record(exp_dir / SUBSET_RECORD_NAME, record)
     _say_kept(exp_dir, result)
     return record
 
 
-def _inputs(pool: Pool, choice: Choice) -> str | None:
+def _pool_inputs(pool: Pool, choice: Choice) -> str | None:
     """Identify the files that rules read, which the fingerprint, of uids alone, does not.
 
     It is kept beside the costs, outside every hash: the same pool elsewhere is the same. None where no file is read, or
@@ -269,7 +269,7 @@ def describe_filters(exp_dir: Path, record: Record) -> list[str]:
     Then one for each signal and for reading images, where that took any.
     """
     reports = [RuleReport(**report) for report in record.result["rules"]]
-    spent = {name: Effort(**each) for name, each in last_cost(exp_dir, "filter").get("strategies", {}).items()}
+    spent = {name: Cost(**each) for name, each in last_cost(exp_dir, "filter").get("strategies", {}).items()}
     others = [name for name in spent if name not in {report.name for report in reports}]
     width = max([len(name) for name in (*others, *(report.name for report in reports))], default=0)
     return [
@@ -285,7 +285,7 @@ def _describe_ties(report: RuleReport) -> str:
     return f"   tied at the cut {report.tied:,}, the {report.tied_kept:,} smallest uids kept" if report.tied else ""
 
 
-def _describe_effort(effort: Effort | None) -> str:
+def _describe_effort(effort: Cost | None) -> str:
     """Spell what a strategy cost; of rows that it had judged before, nothing."""
     if effort is None:
         return ""
@@ -312,19 +312,19 @@ def train_stage(
     The samples are read from the experiment's own shards where `winnow reshard` has cut them out (then no pool is
     needed), else in place from the pool's.
     """
-    from benchmark.training.ranks import ALONE, check_split
+    from benchmark.training.ranks import SINGLE_PROCESS, check_split
     from benchmark.training.train import train
 
-    ranks = ranks or ALONE
-    ranks.on_first(lambda: check_split(scale.batch_size, ranks.size, accumulation))
-    subset_path, subset_record = ranks.on_first(lambda: open_experiment(exp_dir, pool))
-    shards = ranks.on_first(lambda: own_shards(exp_dir, subset_record))
-    identity = ranks.on_first(lambda: _identity(pool, shards))
+    ranks = ranks or SINGLE_PROCESS
+    ranks.run_on_rank0(lambda: check_split(scale.batch_size, ranks.size, accumulation))
+    subset_path, subset_record = ranks.run_on_rank0(lambda: open_experiment(exp_dir, pool))
+    shards = ranks.run_on_rank0(lambda: own_shards(exp_dir, subset_record))
+    identity = ranks.run_on_rank0(lambda: _identity(pool, shards))
     if scale.is_comparable and identity.rows < scale.pool_size and ranks.is_first:
         warn(f"the pool has {identity.rows:,} rows; scale {scale.name!r} is for pools of {scale.pool_size:,} or more")
     data: TrainingData | None = None
     for seed in seeds:
-        made_from = {
+        inputs = {
             "recipe": scale.identity,
             "pool": identity.as_json(),
             "subset": subset_record.result["sha256"],
@@ -333,8 +333,8 @@ def train_stage(
         }
         checkpoint_dir = exp_dir / f"seed-{seed}" / "checkpoint"
         with ExitStack() as held:
-            claim = partial(_claim, exp_dir, checkpoint_dir, made_from, held)
-            if not ranks.on_first(claim):
+            claim = partial(_claim, exp_dir, checkpoint_dir, inputs, held)
+            if not ranks.run_on_rank0(claim):
                 continue
             if data is None:
                 data = _training_data(exp_dir, pool, shards, subset_path, scale)
@@ -342,7 +342,7 @@ def train_stage(
                 data,
                 seed,
                 checkpoint_dir,
-                made_from,
+                inputs,
                 device=device,
                 workers=workers,
                 accumulation=accumulation,
@@ -360,8 +360,8 @@ def own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
     """Return the record of the experiment's own shards; raises ValueError where they are another subset's."""
     shards = resharded_record(exp_dir)
     if shards is not None and (
-        shards.made_from["subset"] != subset_record.result["sha256"]
-        or shards.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]
+        shards.inputs["subset"] != subset_record.result["sha256"]
+        or shards.inputs["pool"]["fingerprint"] != subset_record.inputs["pool"]
     ):
         raise UserError(
             f"{exp_dir / SHARDS_NAME} was cut out by another subset or of another pool than the experiment's; delete "
@@ -374,7 +374,7 @@ def own_shards(exp_dir: Path, subset_record: Record) -> Record | None:
 def _identity(pool: Pool | None, shards: Record | None) -> PoolIdentity:
     """Return the identity of the pool that is trained on: of shards cut out of it, as it was then."""
     if shards is not None:
-        return PoolIdentity(**shards.made_from["pool"])
+        return PoolIdentity(**shards.inputs["pool"])
     assert pool is not None
     return pool.identity
 
@@ -401,20 +401,20 @@ def _training_data(
     return data
 
 
-def _claim(exp_dir: Path, checkpoint_dir: Path, made_from: dict[str, Json], held: ExitStack) -> bool:
+def _claim(exp_dir: Path, checkpoint_dir: Path, inputs: dict[str, Json], held: ExitStack) -> bool:
     """Lock a seed's folder for as long as `held` lasts; tell whether the seed is still to be trained."""
     from benchmark.training.train import STATE_NAMES, WEIGHTS_NAME, checkpoint_if_finished
 
-    checkpoint_if_finished(checkpoint_dir, made_from)  # before the folder is touched: a refusal leaves nothing behind
+    checkpoint_if_finished(checkpoint_dir, inputs)  # before the folder is touched: a refusal leaves nothing behind
     held.enter_context(locked(checkpoint_dir.parent))
-    record = checkpoint_if_finished(checkpoint_dir, made_from)
+    record = checkpoint_if_finished(checkpoint_dir, inputs)
     if record is not None:
         refuse_changed(checkpoint_dir / WEIGHTS_NAME, record.result["weights"])
         for name in STATE_NAMES:  # what a kill between the record and this clean-up left
             (checkpoint_dir / name).unlink(missing_ok=True)
-        say(f"train: as before, seed {made_from['seed']} ({checkpoint_dir})")
+        say(f"train: as before, seed {inputs['seed']} ({checkpoint_dir})")
         return False
-    refuse_changed(exp_dir / SUBSET_NAME, made_from["subset"])
+    refuse_changed(exp_dir / SUBSET_NAME, inputs["subset"])
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     return True
 
@@ -443,11 +443,11 @@ def evaluate_stage(
     from benchmark.evaluation.results import read_results, result_path
     from benchmark.models.build import build_model, build_tokenizer
     from benchmark.training.health import WandbRun
-    from benchmark.training.ranks import ALONE
+    from benchmark.training.ranks import SINGLE_PROCESS
     from benchmark.training.train import WEIGHTS_NAME, kept_name, load_weights, recipe_threads
 
     tasks = chosen_tasks(scale, task_names)
-    ranks = ranks or ALONE
+    ranks = ranks or SINGLE_PROCESS
     _, subset_record = open_experiment(exp_dir, pool)
     failed: BadSetsError | None = None
     _name_of(exp_dir, subset_record, pool)
@@ -464,7 +464,7 @@ def evaluate_stage(
                 wanted.append((weights, path, out_dir))
         own: dict[str, Json] = {} if scale.is_comparable else {"recipe": scale.identity}
         with recipe_threads(scale), ExitStack() as held:
-            ranks.on_first(partial(held.enter_context, locked(seed_dir)))
+            ranks.run_on_rank0(partial(held.enter_context, locked(seed_dir)))
             model = build_model(scale.model, image_size=scale.image_size)
             for weights, path, out_dir in wanted:
                 refuse_changed(path, weights)
@@ -479,7 +479,7 @@ def evaluate_stage(
                             tasks,
                             eval_dir,
                             out_dir,
-                            made_from={"model": scale.model, "checkpoint": weights, "device": device, **own},
+                            inputs={"model": scale.model, "checkpoint": weights, "device": device, **own},
                             preprocess=Preprocess(scale.image_size, tuple(scale.mean), tuple(scale.std)),
                             device=device,
                             workers=evaluation_workers(device, workers),
@@ -516,8 +516,8 @@ def _trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Recor
             code="checkpoint-not-found",
         )
     _refuse_foreign_checkpoint(seed_dir, trained, subset_record)
-    if trained.made_from["recipe"]["hash"] != scale.hash:
-        there = trained.made_from["recipe"]
+    if trained.inputs["recipe"]["hash"] != scale.hash:
+        there = trained.inputs["recipe"]
         raise UserError(
             f"{seed_dir} was trained by recipe {there['version']} of scale {there['scale']!r}, "
             f"not by recipe {scale.recipe} of {scale.name!r}",
@@ -531,7 +531,7 @@ def _has_results(out_dir: Path, tasks: Sequence[Task], weights: str) -> bool:
     from benchmark.evaluation.results import predictions_path, result_path
 
     records = [read_record(result_path(out_dir, task)) for task in tasks if predictions_path(out_dir, task).exists()]
-    return len(records) == len(tasks) and all(each and each.made_from["checkpoint"] == weights for each in records)
+    return len(records) == len(tasks) and all(each and each.inputs["checkpoint"] == weights for each in records)
 
 
 def default_out_dir(opened: OpenedModel) -> Path:
@@ -552,7 +552,7 @@ def evaluate_model(
 ) -> None:
     """Evaluate any open_clip model (`evaluation.checkpoints.open_model`) on tasks; raises as `evaluate` does."""
     from benchmark.evaluation.evaluate import evaluate
-    from benchmark.training.ranks import ALONE
+    from benchmark.training.ranks import SINGLE_PROCESS
 
     evaluate(
         opened.model,
@@ -560,12 +560,12 @@ def evaluate_model(
         tasks,
         eval_dir,
         out_dir,
-        made_from={"model": opened.name, "checkpoint": opened.checkpoint, "device": device},
+        inputs={"model": opened.name, "checkpoint": opened.checkpoint, "device": device},
         preprocess=opened.preprocess,
         device=device,
         workers=evaluation_workers(device, workers),
         strict=strict,
-        ranks=ranks or ALONE,
+        ranks=ranks or SINGLE_PROCESS,
     )
 
 
@@ -601,9 +601,9 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
         raise NotFoundError(
             f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first", code="subset-not-found"
         )
-    if pool is not None and record.made_from["pool"] != pool.fingerprint:
+    if pool is not None and record.inputs["pool"] != pool.fingerprint:
         raise UserError(
-            f"{exp_dir} was filtered from pool {record.made_from['pool'][:12]}, "
+            f"{exp_dir} was filtered from pool {record.inputs['pool'][:12]}, "
             f"but {pool.dir} is pool {pool.fingerprint[:12]}; give pool_dir= of the pool that it was filtered from",
             code="pool-differs",
         )
@@ -637,7 +637,7 @@ class FinishedSeed:
     @property
     def must_agree(self) -> dict[str, Json]:
         """Return what all seeds of an entry share: all that they were made from but the seed."""
-        shared = {key: value for key, value in self.trained.made_from.items() if key != "seed"}
+        shared = {key: value for key, value in self.trained.inputs.items() if key != "seed"}
         return {**shared, "evaluation data": self.data}
 
 
@@ -657,12 +657,8 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
     for seed_dir in exp_dir.glob("seed-*"):
         trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
         records = read_results(seed_dir, [TASKS[name] for name in suite.tasks])
-        if (
-            trained is not None
-            and trained.made_from["recipe"]["hash"] == scale.hash
-            and len(records) == len(suite.tasks)
-        ):
-            others = [n for n, record in records.items() if record.made_from["checkpoint"] != trained.result["weights"]]
+        if trained is not None and trained.inputs["recipe"]["hash"] == scale.hash and len(records) == len(suite.tasks):
+            others = [n for n, record in records.items() if record.inputs["checkpoint"] != trained.result["weights"]]
             if others:
                 raise UserError(
                     f"{seed_dir} has results of other weights than its checkpoint's, for {', '.join(others)}; "
@@ -675,9 +671,9 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
                     f"{', '.join(partial)}"
                 )
                 continue
-            data = {name: record.made_from["data"] for name, record in records.items()}
+            data = {name: record.inputs["data"] for name, record in records.items()}
             found = suite_scores(suite, TASKS, records)
-            seeds.append(FinishedSeed(trained.made_from["seed"], trained, data, found.scores, found.chance))
+            seeds.append(FinishedSeed(trained.inputs["seed"], trained, data, found.scores, found.chance))
     seeds.sort(key=lambda finished_seed: finished_seed.seed)
     for other in seeds[1:]:
         differing = [key for key, value in other.must_agree.items() if value != seeds[0].must_agree[key]]
@@ -716,18 +712,16 @@ def _make_entry(exp_dir: Path, scale: Scale, pool: Pool, seeds: Sequence[Finishe
             versions.setdefault(package, set()).add(version)
     return Entry(
         name=_name_of(exp_dir, record, pool),
-        strategy=tuple(StrategyUsed(**rule) for rule in record.made_from["filters"]),
-        within=record.made_from["within"],
-        given_subset=record.made_from["subset"],
+        strategy=tuple(StrategyUsed(**rule) for rule in record.inputs["filters"]),
+        within=record.inputs["within"],
+        given_subset=record.inputs["subset"],
         reference=record.result["reference"],
         scale=scale.name,
         recipe=scale.recipe,
         recipe_hash=scale.hash,
         comparable=scale.is_comparable,
         suite=SuiteName(suite.name, suite.version),
-        pool=PoolUsed(
-            **seeds[0].trained.made_from["pool"], damaged_tars=seeds[0].trained.result.get("damaged_tars", 0)
-        ),
+        pool=PoolUsed(**seeds[0].trained.inputs["pool"], damaged_tars=seeds[0].trained.result.get("damaged_tars", 0)),
         subset=SubsetUsed(record.result["size"], record.result["distinct"], record.result["sha256"]),
         seeds={each.seed: each.scores for each in seeds},
         made_with={package: ", ".join(sorted(found)) for package, found in versions.items()},
@@ -739,7 +733,7 @@ def _name_of(exp_dir: Path, record: Record, pool: Pool) -> str:
     """Return the name that an experiment's entry has; raises UserError where it needs a filter that is not loaded."""
     if "name" in record.result:
         return str(record.result["name"])
-    unknown = [rule["name"] for rule in record.made_from["filters"] if rule["name"] not in STRATEGIES]
+    unknown = [rule["name"] for rule in record.inputs["filters"] if rule["name"] not in STRATEGIES]
     if unknown:
         raise UserError(
             f"{exp_dir} was filtered by {unknown[0]!r}, which is no filter that is known here; give plugins= of the "
@@ -817,13 +811,13 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _refuse_foreign_checkpoint(seed_dir: Path, trained: Record, subset_record: Record) -> None:
     """Raise ValueError where a checkpoint was trained on another subset or pool than the experiment's."""
-    if trained.made_from["subset"] != subset_record.result["sha256"]:
+    if trained.inputs["subset"] != subset_record.result["sha256"]:
         raise UserError(
-            f"{seed_dir} was trained on another subset ({trained.made_from['subset'][:12]}) than the experiment's "
+            f"{seed_dir} was trained on another subset ({trained.inputs['subset'][:12]}) than the experiment's "
             f"({subset_record.result['sha256'][:12]}); delete it or choose another folder",
             code="record-differs",
         )
-    if trained.made_from["pool"]["fingerprint"] != subset_record.made_from["pool"]:
+    if trained.inputs["pool"]["fingerprint"] != subset_record.inputs["pool"]:
         raise UserError(
             f"{seed_dir} was trained on another pool than the experiment's; choose another folder",
             code="record-differs",
@@ -835,10 +829,10 @@ def entry_name(record: Record, pool_dir: Path) -> str:
 
     An asset is named, by its hash, where it is not the one that is found without its option.
     """
-    if record.made_from["subset"]:
-        return f"subset-{record.made_from['subset'][:8]}"
+    if record.inputs["subset"]:
+        return f"subset-{record.inputs['subset'][:8]}"
     parts = []
-    for rule in record.made_from["filters"]:
+    for rule in record.inputs["filters"]:
         strategy = get_strategy(rule["name"])
         defaults = {name: option.default for name, option in strategy.options.items()}
         defaults |= hash_default_assets(strategy, rule["options"], pool_dir)
@@ -848,7 +842,7 @@ def entry_name(record: Record, pool_dir: Path) -> str:
         options = [f"{name}-{value}" for name, value in changed.items()]
         cuts = [f"{value:g}" for value in (rule["cut"] or {}).values()]
         parts.append("-".join([rule["name"], *options, *cuts]))
-    within = f"-within-{record.made_from['within'][:8]}" if record.made_from["within"] else ""
+    within = f"-within-{record.inputs['within'][:8]}" if record.inputs["within"] else ""
     name = re.sub(r"[^a-z0-9_.+-]", "_", "+".join(parts).lower() + within)
     # By the name's own hash: the same rules have the same name on every pool.
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}-{digest(name)[:8]}"

@@ -156,13 +156,13 @@ def _training_of(seed_dirs: Mapping[int, Path]) -> Training | None:
     found: set[Training] = set()
     for seed, seed_dir in seed_dirs.items():
         trained = read_record(seed_dir / TRAINED_PATH)
-        if trained is None or trained.made_from.get("seed") != seed:
+        if trained is None or trained.inputs.get("seed") != seed:
             return None
         evaluated = [read_record(path) for path in sorted((seed_dir / EVAL_FOLDER).glob("*.json"))]
-        if any(each is None or each.made_from.get("checkpoint") != trained.result.get("weights") for each in evaluated):
+        if any(each is None or each.inputs.get("checkpoint") != trained.result.get("weights") for each in evaluated):
             return None
-        recipe, pool = trained.made_from.get("recipe", {}), trained.made_from.get("pool", {})
-        stated = [recipe.get("scale"), recipe.get("hash"), pool.get("fingerprint"), trained.made_from.get("subset")]
+        recipe, pool = trained.inputs.get("recipe", {}), trained.inputs.get("pool", {})
+        stated = [recipe.get("scale"), recipe.get("hash"), pool.get("fingerprint"), trained.inputs.get("subset")]
         texts = [each for each in stated if isinstance(each, str)]
         if len(texts) < len(stated):
             return None
@@ -183,8 +183,8 @@ def _of_records(folder: Path) -> ScoreSet:
     for path in sorted((folder / EVAL_FOLDER).glob("*.json")):
         record = read_record(path)
         assert record is not None
-        records[record.made_from["task"]] = record
-        places[record.made_from["task"]] = f"{EVAL_FOLDER}/{path.name}"
+        records[record.inputs["task"]] = record
+        places[record.inputs["task"]] = f"{EVAL_FOLDER}/{path.name}"
     _refuse_mixed(folder, records)
     scores: dict[str, float] = {}
     errors: dict[str, float] = {}
@@ -224,7 +224,7 @@ def _of_records(folder: Path) -> ScoreSet:
         errors=errors,
         intervals=intervals,
         predictions=predictions,
-        data={name: records[name].made_from["data"] for name in scores},
+        data={name: records[name].inputs["data"] for name in scores},
         costs=_costs(folder),
         odd_sizes=odd_sizes,
         odd_classes=odd_classes,
@@ -237,15 +237,15 @@ def _of_records(folder: Path) -> ScoreSet:
 def _refuse_mixed(folder: Path, records: Mapping[str, Record]) -> None:
     """Raise ValueError where records are of another version of their task, or of several models."""
     stale = [
-        f"{name}: {record.made_from['task_version']} there, {registry.TASKS[name].version} now"
+        f"{name}: {record.inputs['task_version']} there, {registry.TASKS[name].version} now"
         for name, record in records.items()
-        if name in registry.TASKS and record.made_from.get("task_version") != registry.TASKS[name].version
+        if name in registry.TASKS and record.inputs.get("task_version") != registry.TASKS[name].version
     ]
     if stale:
         raise UserError(
             f"{folder} has results of other versions of their tasks, evaluate again: {stale}", code="results-differ"
         )
-    made = {name: model_of(record.made_from) for name, record in records.items()}
+    made = {name: model_of(record.inputs) for name, record in records.items()}
     first = next(iter(made))
     if others := [name for name in made if made[name] != made[first]]:
         raise UserError(

@@ -100,7 +100,7 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
         model_path = find_file(settings.language_model, pool.dir, "--language-model")
     pool.check_features([feature], "make_centroids")
     _refuse_few(round(pool.num_rows * (settings.sample_ratio or 1)), settings.clusters, "the pool has at most")
-    made_from: dict[str, Json] = {
+    inputs: dict[str, Json] = {
         "pool": pool.fingerprint,
         "feature": feature,
         "embeddings": digest([file_hash(s.npz_path, str(s.npz_state)) for s in pool.shards]),
@@ -112,7 +112,7 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
     }
     work_dir = out.with_name(out.name + ".work")
     if not work_dir.exists() and out.exists():
-        record = _read_finished(out, made_from)
+        record = _read_finished(out, inputs)
         if record is None:
             raise UserError(
                 f"{out} is there, and no record says that this made it; delete it, or give another --out",
@@ -120,16 +120,16 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
             )
         return record
     with locked(work_dir):
-        record = _read_finished(out, made_from)
+        record = _read_finished(out, inputs)
         if record is None:
-            _check_work(work_dir, made_from)
+            _check_work(work_dir, inputs)
             rows = draw_rows(pool, feature, work_dir, settings, model_path)
             _refuse_few(len(rows), settings.clusters, "with the caption rule and what was drawn there are")
             centroids = _cluster(rows, work_dir, settings, device)
             with atomic_path(out) as temporary, temporary.open("wb") as file:
                 np.save(file, centroids)
             result = {"rows": len(rows), "sha256": sha256_of(out)}
-            record = Record("centroids", CENTROIDS_VERSION, made_from, result)
+            record = Record("centroids", CENTROIDS_VERSION, inputs, result)
             write_record(out.with_suffix(".json"), record)
         shutil.rmtree(work_dir)
     return record
@@ -265,23 +265,23 @@ def _cluster(rows: np.ndarray, work_dir: Path, settings: Settings, device: str) 
     return centroids
 
 
-def _read_finished(out: Path, made_from: dict[str, Json]) -> Record | None:
+def _read_finished(out: Path, inputs: dict[str, Json]) -> Record | None:
     """Return the record of centroids that are there; raises ValueError where they were made from something else."""
     record = read_record(out.with_suffix(".json")) if out.exists() else None
-    wanted = {"version": CENTROIDS_VERSION, **made_from}
-    if record and (shown := describe_differences(wanted, {"version": record.version, **record.made_from})):
+    wanted = {"version": CENTROIDS_VERSION, **inputs}
+    if record and (shown := describe_differences(wanted, {"version": record.version, **record.inputs})):
         raise UserError(
             f"{out} was made with other settings: {shown}; delete it, or give another --out", code="record-differs"
         )
     return record
 
 
-def _check_work(work_dir: Path, made_from: dict[str, Json]) -> None:
+def _check_work(work_dir: Path, inputs: dict[str, Json]) -> None:
     """Begin a folder of work, or go on with one that was begun with the same settings."""
     path = work_dir / "made_from.json"
     if not path.exists():
-        write_json(path, made_from)
-    elif read_json(path) != made_from:
+        write_json(path, inputs)
+    elif read_json(path) != inputs:
         raise UserError(
             f"{work_dir} was begun with other settings ({path.name}); repeat those, or delete it", code="record-differs"
         )

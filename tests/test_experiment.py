@@ -145,7 +145,7 @@ def test_one_that_is_named_by_a_file_that_is_not_loaded_is_refused_before_it_is_
     with loaded_plugin(tmp_path / "x_named.py", NAMED):
         made = filter_stage(tmp_path / "exp", small_pool, Choice((make_rule("x_named", {}),)), workers=0, plugins=())
     result = {key: value for key, value in made.result.items() if key != "name"}
-    write_record(tmp_path / "exp" / "subset.json", Record(made.stage, made.version, made.made_from, result))
+    write_record(tmp_path / "exp" / "subset.json", Record(made.stage, made.version, made.inputs, result))
     with pytest.raises(UserError, match="give plugins= of the file") as caught:
         experiment.evaluate_stage(
             tmp_path / "exp", small_pool, SCALES["pico"], [0], tmp_path / "eval", [], device="cpu"
@@ -155,7 +155,7 @@ def test_one_that_is_named_by_a_file_that_is_not_loaded_is_refused_before_it_is_
 
 def test_an_entry_states_the_identity_of_its_filters_and_older_ones_are_written_as_they_were(tmp_path, small_pool):
     with loaded_plugin(tmp_path / "x_named.py", NAMED):
-        (stated,) = Choice((make_rule("x_named", {}),)).made_from(small_pool)["filters"]
+        (stated,) = Choice((make_rule("x_named", {}),)).inputs(small_pool)["filters"]
     assert StrategyUsed(**stated).identity == stated["identity"] != stated["source"]
     path = Path(__file__).parent / "data" / "entry_v0.json"
     entry = read_entry(path)

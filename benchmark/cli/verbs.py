@@ -202,19 +202,19 @@ def train(config: Config, command: list[str]) -> None:
         )
     dry_run, is_strict = as_flag(config["dry_run"], "dry_run"), _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
-        exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
+        exp_dir = ranks.run_on_rank0(lambda: held.enter_context(mirrored(location)))
         keep_tracebacks_in(exp_dir / LOGS_NAME)
         # An experiment with shards of its own is trained without the pool, on a machine that may not have it.
-        is_alone = ranks.on_first(lambda: (exp_dir / SHARDS_NAME).exists() and not pool_dir.exists())
+        is_alone = ranks.run_on_rank0(lambda: (exp_dir / SHARDS_NAME).exists() and not pool_dir.exists())
         pool = None if is_alone else Pool(pool_dir, strict=is_strict)
-        ranks.on_first(lambda: open_experiment(exp_dir, pool))
+        ranks.run_on_rank0(lambda: open_experiment(exp_dir, pool))
         if dry_run:
-            if ranks.on_first(lambda: _says_indexing(pool)):
+            if ranks.run_on_rank0(lambda: _says_indexing(pool)):
                 return
-            for line in ranks.on_first(lambda: training_lines(exp_dir, pool, scale)):
+            for line in ranks.run_on_rank0(lambda: training_lines(exp_dir, pool, scale)):
                 say(line)
             return
-        ranks.on_first(lambda: _log_command(exp_dir, config, command))
+        ranks.run_on_rank0(lambda: _log_command(exp_dir, config, command))
         train_stage(
             exp_dir,
             pool,
@@ -259,12 +259,12 @@ def evaluate(config: Config, command: list[str]) -> None:
     reference = _reference(config)
     strict = _is_strict(config)
     with joined_ranks(device) as ranks, ExitStack() as held:
-        exp_dir = ranks.on_first(lambda: held.enter_context(mirrored(location)))
+        exp_dir = ranks.run_on_rank0(lambda: held.enter_context(mirrored(location)))
         keep_tracebacks_in(exp_dir / LOGS_NAME)
         pool = Pool(pool_dir, strict=strict)
-        eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, chosen_tasks(scale, tasks)))
-        ranks.on_first(lambda: open_experiment(exp_dir, pool))
-        ranks.on_first(lambda: _log_command(exp_dir, config, command))
+        eval_dir = ranks.run_on_rank0(lambda: _eval_dir(config, pool_dir, chosen_tasks(scale, tasks)))
+        ranks.run_on_rank0(lambda: open_experiment(exp_dir, pool))
+        ranks.run_on_rank0(lambda: _log_command(exp_dir, config, command))
         bad_sets = _bad_sets_of(
             lambda: evaluate_stage(
                 exp_dir,
@@ -311,7 +311,7 @@ def _scale_of(exp_dir: Path) -> str:
         return DEFAULT_SCALE
     for path in sorted(exp_dir.glob("seed-*/checkpoint/checkpoint.json")):
         record = read_record(path)
-        name = record.made_from["recipe"]["scale"] if record else ""
+        name = record.inputs["recipe"]["scale"] if record else ""
         if name in SCALES:
             return str(name)
     return DEFAULT_SCALE
@@ -347,8 +347,8 @@ def _evaluate_model(config: Config) -> None:
     pool_dir = as_path(config["pool_dir"], "pool_dir") or Path()
     checkpoint = None if config["checkpoint"] is None else str(config["checkpoint"])
     with joined_ranks(device) as ranks, ExitStack() as held:
-        eval_dir = ranks.on_first(lambda: _eval_dir(config, pool_dir, tasks))
-        out_dir = None if given_dir is None else ranks.on_first(lambda: held.enter_context(mirrored(given_dir)))
+        eval_dir = ranks.run_on_rank0(lambda: _eval_dir(config, pool_dir, tasks))
+        out_dir = None if given_dir is None else ranks.run_on_rank0(lambda: held.enter_context(mirrored(given_dir)))
         opened = open_model(str(config["model"]), checkpoint)
         out_dir = out_dir or default_out_dir(opened)
         bad_sets = _bad_sets_of(

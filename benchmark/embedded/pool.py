@@ -171,7 +171,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
         )
     if pool_seed < 0:
         raise UserError(f"pool_seed is {pool_seed}; choose 0 or more", code="option-value")
-    made_from: dict[str, Json] = {
+    inputs: dict[str, Json] = {
         "generator_version": GENERATOR_VERSION,
         "scale": scale.name,
         "pool_size": scale.pool_size,
@@ -180,13 +180,13 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
     }
     _refuse_foreign_folder(pool_dir)
     with locked(pool_dir):
-        if (built := finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, made_from)) is not None:
+        if (built := finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, inputs)) is not None:
             _refuse_changed_files(pool_dir, built.result["files"])
             _remove_scaffold(pool_dir)
             say(f"pool: as before ({pool_dir})")
             return
-        if not finished(pool_dir / BUILDING_NAME, "pool building", GENERATOR_VERSION, made_from):
-            write_record(pool_dir / BUILDING_NAME, Record("pool building", GENERATOR_VERSION, made_from, {}))
+        if not finished(pool_dir / BUILDING_NAME, "pool building", GENERATOR_VERSION, inputs):
+            write_record(pool_dir / BUILDING_NAME, Record("pool building", GENERATOR_VERSION, inputs, {}))
         remove_temporary(pool_dir)
         with cost(pool_dir, "pool build", scale=scale.name, pool_seed=pool_seed):
             _draw_everything(pool_dir, scale, pool_seed, workers)
@@ -205,7 +205,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
                 "numpy": np.__version__,
             },
         }
-        write_record(pool_dir / POOL_NAME, Record("pool", GENERATOR_VERSION, made_from, result))
+        write_record(pool_dir / POOL_NAME, Record("pool", GENERATOR_VERSION, inputs, result))
         _remove_scaffold(pool_dir)
         say(f"pool: {result['rows']:,} pairs drawn, {result['samples']:,} of them with a picture ({pool_dir})")
 

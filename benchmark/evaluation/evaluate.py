@@ -91,7 +91,7 @@ from benchmark.runtime.files import Json, remove_temporary, sha256_of
 from benchmark.runtime.locks import locked
 from benchmark.runtime.records import Record, describe_differences, finished, read_record
 from benchmark.toolbox.hub_rows import local_set
-from benchmark.training.ranks import ALONE, Ranks
+from benchmark.training.ranks import SINGLE_PROCESS, Ranks
 
 BATCH_SIZE = 64  # images; DataComp's
 PROMPTS_AT_ONCE = {"cpu": 64, "cuda": 512}
@@ -114,7 +114,7 @@ class _Job:
     task: Task
     folder: Path
     contents: Contents
-    made_from: dict[str, Json]
+    inputs: dict[str, Json]
     is_whole: bool = True  # has the number of samples that it is known to have
 
 
@@ -125,18 +125,18 @@ def evaluate(
     eval_dir: Path,
     out_dir: Path,
     *,
-    made_from: dict[str, Json],
+    inputs: dict[str, Json],
     preprocess: Preprocess,
     device: str = "cpu",
     workers: int = 0,
     strict: bool = True,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     costs_dir: Path | None = None,
     seed: int | None = None,
 ) -> dict[str, Record]:
     """Evaluate `model` (open_clip's `encode_image` and `encode_text`) and return the tasks' records, by task name.
 
-    Writes what `results.py` describes below `out_dir`. `made_from` says which model this is; each record adds
+    Writes what `results.py` describes below `out_dir`. `inputs` says which model this is; each record adds
     its task, the hash of its data, and the preprocessing. A task that has its result is skipped; `ranks` share the
     others. `workers` processes decode images (threads of this one where it is 0); they do not change the result. A set
     of another size than its task is known to have is an error, or a warning without `strict`. What a task took is
@@ -148,9 +148,9 @@ def evaluate(
     """
     model.to(device)
     with ExitStack() as held:
-        found = ranks.on_first(lambda: find_sets(tasks, eval_dir))  # before anything is written
-        ranks.on_first(lambda: held.enter_context(locked(out_dir / EVAL_FOLDER)))
-        plan = ranks.on_first(lambda: _plan(tasks, found, out_dir, made_from, preprocess, strict=strict))
+        found = ranks.run_on_rank0(lambda: find_sets(tasks, eval_dir))  # before anything is written
+        ranks.run_on_rank0(lambda: held.enter_context(locked(out_dir / EVAL_FOLDER)))
+        plan = ranks.run_on_rank0(lambda: _plan(tasks, found, out_dir, inputs, preprocess, strict=strict))
         mine = _share(plan.jobs, ranks)
         images = sum(job.contents.num_images for job in mine)
         bar = held.enter_context(tqdm(total=images, desc="evaluate", unit="image", disable=None, leave=False))
@@ -165,7 +165,7 @@ def evaluate(
             try:
                 with cost(costs_dir or out_dir, "evaluate_task", **numbers):
                     predictions = evaluator.predict(job)
-                    write_result(out_dir, job.task, job.made_from, predictions, is_whole=job.is_whole)
+                    write_result(out_dir, job.task, job.inputs, predictions, is_whole=job.is_whole)
             except (SetError, OSError) as error:
                 unreadable[job.task.name] = reason_of(error, job.folder)
                 warn(f"{job.task.name!r} cannot be evaluated: {unreadable[job.task.name]}")
@@ -247,7 +247,7 @@ def _plan(
     tasks: Sequence[Task],
     found: FoundSets,
     out_dir: Path,
-    made_from: dict[str, Json],
+    inputs: dict[str, Json],
     preprocess: Preprocess,
     *,
     strict: bool,
@@ -266,7 +266,7 @@ def _plan(
         except (SetError, OSError) as error:
             unreadable[task.name] = reason_of(error, folder)
             continue
-        source = _made_from(task, data_hash, made_from, preprocess)
+        source = _made_from(task, data_hash, inputs, preprocess)
         record = finished(result_path(out_dir, task), STAGE, VERSION, source)
         path = predictions_path(out_dir, task)
         if record is None or not path.exists():
@@ -287,7 +287,7 @@ def _plan(
             )
         update_metrics(out_dir, task, record)
     if tasks:
-        _refuse_other_models(out_dir, _made_from(tasks[0], "", made_from, preprocess))
+        _refuse_other_models(out_dir, _made_from(tasks[0], "", inputs, preprocess))
     num_done = len(tasks) - len(jobs) - len(unreadable)
     sets = [(job.task, job.folder, job.contents) for job in jobs]
     partial, odd = set(odd_sizes(sets)), _odd_sets(sets, strict=strict)
@@ -307,7 +307,7 @@ def _refuse_other_models(out_dir: Path, source: dict[str, Json]) -> None:
     """Raise ValueError where a result of any task there is another model's: `eval_results.jsonl` is one model's."""
     for path in sorted((out_dir / EVAL_FOLDER).glob("*.json")):
         record = read_record(path)
-        if record and (shown := describe_differences(model_of(source), model_of(record.made_from))):
+        if record and (shown := describe_differences(model_of(source), model_of(record.inputs))):
             raise UserError(
                 f"{out_dir} has a result of another model or setting ({path.name}): {shown}. Choose another folder, "
                 f"repeat those settings, or delete {path.parent}.",
@@ -351,7 +351,7 @@ class _Kept:
         return found
 
 
-class _Team:
+class _BatchEncoder:
     """A model that is called on several batches at a time, each by a thread of its own.
 
     Threads within a matrix product wait for each other at its end, which costs small models, and large ones on a busy
@@ -408,15 +408,15 @@ class _Team:
 
 
 @contextmanager
-def _team(model: nn.Module, device: str) -> Iterator[_Team]:
+def _team(model: nn.Module, device: str) -> Iterator[_BatchEncoder]:
     """Give torch's threads to batches on a CPU; on a GPU one batch follows another."""
     threads = torch.get_num_threads()
     if torch.device(device).type != "cpu":
-        yield _Team(model, 1)
+        yield _BatchEncoder(model, 1)
         return
     torch.set_num_threads(1)
     try:
-        yield _Team(model, threads)
+        yield _BatchEncoder(model, threads)
     finally:
         torch.set_num_threads(threads)
 
@@ -426,7 +426,7 @@ class _Evaluator:
 
     def __init__(
         self,
-        team: _Team,
+        team: _BatchEncoder,
         tokenizer: Tokenizer,
         preprocess: Preprocess,
         device: str,
@@ -788,7 +788,7 @@ def _padded(batch: Tensor, size: int) -> Tensor:
     return torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
 
 
-def _made_from(task: Task, data_hash: str, made_from: dict[str, Json], preprocess: Preprocess) -> dict[str, Json]:
+def _made_from(task: Task, data_hash: str, inputs: dict[str, Json], preprocess: Preprocess) -> dict[str, Json]:
     ours = {
         "task": task.name,
         "task_version": task.version,
@@ -801,5 +801,5 @@ def _made_from(task: Task, data_hash: str, made_from: dict[str, Json], preproces
     for name in ("interpolation", "resize_mode"):  # records of the embedded scales are older than these
         if getattr(preprocess, name) != getattr(usual, name):
             ours[name] = getattr(preprocess, name)
-    assert not ours.keys() & made_from.keys()
-    return ours | made_from
+    assert not ours.keys() & inputs.keys()
+    return ours | inputs

@@ -165,7 +165,7 @@ def predictions_path(out_dir: Path, task: Task) -> Path:
 
 
 def write_result(
-    out_dir: Path, task: Task, made_from: dict[str, Json], predictions: pa.Table, *, is_whole: bool = True
+    out_dir: Path, task: Task, inputs: dict[str, Json], predictions: pa.Table, *, is_whole: bool = True
 ) -> Record:
     """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes.
 
@@ -182,7 +182,7 @@ def write_result(
         known = task.num_classes if isinstance(task, ZeroShotClassification) else None
         if known is not None and known != predictions["num_classes"][0].as_py():
             result["expected_classes"] = known
-    record = Record(STAGE, VERSION, made_from, result)
+    record = Record(STAGE, VERSION, inputs, result)
     write_record(result_path(out_dir, task), record)
     return record
 
@@ -198,7 +198,7 @@ def update_metrics(out_dir: Path, task: Task, record: Record) -> None:
         return
     found = metrics_of(task, read_predictions(out_dir, task))
     result = {**record.result, "metrics": found, "metrics_version": METRICS_VERSION}
-    write_record(result_path(out_dir, task), Record(record.stage, record.version, record.made_from, result))
+    write_record(result_path(out_dir, task), Record(record.stage, record.version, record.inputs, result))
 
 
 def read_predictions(out_dir: Path, task: Task) -> pa.Table:
@@ -225,18 +225,18 @@ def write_lines(out_dir: Path) -> None:
     for path in sorted((out_dir / EVAL_FOLDER).glob("*.json")):
         record = read_record(path)
         assert record is not None
-        name, result = record.made_from["task"], record.result
+        name, result = record.inputs["task"], record.result
         line = {"key": name, "dataset": result["title"], "metrics": result["metrics"]}
-        if "recipe" in record.made_from:
-            line["recipe"] = record.made_from["recipe"]  # of a scale of one's own: it is not comparable
+        if "recipe" in record.inputs:
+            line["recipe"] = record.inputs["recipe"]  # of a scale of one's own: it is not comparable
         line |= {name: result[name] for name in ("expected_samples", "expected_classes") if name in result}
         lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     write_bytes(out_dir / LINES_NAME, "".join(lines).encode())
 
 
-def model_of(made_from: dict[str, Json]) -> dict[str, Json]:
+def model_of(inputs: dict[str, Json]) -> dict[str, Json]:
     """Return what all results of one model were made from: its weights and how images are prepared."""
-    return {key: value for key, value in made_from.items() if key not in ("task", "task_version", "data")}
+    return {key: value for key, value in inputs.items() if key not in ("task", "task_version", "data")}
 
 
 def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, Record]) -> SuiteScores:
@@ -248,12 +248,12 @@ def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, 
     missing = [name for name in suite.tasks if name not in records]
     if missing:
         raise UnknownNameError(_of_tasks(suite, missing, "no result", missing), code="results-missing")
-    stale = [name for name in suite.tasks if records[name].made_from["task_version"] != tasks[name].version]
+    stale = [name for name in suite.tasks if records[name].inputs["task_version"] != tasks[name].version]
     if stale:
-        details = [f"{n}: {records[n].made_from['task_version']} there, {tasks[n].version} now" for n in stale]
+        details = [f"{n}: {records[n].inputs['task_version']} there, {tasks[n].version} now" for n in stale]
         raise UserError(_of_tasks(suite, stale, "a result of another version", details), code="results-differ")
     first = suite.tasks[0]
-    others = [name for name in suite.tasks if model_of(records[name].made_from) != model_of(records[first].made_from)]
+    others = [name for name in suite.tasks if model_of(records[name].inputs) != model_of(records[first].inputs)]
     if others:
         raise UserError(
             _of_tasks(suite, others, f"a result of another model or setting than {first!r}", others),

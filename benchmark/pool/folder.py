@@ -23,7 +23,7 @@ from benchmark.runtime.tables import without_view_types, without_views
 
 
 def make_pool(
-    out_dir: Path, stage: str, version: int, made_from: dict[str, Json], make: Callable[[], dict[str, Json]]
+    out_dir: Path, stage: str, version: int, inputs: dict[str, Json], make: Callable[[], dict[str, Json]]
 ) -> Record:
     """Call `make` to fill a folder, once: return the record of what it made, now or before.
 
@@ -41,10 +41,10 @@ def make_pool(
         )
     was_there = out_dir.exists()
     with locked(out_dir):
-        record = finished(record_path, stage, version, made_from)
+        record = finished(record_path, stage, version, inputs)
         if record is None:
             claim = read_record(claim_path)
-            wanted = Record(stage, version, made_from, {})
+            wanted = Record(stage, version, inputs, {})
             if claim is not None and claim.hash != wanted.hash:
                 say(f"{out_dir}: begun with other settings and not finished; begun anew")
                 _remove_begun(out_dir)
@@ -53,7 +53,7 @@ def make_pool(
             remove_temporary(out_dir)
             try:
                 with cost(out_dir, f"pool {stage}"):
-                    record = Record(stage, version, made_from, make())
+                    record = Record(stage, version, inputs, make())
             except UserError:
                 _remove_begun(out_dir)
                 claim_path.unlink()

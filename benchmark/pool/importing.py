@@ -77,8 +77,8 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        made_from, result, meeting = self.record.made_from, self.record.result, self.meeting
-        uids = "made from image hash and caption" if made_from["assign_uids"] else "those that the tars' json name"
+        inputs, result, meeting = self.record.inputs, self.record.result, self.meeting
+        uids = "made from image hash and caption" if inputs["assign_uids"] else "those that the tars' json name"
         lines = [
             f"uids          {uids}",
             f"samples       {meeting.samples:,} with a uid in {len(self.summary.tars):,} tars, {meeting.present:,} of "
@@ -92,9 +92,9 @@ class ImportReport:
             lines.insert(1, f"tars          {len(self.found.names):,} in {self.found.folder}, folders: {shown}")
         if num_empty := sum(c.empty for c in self.summary.counts):
             lines.append(f"              {num_empty:,} more with neither image nor caption are left out")
-        needs_json = not made_from["assign_uids"]
+        needs_json = not inputs["assign_uids"]
         lines += [f"              {line}" for line in unusable_lines(self.summary, needs_json=needs_json)]
-        if made_from["metadata"]:
+        if inputs["metadata"]:
             lines += [
                 f"rows          {meeting.rows:,}, and {result['left_out']:,} left out, which have no uid",
                 f"              {meeting.rows - meeting.rows_present:,} rows meet no sample with image and caption",
@@ -229,7 +229,7 @@ def import_pool(
         _check_fields(tables, probe)
         caption_field = given.pop("text", None)
         assign_uids = uid_column is None and not probe.all_have_uids
-    made_from: dict[str, Json] = {
+    inputs: dict[str, Json] = {
         "shards_dir": str(found.folder.resolve()),
         "assign_uids": assign_uids,
         "tars": digest([[tar.label, tar.size] for tar in tars]),
@@ -262,7 +262,7 @@ def import_pool(
         return _import_tars(out_dir, summary, _wanted_fields(given, probe.fields), caption_field, workers)
 
     is_new = not (out_dir / "import.json").exists()
-    record = make_pool(out_dir, "import", IMPORT_VERSION, made_from, make)
+    record = make_pool(out_dir, "import", IMPORT_VERSION, inputs, make)
     summary = build_index(out_dir)
     if not is_new:
         _refuse_unsound(summary, strict)

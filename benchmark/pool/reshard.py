@@ -101,16 +101,16 @@ def reshard(
     subset = load_subset(subset_path)
     if not len(subset):
         raise UserError(f"{subset_path} is empty", code="subset-empty")
-    made_from: dict[str, Json] = {
+    inputs: dict[str, Json] = {
         "pool": pool.identity.as_json(),
         "subset": sha256_of(subset_path),
         "shard_size": shard_size,
     }
-    finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, made_from)  # before the folder is touched
+    finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, inputs)  # before the folder is touched
     refuse_foreign(out_dir)
     with locked(out_dir):
         remove_temporary(out_dir)
-        record = finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, made_from)
+        record = finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, inputs)
         if record is not None:
             _drop_changed(out_dir, record)
         shards = 0 if record is None else record.result["shards"]
@@ -128,7 +128,7 @@ def reshard(
             )
         # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
         order = digest([[t.label, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
-        plan_made_from = {**made_from, "order of tars": order}
+        plan_made_from = {**inputs, "order of tars": order}
         if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, plan_made_from) is None:
             write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, plan_made_from, {}))
         todo = [plan for plan in plans if not _is_written(out_dir, plan)]
@@ -152,7 +152,7 @@ def reshard(
             "tar_sizes": [(out_dir / SHARD_FORMAT.format(plan.number)).stat().st_size for plan in plans],
         }
         write_json(out_dir / "meta.json", _meta(pool, subset_path, out_dir, shard_size, result))
-        record = Record("reshard", RESHARD_VERSION, made_from, result)
+        record = Record("reshard", RESHARD_VERSION, inputs, result)
         write_record(out_dir / RECORD_NAME, record)
         (out_dir / PLAN_NAME).unlink()
     say(

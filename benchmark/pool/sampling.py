@@ -72,13 +72,13 @@ def sample_pool(pool_dir: Path, out_dir: Path, *, size: int, seed: int = 0) -> R
     if seed < 0:
         raise UserError(f"--seed {seed} is not a whole number from 0 on", code="option-value")
     shards_dir = str(shards_dir_of(pool.dir).resolve()) if pool.has_images else None
-    made_from: dict[str, Json] = {
+    inputs: dict[str, Json] = {
         "fingerprint": pool.fingerprint,
         "shards_dir": shards_dir,
         "size": size,
         "seed": seed,
     }
-    return make_pool(out_dir, "sample", SAMPLE_VERSION, made_from, lambda: _make(pool, out_dir, size, seed, shards_dir))
+    return make_pool(out_dir, "sample", SAMPLE_VERSION, inputs, lambda: _make(pool, out_dir, size, seed, shards_dir))
 
 
 def find_cut(parts: Callable[[], Iterator[np.ndarray]], size: int, seed: int) -> Cut:

@@ -40,7 +40,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
     compared, skipped = comparables(pool, exp_dir)
     rules, changed_rules = _scoring_rules(record, pool)
     descriptions = _descriptions(record)
-    made_from: dict[str, Json] = {
+    inputs: dict[str, Json] = {
         "subset": record.result["sha256"],
         "filter": record.hash,
         "pool": pool.identity.as_json() if pool.has_images else {"fingerprint": pool.fingerprint},
@@ -57,7 +57,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
     with locked(report_dir):
         remove_temporary(report_dir)
         there = read_record(record_path)
-        wanted = Record("report", REPORT_VERSION, made_from, {})
+        wanted = Record("report", REPORT_VERSION, inputs, {})
         if there is not None and there.hash == wanted.hash and _has_files(report_dir, there):
             say(f"report: as before, {page_path}")
             return page_path
@@ -67,7 +67,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
             for path in report_dir.glob("*.png"):
                 path.unlink()
             subset = load_subset(subset_path)
-            survey = survey_pool(pool, subset, rules, is_within=record.made_from["within"] is not None)
+            survey = survey_pool(pool, subset, rules, is_within=record.inputs["within"] is not None)
             overlaps, unknown, failures = overlaps_with(pool, subset, compared)
             histograms = {each.name: plot_histogram(each) for each in survey.histograms if each.num_rows}
             curves = [(each, plot_curves(each)) for each in survey.curves]
@@ -98,7 +98,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
             for name, data in files.items():
                 write_bytes(report_dir / name, data)
             result = {"files": {name: sha256_of(report_dir / name) for name in files}}
-            write_record(record_path, Record("report", REPORT_VERSION, made_from, result))
+            write_record(record_path, Record("report", REPORT_VERSION, inputs, result))
             _keep_if_default(pool, record, subset_path)
     say(f"report: {page_path}" + ("" if there is None else f" (made anew: {_changes(there, wanted)})"))
     return page_path
@@ -116,7 +116,7 @@ def _summary_pictures(survey: Survey) -> dict[str, bytes]:
 def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, str]]:
     """Return the experiment's rules with a cut, and why the scores of others cannot be had again."""
     rules, changed = [], {}
-    for made in record.made_from["filters"]:
+    for made in record.inputs["filters"]:
         name = made["name"]
         if made["cut"] is None:
             continue
@@ -135,7 +135,7 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
             changed[name] = "its file changed after the subset was made"
         elif now["options"] != made["options"]:
             changed[name] = "its assets are not in the usual places"
-        elif rule.sees_images(pool) and (record.made_from["within"] or not rule.kept_dir(pool).is_dir()):
+        elif rule.sees_images(pool) and (record.inputs["within"] or not rule.kept_dir(pool).is_dir()):
             changed[name] = "it looks at images, and what it said of them is not kept for all rows"
         else:
             rules.append(rule)
@@ -144,20 +144,20 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
 
 def _keep_if_default(pool: Pool, record: Record, subset_path: Path) -> None:
     """Let other experiments' reports know the subset of a shipped strategy that ran alone, with its defaults."""
-    names = [made["name"] for made in record.made_from["filters"]]
+    names = [made["name"] for made in record.inputs["filters"]]
     strategy = STRATEGIES.get(names[0]) if len(names) == 1 else None
     if strategy is None or strategy.source_path.parent != FILTERS_DIR:
         return
     if any(option.is_required for option in strategy.options.values()):
         return
     rule = make_rule(strategy.name, filter_defaults(strategy))
-    if record.made_from == as_recorded(Choice(rules=(rule,)).made_from(pool), record.made_from):
+    if record.inputs == as_recorded(Choice(rules=(rule,)).inputs(pool), record.inputs):
         keep_default_subset(pool, rule, load_subset(subset_path))
 
 
 def _descriptions(record: Record) -> list[str]:
     """Return the one-line summary of each rule, empty where its file is not loaded."""
-    known = [STRATEGIES.get(rule["name"]) for rule in record.made_from["filters"]]
+    known = [STRATEGIES.get(rule["name"]) for rule in record.inputs["filters"]]
     return ["" if strategy is None else strategy.summary for strategy in known]
 
 
@@ -168,7 +168,7 @@ def _has_files(report_dir: Path, record: Record) -> bool:
 
 def _changes(there: Record, wanted: Record) -> str:
     """Say what changed since a report was made."""
-    changed = [key for key, value in wanted.made_from.items() if there.made_from.get(key) != value]
+    changed = [key for key, value in wanted.inputs.items() if there.inputs.get(key) != value]
     if there.version != wanted.version:
         changed.append("the report's version")
     return f"{', '.join(changed)} changed" if changed else "its files were changed or lost"

@@ -126,10 +126,10 @@ def keep_default_subset(pool: Pool, rule: Rule, subset: Subset) -> None:
 
 
 def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -> Path | None:
-    wanted = Choice(rules=(rule,)).made_from(pool)
+    wanted = Choice(rules=(rule,)).inputs(pool)
     candidates = [(folder / SUBSET_NAME, record.result["sha256"]) for folder, record in beside]
-    made_from = [record.made_from for _, record in beside]
-    places = [place for place, there in zip(candidates, made_from, strict=True) if there == as_recorded(wanted, there)]
+    inputs = [record.inputs for _, record in beside]
+    places = [place for place, there in zip(candidates, inputs, strict=True) if there == as_recorded(wanted, there)]
     if not any(_cached_subsets().glob(f"{rule.name}-*.npy")):  # spares hashing large .npz files
         return _unchanged(places)
     cached_path = _cached_path(pool, rule)
@@ -137,7 +137,7 @@ def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -
         record = read_record(cached_path.with_suffix(".json"))
     except ValueError:
         record = None  # damaged, so not known
-    if record is not None and record.made_from == _cache_key(pool, rule):
+    if record is not None and record.inputs == _cache_key(pool, rule):
         places.append((cached_path, record.result["sha256"]))
     return _unchanged(places)
 

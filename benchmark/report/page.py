@@ -112,8 +112,8 @@ def make_page(contents: Contents, pool: Pool) -> str:
 
 def experiment_name(record: Record) -> str:
     """Name an experiment after its rules."""
-    names = [rule["name"] for rule in record.made_from["filters"]]
-    return " + ".join(names) or f"subset {record.made_from['subset'][:8]}"
+    names = [rule["name"] for rule in record.inputs["filters"]]
+    return " + ".join(names) or f"subset {record.inputs['subset'][:8]}"
 
 
 def _summary_html(contents: Contents) -> str:
@@ -121,7 +121,7 @@ def _summary_html(contents: Contents) -> str:
     survey, result = contents.survey, contents.record.result
     kept, rows = survey.num_kept, survey.num_rows
     sentences = [f"Kept {kept:,} of {_rows(rows)} ({_percent(kept, rows)}), dropped {rows - kept:,}."]
-    if contents.record.made_from["within"]:
+    if contents.record.inputs["within"]:
         candidates = result["rows"]
         sentences.append(
             f"The filters saw the {_rows(candidates)} of an earlier subset (within) alone; the other "
@@ -158,19 +158,19 @@ def _summary_html(contents: Contents) -> str:
 
 
 def _facts_html(contents: Contents, pool: Pool) -> str:
-    survey, made_from, result = contents.survey, contents.record.made_from, contents.record.result
+    survey, inputs, result = contents.survey, contents.record.inputs, contents.record.result
     facts: list[tuple[str, str]] = []
-    for rule, description in zip(made_from["filters"], contents.descriptions, strict=True):
+    for rule, description in zip(inputs["filters"], contents.descriptions, strict=True):
         options = [f"{key}={value}" for key, value in {**rule["options"], **(rule["cut"] or {})}.items()]
         facts.append(("filter", f"{rule['name']} ({', '.join(options)})" if options else rule["name"]))
         if description:
             facts.append(("", description))
-    if made_from["subset"]:
-        facts.append(("subset", f"a file taken as it is, sha256 {made_from['subset'][:12]}"))
-    if made_from["within"]:
-        facts.append(("within", f"an earlier subset, sha256 {made_from['within'][:12]}, of {result['rows']:,} rows"))
+    if inputs["subset"]:
+        facts.append(("subset", f"a file taken as it is, sha256 {inputs['subset'][:12]}"))
+    if inputs["within"]:
+        facts.append(("within", f"an earlier subset, sha256 {inputs['within'][:12]}, of {result['rows']:,} rows"))
     present = f", {pool.summary.num_present:,} samples present" if pool.has_images else ", no images here"
-    facts.append(("pool", f"{made_from['pool'][:12]}: {pool.num_rows:,} rows{present}"))
+    facts.append(("pool", f"{inputs['pool'][:12]}: {pool.num_rows:,} rows{present}"))
     copies = "" if result["size"] == result["distinct"] else f"; {result['size']:,} with copies"
     facts.append(
         ("kept", f"{result['distinct']:,} uids, {_percent(result['distinct'], pool.num_rows)} of the pool{copies}")

@@ -21,13 +21,13 @@ class Record:
 
     stage: str
     version: int  # of the stage's code, raised by hand when its output changes
-    made_from: dict[str, Json]
+    inputs: dict[str, Json]
     result: dict[str, Json]
 
     @property
     def hash(self) -> str:
         """Return the sha256 that identifies this output, made from its inputs alone."""
-        return digest({"stage": self.stage, "version": self.version, "made_from": self.made_from})
+        return digest({"stage": self.stage, "version": self.version, "made_from": self.inputs})
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -37,7 +37,7 @@ def write_record(path: Path, record: Record) -> None:
         {
             "stage": record.stage,
             "version": record.version,
-            "made_from": record.made_from,
+            "made_from": record.inputs,
             "result": record.result,
         },
     )
@@ -70,7 +70,7 @@ class _Entries(dict[str, Json]):
         return _Entries, (self.path, dict(self))
 
 
-def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -> Record | None:
+def finished(path: Path, stage: str, version: int, inputs: dict[str, Json]) -> Record | None:
     """Return the record at `path` if it fits, None if there is none.
 
     Raises ValueError that names every difference when the output there was made from something else.
@@ -78,8 +78,8 @@ def finished(path: Path, stage: str, version: int, made_from: dict[str, Json]) -
     record = read_record(path)
     if record is None:
         return None
-    wanted = {"stage": stage, "version": version, **made_from}
-    there = {"stage": record.stage, "version": record.version, **record.made_from}
+    wanted = {"stage": stage, "version": version, **inputs}
+    there = {"stage": record.stage, "version": record.version, **record.inputs}
     shown = describe_differences(wanted, there)
     if not shown:
         return record

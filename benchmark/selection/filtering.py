@@ -53,8 +53,8 @@ from benchmark.selection.cuts import NOTHING, OpenCut, RowKeys, TopCut, count_di
 from benchmark.selection.judging import (
     COLUMN,
     IMAGE,
-    Effort,
-    Judge,
+    Cost,
+    RuleEvaluator,
     UndeclaredInputError,
     failure,
     file_not_found,
@@ -97,7 +97,7 @@ class FilterOutcome:
     rows: int  # of the pool, or of `within`
     repeated_uids: int  # chosen rows beyond the first of their uid
     reports: list[RuleReport]
-    efforts: dict[str, Effort]  # by strategy, signals among them
+    efforts: dict[str, Cost]  # by strategy, signals among them
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def score_pool(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _score(pool: Pool, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    judge = Judge(pool, [rule.with_assets(pool.dir)])
+    judge = RuleEvaluator(pool, [rule.with_assets(pool.dir)])
     places = _places(judge, [0], None)
     with _keeping(judge):
         parts = [
@@ -354,8 +354,8 @@ class _JudgedShard:
     tallies: list[_Tally]  # of each rule that was asked
     num_passing: int  # rows that these masks and thresholds let pass
     copied: dict[int, frozenset[str]]  # by rule, the columns of which its scores may be a mere copy
-    efforts: dict[str, Effort]
-    image_effort: Effort
+    efforts: dict[str, Cost]
+    image_effort: Cost
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,7 @@ class _AppliedShard:
 class _Passes:
     """What is done with one metadata shard in each pass; plain data, so that worker processes can be sent it."""
 
-    judge: Judge
+    judge: RuleEvaluator
     within: _Copies | None = None
     cuts: dict[int, TopCut] = field(default_factory=dict)  # by rule
     chosen: dict[int, _Copies] = field(default_factory=dict)  # by selector
@@ -496,9 +496,9 @@ class _Engine:
         self.rules = rules
         self.scratch_dir = scratch_dir
         self.spread = spread
-        self.judge = Judge(pool, rules, device=device)
+        self.judge = RuleEvaluator(pool, rules, device=device)
         self.shards = pool.shards
-        self.efforts: dict[str, Effort] = {}
+        self.efforts: dict[str, Cost] = {}
 
     def _walk(self, function: Callable[[Any], Any], items: Sequence[Any], name: str) -> Iterator[Any]:
         """Do what only reads and counts: in this process where the shards are few, as others take seconds to start."""
@@ -535,7 +535,7 @@ class _Engine:
             places = _places(self.judge, numbers, within)
             items = list(zip(self.shards, places, strict=True))
             filters = [number for number in numbers if self.rules[number].strategy.kind == "filter"]
-            num_passing, image_effort = 0, Effort()
+            num_passing, image_effort = 0, Cost()
             types: dict[int, list[tuple[np.dtype, bool]]] = {number: [] for number in filters}
             copied: dict[int, frozenset[str] | None] = dict.fromkeys(filters)
             num_gpus = float(self.judge.needs_gpu(numbers))
@@ -543,7 +543,7 @@ class _Engine:
                 num_passing += part.num_passing
                 image_effort = image_effort.plus(part.image_effort)
                 for name, effort in part.efforts.items():
-                    self.efforts[name] = self.efforts.get(name, Effort()).plus(effort)
+                    self.efforts[name] = self.efforts.get(name, Cost()).plus(effort)
                 for number, tally in zip(filters, part.tallies, strict=True):
                     types[number].append((tally.dtype, tally.num_judged > 0))
                     # A shard without a verdict counts: the column may have values there.
@@ -711,7 +711,7 @@ class _Engine:
             raise UserError(
                 f"selector {rule.name!r} must return a Subset, not {type(chosen).__name__}", code="strategy-result"
             )
-        self.efforts[rule.name] = Effort(len(view.uids), time.perf_counter() - began, len(view.uids))
+        self.efforts[rule.name] = Cost(len(view.uids), time.perf_counter() - began, len(view.uids))
         uids = np.asarray(chosen.uids)
         in_order = Subset(uids if is_sorted(uids) else sort_uids(uids))
         found = self._locate(in_order, f"chosen-{number}", passes.within)
@@ -776,7 +776,7 @@ def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @contextmanager
-def _keeping(judge: Judge) -> Iterator[None]:
+def _keeping(judge: RuleEvaluator) -> Iterator[None]:
     """Hold the folders in which values are kept; one in which none is kept is removed at the end."""
     numbers = {folder: number for number, folder in enumerate(judge.kept_dirs)}
     with ExitStack() as held:
@@ -816,7 +816,7 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _places(judge: Judge, numbers: Sequence[int], within: Subset | None) -> Sequence[ImagePlaces | None]:
+def _places(judge: RuleEvaluator, numbers: Sequence[int], within: Subset | None) -> Sequence[ImagePlaces | None]:
     """Find the images of every metadata shard where one of these rules, or of their signals, sees images."""
     if all(judge.tier(number) != IMAGE for number in numbers):
         return [None] * len(judge.pool.metadata_paths)

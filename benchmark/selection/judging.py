@@ -42,11 +42,11 @@ from benchmark.selection.signals import (
     NOT_ASKED,
     UNDECODABLE,
     KeptValues,
-    Piece,
+    RowValues,
     UserSignal,
     Values,
     join_user_signal,
-    joined_pieces,
+    joined_values,
     read_undeclared,
     read_user_signal,
     user_signal,
@@ -59,7 +59,7 @@ COLUMN, FEATURE, IMAGE = range(3)  # what a rule reads, the cheapest first
 
 
 @dataclass
-class Effort:
+class Cost:
     """What one strategy cost on some rows."""
 
     rows: int = 0  # that it was asked of now, not before
@@ -68,8 +68,8 @@ class Effort:
     absent: int = 0  # and of these, rows without an image
     undecodable: int = 0
 
-    def plus(self, other: Effort) -> Effort:
-        return Effort(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Effort)))
+    def plus(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Cost)))
 
 
 _ASKED_AGAIN: dict[str, int] = {}  # rows that this process has asked again and found the same, by a rule's identity
@@ -93,8 +93,8 @@ class ShardValues:
 
     values: list[Values]  # of each rule
     copied: dict[int, frozenset[str]]  # by rule, the columns of which its scores may be a mere copy
-    efforts: dict[str, Effort] = field(default_factory=dict)  # by strategy, signals among them
-    image_effort: Effort = field(default_factory=Effort)  # reading and decoding
+    efforts: dict[str, Cost] = field(default_factory=dict)  # by strategy, signals among them
+    image_effort: Cost = field(default_factory=Cost)  # reading and decoding
 
 
 _TOLD: set[tuple[str, str]] = set()  # strategies, and which load of them, that were spoken of
@@ -104,7 +104,7 @@ class UndeclaredInputError(Exception):
     """A strategy read what it has not declared, after values of an earlier run were used: begin again without them."""
 
 
-class Judge:
+class RuleEvaluator:
     """Judges metadata shards by rules whose assets are found; plain data, so that worker processes can be sent it."""
 
     def __init__(self, pool: Pool, rules: Sequence[Rule], *, device: str = "cpu") -> None:
@@ -256,7 +256,9 @@ class Judge:
 class _ShardWork:
     """The judging of one metadata shard."""
 
-    def __init__(self, judge: Judge, shard: Shard, asked: np.ndarray | None, places: ImagePlaces | None) -> None:
+    def __init__(
+        self, judge: RuleEvaluator, shard: Shard, asked: np.ndarray | None, places: ImagePlaces | None
+    ) -> None:
         self.judge = judge
         self.pool = judge.pool
         self.shard = shard
@@ -264,8 +266,8 @@ class _ShardWork:
         self.num_rows = judge.pool.footer(shard.path).num_rows
         self.asked = np.ones(self.num_rows, dtype=bool) if asked is None else asked
         self.places = places
-        self.efforts: dict[str, Effort] = {}
-        self.images = Effort()
+        self.efforts: dict[str, Cost] = {}
+        self.images = Cost()
         self.found: dict[int, Values] = {}
         self.copied: dict[int, frozenset[str]] = {}
         self._columns: dict[str, pd.Series] = {}
@@ -273,7 +275,7 @@ class _ShardWork:
         self._numbers: Sequence[int] = ()
 
     def judge_by(self, numbers: Sequence[int]) -> None:
-        """Judge by the rules of these numbers, and first by the signals they use."""
+        """RuleEvaluator by the rules of these numbers, and first by the signals they use."""
         waiting = [number for number in numbers if number not in self.found]
         self._numbers = [*self._numbers, *waiting]
         inner = [each for number in waiting for each in self.judge.inner(number)]
@@ -282,7 +284,7 @@ class _ShardWork:
         seeing = [number for number in waiting if self.judge.all_rules[number].strategy.images]
         for number in waiting:
             if self.judge.all_rules[number].strategy.kind == "selector":
-                self.found[number] = joined_pieces([], self.num_rows)
+                self.found[number] = joined_values([], self.num_rows)
             elif number not in seeing:
                 self._judge_rows(number)
         if seeing:
@@ -319,7 +321,7 @@ class _ShardWork:
                 own = rows[missing[number][rows]]
                 if len(own):
                     told = np.full(len(own), state, dtype=np.uint8)
-                    opened[number][0].add(Piece(own, np.zeros(len(own), dtype=bool), told))
+                    opened[number][0].add(RowValues(own, np.zeros(len(own), dtype=bool), told))
 
         wanted = np.logical_or.reduce(list(missing.values()))
         if wanted.any():
@@ -356,7 +358,7 @@ class _ShardWork:
 
     def _close(self, number: int, kept: KeptValues, num_missing: int) -> None:
         rule = self.judge.all_rules[number]
-        effort = self.efforts.setdefault(self.judge.labels[number], Effort())
+        effort = self.efforts.setdefault(self.judge.labels[number], Cost())
         effort.rows += num_missing
         try:
             values = kept.values()
@@ -406,7 +408,7 @@ class _ShardWork:
 
     def _call(
         self, number: int, table: pd.DataFrame, chosen: np.ndarray, images: list[Image.Image] | None = None
-    ) -> Piece:
+    ) -> RowValues:
         """Let a rule judge the chosen rows of its table, which are ascending or in the order of the tars."""
         rule = self.judge.all_rules[number]
         is_run = len(chosen) > 0 and int(chosen[-1]) - int(chosen[0]) == len(chosen) - 1 and images is None
@@ -426,7 +428,7 @@ class _ShardWork:
         probes = None if images is None else {row: images[row].copy() for row in seen}
         began = time.perf_counter()
         values, is_judged = call_strategy(rule, given, len(chosen), where)
-        self.efforts.setdefault(self.judge.labels[number], Effort()).seconds += time.perf_counter() - began
+        self.efforts.setdefault(self.judge.labels[number], Cost()).seconds += time.perf_counter() - began
         if num_again:
             answers = Answers(values, is_judged)
             again = telling_rows(answers, num_again) if probes is None else np.array(seen)
@@ -445,7 +447,7 @@ class _ShardWork:
             is_exact = self.judge.device == "cpu" or not rule.strategy.takes_device
             refuse_company(rule, answers, again, ask, is_exact=is_exact)
             self.judge.passed_again(number, len(again))
-        return Piece(chosen, values, np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8))
+        return RowValues(chosen, values, np.where(is_judged, JUDGED, NO_VERDICT).astype(np.uint8))
 
     def table(self, number: int) -> pd.DataFrame:
         """Return the columns that a rule asks for, of all rows: metadata, its signals, and planted labels."""
@@ -603,7 +605,7 @@ def _forget_if_changed(path: str, found: str) -> None:
 _MODELS: dict[str, Any] = {}  # by strategy and what it is made from
 
 
-def _model(judge: Judge, number: int) -> Any:
+def _model(judge: RuleEvaluator, number: int) -> Any:
     """Return what a rule's `setup` makes: once per process, for as long as rules of the same judge use it."""
     key = judge.model_keys[number]
     if key not in _MODELS:

@@ -20,7 +20,7 @@ from benchmark.pool.uids import count_of, parse_uids
 from benchmark.runtime.storage import format_bytes
 from benchmark.runtime.tables import iter_batches, read_footer, without_view_types, without_views
 from benchmark.selection.filtering import DECODING, check_pool_has
-from benchmark.selection.judging import Effort, Judge
+from benchmark.selection.judging import Cost, RuleEvaluator
 from benchmark.selection.rules import Rule
 from benchmark.selection.signals import NOT_ASKED, KeptValues, user_signal
 
@@ -68,7 +68,7 @@ def pilot_lines(
         # Values are kept there for as long as the pilot takes, and show what they take.
         scratch = pool.with_signals_dir(Path(folder))
         _bring_user_signals(pool, scratch, rules, pool.read_uids(path, asked))
-        judge = Judge(scratch, rules, device=device)
+        judge = RuleEvaluator(scratch, rules, device=device)
         forecasts = _forecasts(pool, judge, shard, asked, within)
     lines = [f"pilot: {int(asked.sum()):,} rows of {path.name} on {device}"]
     lines += [f"  {each.line(workers)}" for each in forecasts]
@@ -123,7 +123,9 @@ def _bring_user_signals(pool: Pool, scratch: Pool, rules: Sequence[Rule], uids: 
                             writer.write_table(table.filter(pa.array(is_wanted)))
 
 
-def _forecasts(pool: Pool, judge: Judge, shard: Shard, asked: np.ndarray, within: Subset | None) -> list[Forecast]:
+def _forecasts(
+    pool: Pool, judge: RuleEvaluator, shard: Shard, asked: np.ndarray, within: Subset | None
+) -> list[Forecast]:
     """Return what reading, images and every filter and signal will cost."""
     path = shard.path
     num_rows = pool.num_rows if within is None else within.num_distinct
@@ -143,7 +145,7 @@ def _forecasts(pool: Pool, judge: Judge, shard: Shard, asked: np.ndarray, within
         forecasts.append(Forecast(DECODING, rows, 0, found.image_effort.seconds / num_asked))
     for number in reversed(numbers):  # signals stand behind what uses them
         rule = judge.all_rules[number]
-        effort = found.efforts.get(judge.labels[number], Effort())
+        effort = found.efforts.get(judge.labels[number], Cost())
         folder = judge.kept_dirs[number]
         forecasts.append(
             Forecast(
@@ -158,7 +160,7 @@ def _forecasts(pool: Pool, judge: Judge, shard: Shard, asked: np.ndarray, within
     return forecasts
 
 
-def _num_kept(pool: Pool, judge: Judge, number: int, within: Subset | None) -> int:
+def _num_kept(pool: Pool, judge: RuleEvaluator, number: int, within: Subset | None) -> int:
     """Count the rows of which a strategy's values are kept from before."""
     folder = judge.all_rules[number].kept_dir(pool, judge.device)
     num_kept = 0

@@ -72,7 +72,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowValues:
     """Values of some rows of a metadata shard."""
 
     rows: np.ndarray  # (n,) int64, each at most once
@@ -89,17 +89,17 @@ class KeptValues:
         self.inputs = inputs
         self.num_rows = num_rows
         self.parts_dir = path.with_suffix(".parts")
-        self._pieces: list[Piece] = []
+        self._pieces: list[RowValues] = []
         self._num_saved = 0  # pieces that are in parts already
         self._saved_at = time.monotonic()
         if path.exists() and (found := self._read(path)) is not None:
-            self._pieces.append(Piece(np.arange(num_rows), *found))
+            self._pieces.append(RowValues(np.arange(num_rows), *found))
         self._is_whole = bool(self._pieces)  # the file holds all there is
         for part in sorted(self.parts_dir.glob("*.parquet")):
             if (found := self._read(part)) is None:
                 continue  # it goes with the others when the file is written
             rows = read_parquet(part, ["row"], REMEDY)["row"].to_numpy()
-            self._pieces.append(Piece(rows, *found))
+            self._pieces.append(RowValues(rows, *found))
             self._is_whole = False
         self._num_saved = len(self._pieces)
 
@@ -111,7 +111,7 @@ class KeptValues:
             states[piece.rows[asked]] = piece.states[asked]
         return states
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: RowValues) -> None:
         """Take values in; now and then they are saved, so that a kill loses little."""
         self._pieces.append(piece)
         self._is_whole = False
@@ -122,7 +122,7 @@ class KeptValues:
         """Save what was added since the last time."""
         fresh = self._pieces[self._num_saved :]
         if fresh:
-            joined = joined_pieces(fresh, sum(len(piece.rows) for piece in fresh), in_order=True)
+            joined = joined_values(fresh, sum(len(piece.rows) for piece in fresh), in_order=True)
             rows = pa.array(np.concatenate([piece.rows for piece in fresh]))
             number = 1 + max((int(part.stem) for part in self.parts_dir.glob("*.parquet")), default=0)
             self._write(self.parts_dir / f"{number:06d}.parquet", joined, {"row": rows})
@@ -131,7 +131,7 @@ class KeptValues:
 
     def values(self) -> Values:
         """Return all rows' values; raises ValueError where they are of different kinds."""
-        return joined_pieces(self._pieces, self.num_rows)
+        return joined_values(self._pieces, self.num_rows)
 
     def finish(self, values: Values, uids: pa.ChunkedArray | None = None) -> None:
         """Write all rows' values as one file, with the uids where they are given, and remove the parts."""
@@ -171,7 +171,7 @@ def from_arrow(column: pa.ChunkedArray) -> np.ndarray:
     return filled.to_numpy()
 
 
-def joined_pieces(pieces: Sequence[Piece], num_rows: int, *, in_order: bool = False) -> Values:
+def joined_values(pieces: Sequence[RowValues], num_rows: int, *, in_order: bool = False) -> Values:
     """Put pieces where their rows stand (`in_order`: behind each other); rows of no piece are not asked.
 
     Raises ValueError where a piece has bools and another numbers.

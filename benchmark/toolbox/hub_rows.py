@@ -113,8 +113,8 @@ def local_set(task: Task, eval_dir: Path) -> Path:
     if rows is None:
         return folder
     hashes = [file_hash(file.path, file.state) for file in rows.files]
-    made_from: dict[str, Json] = {"version": VERSION, "kind": task.kind, "files": hashes}
-    unpacked = cache_dir() / "eval_sets" / task.file_stem / digest(made_from)
+    inputs: dict[str, Json] = {"version": VERSION, "kind": task.kind, "files": hashes}
+    unpacked = cache_dir() / "eval_sets" / task.file_stem / digest(inputs)
     if unpacked.is_dir():
         return unpacked
     with locked(unpacked.parent):

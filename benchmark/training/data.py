@@ -27,7 +27,7 @@ from benchmark.runtime.keyed import keyed_uint64, keyed_uniform
 from benchmark.runtime.stopping import ignore_stop_signals
 from benchmark.scales import Scale
 from benchmark.training.order import AUGMENT_STREAM, SampleOrder, count_repeats
-from benchmark.training.ranks import ALONE, Ranks
+from benchmark.training.ranks import SINGLE_PROCESS, Ranks
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size
 PART_SIZE = 256  # samples that a worker makes at a time
@@ -198,7 +198,7 @@ class StepBatches(Dataset[Batch]):
         reader: SampleReader,
         tokenizer: Tokenizer,
         held: HeldSamples | None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.order = order
         self.reader = reader

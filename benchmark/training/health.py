@@ -25,7 +25,7 @@ from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import Json, digest
 from benchmark.scales import Scale
 from benchmark.training.data import Batch
-from benchmark.training.ranks import ALONE, Ranks
+from benchmark.training.ranks import SINGLE_PROCESS, Ranks
 from benchmark.training.step import Curves, StepStats
 
 HEALTH_NAME = "health.jsonl"
@@ -113,7 +113,7 @@ class Health:
         scale: Scale,
         first_step: int,
         device: str,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
         run: Any = None,
     ) -> None:
         self.scale, self.device, self.is_writing, self.run = scale, device, ranks.is_first, run

@@ -38,7 +38,7 @@ class Ranks:
         """Tell whether this is the rank that writes."""
         return self.rank == 0
 
-    def on_first(self, work: Callable[[], Result]) -> Result:
+    def run_on_rank0(self, work: Callable[[], Result]) -> Result:
         """Run `work` on rank 0 and hand its result, which is pickled, to all; where it raises, all ranks end."""
         if self.size == 1:
             return work()
@@ -98,7 +98,7 @@ class _Gathered(torch.autograd.Function):
         return gradient[context.ranks.slice_of(len(gradient))], None
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     """
     rank, size = rank_of_process()
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if device == "cuda":
         local_rank, gpus = number_of_environment("LOCAL_RANK", 0), torch.cuda.device_count()

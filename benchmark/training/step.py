@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from benchmark.models.pixels import normalise
 from benchmark.scales import Scale
-from benchmark.training.ranks import ALONE, Ranks, unwrap
+from benchmark.training.ranks import SINGLE_PROCESS, Ranks, unwrap
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, Sec. 2.5
 
@@ -106,7 +106,7 @@ def learning_rate_at(step: int, scale: Scale) -> float:
 
 
 def contrastive_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, ranks: Ranks = ALONE
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, ranks: Ranks = SINGLE_PROCESS
 ) -> Tensor:
     """Return CLIP's symmetric cross-entropy (Radford et al. 2021, Fig. 3) of normalised features (n, dimension).
 
@@ -141,7 +141,7 @@ def train_step(
     *,
     accumulation: int = 1,
     scaler: LossScaler | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> StepStats:
     """Take one optimiser step on pictures (n, size, size, 3) uint8 and tokens (n, context length).
 

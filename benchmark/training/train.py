@@ -43,7 +43,7 @@ from benchmark.scales import Scale
 from benchmark.training.data import Batch, HeldSamples, StepBatches, batches_from, fits_memory, hold_samples
 from benchmark.training.health import Health, WandbRun
 from benchmark.training.order import SampleOrder, present_samples
-from benchmark.training.ranks import ALONE, Ranks, check_split, divisors, unwrap, wrap
+from benchmark.training.ranks import SINGLE_PROCESS, Ranks, check_split, divisors, unwrap, wrap
 from benchmark.training.step import (
     Curves,
     LossScaler,
@@ -97,7 +97,7 @@ class TrainState:
         model = model.to(device)
         return cls(model, make_optimizer(model, scale), LossScaler(scale, device))
 
-    def save(self, folder: Path, made_from: dict[str, Json]) -> None:
+    def save(self, folder: Path, inputs: dict[str, Json]) -> None:
         """Write the state of the run as one file that can tell whether it is whole; the state before it is kept."""
         start = time.monotonic()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -107,7 +107,7 @@ class TrainState:
         tensors["curves"] = self.curves.as_tensor()
         tensors = _on_cpu(tensors)  # once, for the digest and the file
         metadata = {
-            "made_from": json.dumps(made_from, sort_keys=True),
+            "made_from": json.dumps(inputs, sort_keys=True),
             "step": str(self.step),
             "undecodable": str(self.curves.undecodable),
             "repeats": str(self.curves.repeats),
@@ -185,7 +185,7 @@ class TrainingData:
             num_damaged=len(index.summary.damaged),
         )
 
-    def batches(self, seed: int, ranks: Ranks = ALONE) -> StepBatches:
+    def batches(self, seed: int, ranks: Ranks = SINGLE_PROCESS) -> StepBatches:
         """Return the run's batches; the first call decodes the samples."""
         order = SampleOrder(self.samples, self.scale, seed)
         if self._tokenizer is None:
@@ -199,12 +199,12 @@ def train(
     data: TrainingData,
     seed: int,
     checkpoint_dir: Path,
-    made_from: dict[str, Json],
+    inputs: dict[str, Json],
     *,
     device: str,
     workers: int | None = 0,
     accumulation: int = 1,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     wandb: str = "disabled",
 ) -> Record | None:
     """Train one seed into `checkpoint_dir`, going on from the state that a killed run left there.
@@ -216,7 +216,7 @@ def train(
     """
     scale, seed_dir = data.scale, checkpoint_dir.parent
     check_split(scale.batch_size, ranks.size, accumulation)
-    config = {**scale.as_json(), **made_from, "recipe_hash": scale.hash}
+    config = {**scale.as_json(), **inputs, "recipe_hash": scale.hash}
     with (
         _cost(seed_dir.parent, ranks, seed=seed, device=device, accumulation=accumulation) as numbers,
         recipe_threads(scale),
@@ -228,8 +228,8 @@ def train(
         keep_freed_memory(device)
         state = TrainState.begin(scale, seed, device)
         # A state is of one order of samples alone; the record says which it was.
-        of_state = {**made_from, "order": data.order} if ranks.is_first else made_from
-        name = ranks.on_first(partial(_prepare, checkpoint_dir, of_state, state.model, scale))
+        of_state = {**inputs, "order": data.order} if ranks.is_first else inputs
+        name = ranks.run_on_rank0(partial(_prepare, checkpoint_dir, of_state, state.model, scale))
         if name is not None:
             state.load(checkpoint_dir / name)
         first_step = state.step
@@ -251,19 +251,19 @@ def train(
         numbers["samples_per_second"] = round((scale.steps - first_step) * scale.batch_size / max(seconds, 1e-9), 1)
         numbers["waiting"] = round(health.total_waited / max(seconds, 1e-9), 4)
         numbers["workers"] = workers
-        record = _finish(checkpoint_dir, state, data, made_from) if ranks.is_first else None
+        record = _finish(checkpoint_dir, state, data, inputs) if ranks.is_first else None
         if ranks.sums(len(stops))[0]:
             raise Stopped(stops[0] if stops else signal.SIGTERM, f"seed {seed} is trained")
         return record
 
 
-def checkpoint_if_finished(checkpoint_dir: Path, made_from: dict[str, Json]) -> Record | None:
+def checkpoint_if_finished(checkpoint_dir: Path, inputs: dict[str, Json]) -> Record | None:
     """Return the finished checkpoint's record, None if there is none; raises ValueError where it is another run's."""
-    record = finished(checkpoint_dir / RECORD_NAME, "train", TRAIN_VERSION, made_from)
+    record = finished(checkpoint_dir / RECORD_NAME, "train", TRAIN_VERSION, inputs)
     return record if (checkpoint_dir / WEIGHTS_NAME).exists() else None
 
 
-def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
+def newest_state(folder: Path, inputs: dict[str, Json]) -> str | None:
     """Return the name of the newest whole state in a folder, None where there is none.
 
     A damaged one is passed over with a warning; raises ValueError for a state of another run.
@@ -285,7 +285,7 @@ def newest_state(folder: Path, made_from: dict[str, Json]) -> str | None:
             instead = "the one before is taken" if path != before and before.exists() else "the run begins anew"
             warn(f"{path} is damaged ({error}); {instead}")
             continue
-        shown = describe_differences(made_from, json.loads(metadata["made_from"]))
+        shown = describe_differences(inputs, json.loads(metadata["made_from"]))
         if shown:
             raise UserError(
                 f"{path} is the state of a run with other settings: {shown}. Choose another folder, repeat those "
@@ -372,11 +372,11 @@ def _cost(exp_dir: Path, ranks: Ranks, **numbers: Json) -> AbstractContextManage
     return cost(exp_dir, "train", ranks=ranks.size, **numbers) if ranks.is_first else nullcontext({})
 
 
-def _prepare(folder: Path, made_from: dict[str, Json], model: nn.Module, scale: Scale) -> str | None:
+def _prepare(folder: Path, inputs: dict[str, Json], model: nn.Module, scale: Scale) -> str | None:
     """Clean and check the folder; return the name of the state to go on from."""
     remove_temporary(folder)
     _check_space(folder, model, scale)
-    return newest_state(folder, made_from)
+    return newest_state(folder, inputs)
 
 
 def _take_step(
@@ -424,7 +424,7 @@ def _take_step(
     state.step += 1
 
 
-def _save_if_due(state: TrainState, folder: Path, made_from: dict[str, Json], scale: Scale, asked: bool) -> None:
+def _save_if_due(state: TrainState, folder: Path, inputs: dict[str, Json], scale: Scale, asked: bool) -> None:
     """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked.
 
     Even parts are passed over where a state of gigabytes would be written too often: a short run on a GPU.
@@ -436,7 +436,7 @@ def _save_if_due(state: TrainState, folder: Path, made_from: dict[str, Json], sc
     is_cheap = state.saving < SECONDS_CHEAP or state.saving < MAX_SAVING * unsaved
     is_even = state.step % max(1, scale.steps // NUM_SAVES) == 0
     if asked or is_kept or unsaved > SECONDS_UNSAVED or (is_even and is_cheap):
-        state.save(folder, made_from)
+        state.save(folder, inputs)
 
 
 @contextmanager
@@ -603,7 +603,7 @@ def _write_weights(path: Path, model: nn.Module) -> None:
         _write_tensors(temporary, model.state_dict())
 
 
-def _finish(folder: Path, state: TrainState, data: TrainingData, made_from: dict[str, Json]) -> Record:
+def _finish(folder: Path, state: TrainState, data: TrainingData, inputs: dict[str, Json]) -> Record:
     scale, curves = data.scale, state.curves
     _write_weights(folder / WEIGHTS_NAME, state.model)
     lines = [json.dumps({"step": step, **_finite(asdict(stats))}) for step, stats in enumerate(curves.stats)]
@@ -628,7 +628,7 @@ def _finish(folder: Path, state: TrainState, data: TrainingData, made_from: dict
             warn(f"{path} is gone; the learning curve will lack it")
     if kept:  # step -> sha256 of the weights after it
         result["kept"] = {str(step): sha256_of(path) if path.exists() else None for step, path in kept.items()}
-    record = Record("train", TRAIN_VERSION, made_from, result)
+    record = Record("train", TRAIN_VERSION, inputs, result)
     write_record(folder / RECORD_NAME, record)
     for name in STATE_NAMES:
         (folder / name).unlink(missing_ok=True)

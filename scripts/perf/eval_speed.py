@@ -237,7 +237,7 @@ def time_ours(opened: Any, folder: Path, names: Sequence[str], out_dir: Path, wo
             tasks,
             folder,
             out_dir,
-            made_from={"checkpoint": opened.checkpoint},
+            inputs={"checkpoint": opened.checkpoint},
             preprocess=opened.preprocess,
             workers=workers,
         )

@@ -563,8 +563,8 @@ def write_and_die(*arguments, **options):
 stage.write_result = write_and_die
 opened = open_model(*sys.argv[1:3])
 tasks = [ZeroShotClassification(name=name, title=name.removeprefix("toy/")) for name in sys.argv[5:]]
-made_from = {"checkpoint": opened.checkpoint}
-stage.evaluate(opened.model, opened.tokenizer, tasks, Path(sys.argv[3]), Path(sys.argv[4]), made_from=made_from,
+inputs = {"checkpoint": opened.checkpoint}
+stage.evaluate(opened.model, opened.tokenizer, tasks, Path(sys.argv[3]), Path(sys.argv[4]), inputs=inputs,
                preprocess=opened.preprocess)
 """
 
@@ -597,7 +597,7 @@ def encode_texts(model: Any, tokenizer: Any) -> tuple[Tensor, set[int]]:
     tower = model.text if hasattr(model, "text") else model
     hook = tower.token_embedding.register_forward_hook(lambda _, inputs, __: lengths.add(inputs[0].shape[1]))
     preprocess = stage.Preprocess(32, (0, 0, 0), (1, 1, 1))
-    evaluator = stage._Evaluator(stage._Team(model, 1), tokenizer, preprocess, "cpu", 0, stage._Kept([]), None)
+    evaluator = stage._Evaluator(stage._BatchEncoder(model, 1), tokenizer, preprocess, "cpu", 0, stage._Kept([]), None)
     with torch.inference_mode():
         embeddings, places = evaluator._encode_texts(TEXTS, "toy")
     hook.remove()
@@ -655,7 +655,7 @@ def our_embeddings(opened: OpenedModel, tmp_path: Path) -> Tensor:
     samples = stage.read_samples(tmp_path / TOY.folder_name)
     bar = SimpleNamespace(update=lambda _: None)
     evaluator = stage._Evaluator(
-        stage._Team(opened.model, 1), opened.tokenizer, opened.preprocess, "cpu", 0, stage._Kept([]), bar
+        stage._BatchEncoder(opened.model, 1), opened.tokenizer, opened.preprocess, "cpu", 0, stage._Kept([]), bar
     )
     with stage._inference(opened.model):
         return torch.cat([evaluator._encode_pixels(samples, "toy"), evaluator._encode_texts(WORDS, "toy")[0]])

@@ -264,7 +264,7 @@ def test_a_lost_file_is_made_again_alone(eval_dir: Path, tmp_path: Path, path_of
 def test_results_of_another_model_are_not_reused(eval_dir: Path, tmp_path: Path) -> None:
     run(eval_dir, tmp_path / "out")
     with pytest.raises(ValueError, match='checkpoint is "c0" there and "c1" now'):
-        run(eval_dir, tmp_path / "out", made_from={"checkpoint": "c1"})
+        run(eval_dir, tmp_path / "out", inputs={"checkpoint": "c1"})
 
 
 def test_another_models_results_are_refused_beside_those_of_other_tasks(eval_dir: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_another_models_results_are_refused_beside_those_of_other_tasks(eval_dir
     before = contents(tmp_path / "out")
     model = ToyEncoder()
     with pytest.raises(ValueError, match=r'toy-colours\.json\): checkpoint is "c0" there and "c1" now'):
-        run(eval_dir, tmp_path / "out", [GROUPED], model=model, made_from={"checkpoint": "c1"})
+        run(eval_dir, tmp_path / "out", [GROUPED], model=model, inputs={"checkpoint": "c1"})
     assert model.batch_sizes == []
     assert contents(tmp_path / "out") == before
 

@@ -73,9 +73,9 @@ def retrieval_table() -> pa.Table:
 
 
 def record_of(task_name: str, score: float, version: int = 1, checkpoint: str = "c0") -> Record:
-    made_from = {"task": task_name, "task_version": version, "data": task_name, "checkpoint": checkpoint}
+    inputs = {"task": task_name, "task_version": version, "data": task_name, "checkpoint": checkpoint}
     metrics = {"main_metric": score, "chance": 0.25}
-    return Record("evaluate", 1, made_from, {"title": task_name, "metrics": metrics})
+    return Record("evaluate", 1, inputs, {"title": task_name, "metrics": metrics})
 
 
 def test_classification_metrics_by_hand() -> None:

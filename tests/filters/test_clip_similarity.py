@@ -159,11 +159,11 @@ def test_what_a_gpu_computed_is_kept_and_recorded_apart(pool_dir, checkpoint, st
     pool = Pool(pool_dir)
     here, there = (rule(checkpoint).identity(pool, device) for device in ("cpu", "cuda"))
     assert here["signals"]["clip_cosine"] | {"device": "cuda"} == there["signals"]["clip_cosine"]
-    assert Choice((rule(checkpoint),)).made_from(pool) | {"device": "cuda"} == Choice(
+    assert Choice((rule(checkpoint),)).inputs(pool) | {"device": "cuda"} == Choice(
         (rule(checkpoint),), device="cuda"
-    ).made_from(pool)
+    ).inputs(pool)
     blind = Rule("random", {"seed": 0}, Cut("fraction", 0.5))
-    assert Choice((blind,)).made_from(pool) == Choice((blind,), device="cuda").made_from(pool)
+    assert Choice((blind,)).inputs(pool) == Choice((blind,), device="cuda").inputs(pool)
 
 
 def test_weights_that_open_clip_knows_by_name_are_recorded_by_name_and_hash(pool_dir, checkpoint, monkeypatch):

@@ -100,8 +100,8 @@ def evaluated(
     data: str = "",
 ) -> Path:
     for task, number in hits.items():
-        made_from = {"task": task.name, "task_version": version, "data": data or task.name, "checkpoint": model}
-        write_result(folder, task, made_from, predictions(task, number, first=first, count=count))
+        inputs = {"task": task.name, "task_version": version, "data": data or task.name, "checkpoint": model}
+        write_result(folder, task, inputs, predictions(task, number, first=first, count=count))
     return folder
 
 
@@ -483,8 +483,8 @@ def test_a_curve_says_which_tasks_were_not_whole(tmp_path: Path) -> None:
 
 def test_another_number_of_classes_than_known_is_marked_wherever_it_is_read(tmp_path: Path) -> None:
     wide = replace(PLANTS, num_classes=7)  # its predictions are of 5 classes
-    made_from = {"task": wide.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
-    write_result(tmp_path, wide, made_from, predictions(wide, 50), is_whole=False)
+    inputs = {"task": wide.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
+    write_result(tmp_path, wide, inputs, predictions(wide, 50), is_whole=False)
     write_lines(tmp_path)
     for place in (tmp_path, tmp_path / "eval_results.jsonl"):
         found = read_scores(str(place))
@@ -502,9 +502,9 @@ def test_a_seed_evaluated_on_part_of_a_set_is_in_no_entry(
     scale = replace(SCALES["pico"], suite="toy-one")
     trained = Record("train", 1, {"recipe": {"hash": scale.hash}, "seed": 3}, {"weights": "m0"})
     write_record(tmp_path / "seed-3" / "checkpoint" / TRAINED_NAME, trained)
-    made_from = {"task": ANIMALS.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
+    inputs = {"task": ANIMALS.name, "task_version": 1, "data": "d", "checkpoint": "m0"}
     table = predictions(ANIMALS, 60, count=100 if is_whole else 90)
-    write_result(tmp_path / "seed-3", ANIMALS, made_from, table, is_whole=is_whole)
+    write_result(tmp_path / "seed-3", ANIMALS, inputs, table, is_whole=is_whole)
     assert [each.seed for each in finished_seeds(tmp_path, scale)] == ([3] if is_whole else [])
     assert ("strict=false" in capsys.readouterr().err) == (not is_whole)
 
@@ -603,8 +603,8 @@ def test_tasks_without_a_score_are_named_with_the_place_of_their_metrics(tmp_pat
     folder = evaluated(tmp_path / "seed-0", ALL)
     assert "Without a score" not in render_evaluation(read_scores(str(folder)), SUITE)
     columns = {name: [0, 1] for name in FACE_SCHEMA.names} | {"key": ["a", "b"]}
-    made_from = {"task": FACES.name, "task_version": 1, "data": FACES.name, "checkpoint": "m0"}
-    write_result(folder, FACES, made_from, pa.table(columns, schema=FACE_SCHEMA))
+    inputs = {"task": FACES.name, "task_version": 1, "data": FACES.name, "checkpoint": "m0"}
+    write_result(folder, FACES, inputs, pa.table(columns, schema=FACE_SCHEMA))
     write_lines(folder)
     for place, there in (
         (folder, "eval/toy-faces.json"),
@@ -669,13 +669,13 @@ def experiment(
     for seed, number in hits.items():
         seed_dir = folder / f"seed-{seed}"
         evaluated(seed_dir, {ANIMALS: number, PLANTS: number + 3 * seed, STREETS: number + 8 * seed}, model=f"m{seed}")
-        made_from = {
+        inputs = {
             "recipe": {"scale": "toy", "version": 0, "hash": recipe},
             "pool": {"fingerprint": pool, "content_hash": "b" * 64, "rows": 1000, "present": 900},
             "subset": subset * 64,
             "seed": seed,
         }
-        write_record(seed_dir / TRAINED_PATH, Record("train", 1, made_from, {"weights": f"m{seed}"}))
+        write_record(seed_dir / TRAINED_PATH, Record("train", 1, inputs, {"weights": f"m{seed}"}))
     return folder
 
 

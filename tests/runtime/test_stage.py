@@ -53,16 +53,16 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
 
 def test_a_record_that_fits_is_returned_and_one_that_does_not_is_refused(tmp_path):
     path = tmp_path / "out.json"
-    made_from = {"pool": "ab", "filters": [{"name": "x", "cut": 0.3}], "sizes": (1, 2)}
-    assert finished(path, "filter", 1, made_from) is None
-    write_record(path, Record("filter", 1, made_from, {"size": 3}))
-    assert finished(path, "filter", 1, made_from).result == {"size": 3}
+    inputs = {"pool": "ab", "filters": [{"name": "x", "cut": 0.3}], "sizes": (1, 2)}
+    assert finished(path, "filter", 1, inputs) is None
+    write_record(path, Record("filter", 1, inputs, {"size": 3}))
+    assert finished(path, "filter", 1, inputs).result == {"size": 3}
     with user_error("record-differs", match=r'pool is "ab" there and "cd" now'):
-        finished(path, "filter", 1, {**made_from, "pool": "cd"})
+        finished(path, "filter", 1, {**inputs, "pool": "cd"})
     with user_error("record-differs", match="version is 1 there and 2 now"):
-        finished(path, "filter", 2, made_from)
+        finished(path, "filter", 2, inputs)
     with user_error("record-differs", match="within is absent there"):
-        finished(path, "filter", 1, {**made_from, "within": None})
+        finished(path, "filter", 1, {**inputs, "within": None})
 
 
 def test_a_damaged_record_is_named(tmp_path):
@@ -83,9 +83,9 @@ def test_a_record_that_lacks_what_is_needed_of_it_is_named_with_that(tmp_path):
     assert record == Record("filter", 1, {"recipe": {"scale": "pico"}}, {})
     assert pickle.loads(pickle.dumps(record)) == record
     with user_error("record-damaged", match=r"out\.json has no 'pool'"):
-        record.made_from["pool"]
+        record.inputs["pool"]
     with user_error("record-damaged", match=r"out\.json has no 'version'"):
-        record.made_from["recipe"]["version"]
+        record.inputs["recipe"]["version"]
 
 
 def _hold(folder, started, seconds):

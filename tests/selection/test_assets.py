@@ -79,8 +79,8 @@ def kept(name="a_words", workers=0, **options):
     return [int(text, 16) for text in format_uids(outcome.subset.uids)]
 
 
-def made_from(name="a_words", **options):
-    return Choice((make_rule(name, options),)).made_from(Pool("pool"))
+def inputs(name="a_words", **options):
+    return Choice((make_rule(name, options),)).inputs(Pool("pool"))
 
 
 def test_the_option_comes_before_the_pools_file_and_that_before_the_users():
@@ -160,7 +160,7 @@ def test_records_know_an_asset_by_its_bytes(capsys):
 
 def test_one_file_is_one_hash():
     first, second = put("1.txt", "a"), put("2.txt", "d")
-    rule = made_from("a_two", first=first, second=second)["filters"][0]
+    rule = inputs("a_two", first=first, second=second)["filters"][0]
     assert rule["options"] == {"first": sha256_of(Path(first)), "second": sha256_of(Path(second)), "seed": 0}
 
 
@@ -169,13 +169,13 @@ def test_an_entry_is_named_after_assets_that_are_not_the_ones_found():
     other = put("other.txt", "d")
 
     def name(**options):
-        return entry_name(Record("filter", 1, {**made_from("a_two", **options)}, {}), Path("pool"))
+        return entry_name(Record("filter", 1, {**inputs("a_two", **options)}, {}), Path("pool"))
 
     assert name(second=other) == f"a_two-second-{sha256_of(Path(other))[:8]}"
     put("mine/second.txt", "b")
     assert name() == "a_two"
     assert name(second=put("copy.txt", "b")) == "a_two"
-    made = made_from(words=[other, put("1.txt", "x")])
+    made = inputs(words=[other, put("1.txt", "x")])
     hashes = [sha256_of(Path(path))[:8] for path in (other, "1.txt")]
     assert entry_name(Record("filter", 1, made, {}), Path("pool")) == f"a_words-words-{hashes[0]}-{hashes[1]}"
 
@@ -309,14 +309,14 @@ def test_a_mirror_with_other_bytes_is_refused(known):
 
 def test_the_default_is_the_same_wherever_it_lies_and_names_nothing(known):
     def name(**options):
-        return entry_name(Record("filter", 1, made_from("a_known", **options), {}), Path("pool"))
+        return entry_name(Record("filter", 1, inputs("a_known", **options), {}), Path("pool"))
 
-    before = made_from("a_known")
+    before = inputs("a_known")
     assert before["filters"][0]["options"] == {"words": [sha256_of_text("a b")]} and name() == "a_known"
     put("pool/assets/known.txt", "a b")
     put("mine/far.txt", "c")
     put("mine/other.txt", "d")
-    assert made_from("a_known") == before and name() == "a_known"
+    assert inputs("a_known") == before and name() == "a_known"
     assert name(words=["known.txt"]) == "a_known"
     assert name(words=["other.txt"]) == f"a_known-words-{sha256_of_text('d')[:8]}"
 
@@ -325,7 +325,7 @@ def test_the_default_is_the_same_wherever_it_lies_and_names_nothing(known):
 def test_the_baselines_offline_defaults_are_recorded_by_hash(strategies, pico_pool, rule):
     recorded = make_rule(rule, {}).as_json(Pool(pico_pool))["options"]
     assert recorded["language_model"] == assets.KNOWN_ASSETS["lid.176.ftz"].sha256
-    made = Choice((make_rule(rule, {}),)).made_from(Pool(pico_pool))
+    made = Choice((make_rule(rule, {}),)).inputs(Pool(pico_pool))
     assert entry_name(Record("filter", 1, made, {}), pico_pool) == rule
 
 

@@ -62,10 +62,10 @@ def work(rank, size, folder, batches):
         "whole": steps(batches, ranks, 1),
         "parts": steps(batches, ranks, 2),
         "sums": ranks.sums(rank, 0.5),
-        "first": ranks.on_first(lambda: {"rank": rank}),
+        "first": ranks.run_on_rank0(lambda: {"rank": rank}),
     }
     try:
-        ranks.on_first(lambda: 1 / 0)
+        ranks.run_on_rank0(lambda: 1 / 0)
     except BaseException as error:
         found["error"] = type(error).__name__
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
