@@ -18,7 +18,7 @@ from benchmark.pool import samples
 from benchmark.pool.index import read_index
 from benchmark.pool.samples import SampleReader, decode_image, decode_pixels
 from benchmark.pool.tars import write_tar
-from benchmark.runtime import storage
+from benchmark.runtime import ranges
 from benchmark.scales import SCALES, Augmentation
 from benchmark.training import data
 from benchmark.training.data import (
@@ -91,7 +91,7 @@ def test_batches_do_not_depend_on_workers_nor_on_where_one_begins(pool_dir, held
 
 
 def test_a_reader_keeps_few_files_open_and_is_sent_to_other_processes(pool_dir, monkeypatch):
-    monkeypatch.setattr(storage, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(ranges, "MAX_OPEN_FILES", 1)
     reader = SampleReader(read_index(pool_dir), np.arange(COUNT))
     captions = [reader.read(place)[1] for place in (0, 39, 1, 38)]
     assert captions == [b"number 0", b"number 39", b"number 1", b"number 38"]
