@@ -56,6 +56,7 @@ from benchmark.embedded.world import (
 from benchmark.registry import SUITES, load_tasks
 from benchmark.runtime.records import Record, write_record
 from benchmark.scales import SCALES
+from tests.conftest import user_error
 
 TINY = replace(SCALES["pico"], pool_size=1700)  # two tars, three metadata shards
 
@@ -196,7 +197,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(
     (again / "eval" / "wds_pico-shapes_test" / "test" / "nshards.txt").unlink()
     sorted((again / "metadata").glob("*.parquet"))[1].unlink()
     (again / "shards" / "00000001.tar.tmp").write_bytes(b"half")
-    with pytest.raises(ValueError, match="pool_seed is 0 there and 1 now"):
+    with user_error("record-differs", match="pool_seed"):
         build_pool(again, TINY, pool_seed=1)
     build_pool(again, TINY, workers=0)
     assert _all_files(again) == _all_files(pool_dir)
@@ -207,13 +208,13 @@ def test_a_finished_pool_is_skipped_and_another_refused(pool_dir: Path, capsys: 
     build_pool(pool_dir, TINY)
     assert "pool: as before" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in pool_dir.rglob("*") if path.name != ".lock"}
-    with pytest.raises(ValueError, match="pool_seed is 0 there and 3 now"):
+    with user_error("record-differs", match="pool_seed"):
         build_pool(pool_dir, TINY, pool_seed=3)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("my work")
-    with pytest.raises(ValueError, match=r"is not empty and holds no embedded pool \(found thesis.txt\)"):
+    with user_error("folder-not-empty", match=r"thesis\.txt"):
         build_pool(tmp_path, TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -26,6 +26,7 @@ from leaderboard.checkpoints import (
     informative_tasks,
     read_checkpoints,
 )
+from tests.conftest import user_error
 
 AVERAGES = json.loads((Path(__file__).parents[1] / "data" / "checkpoint_averages.json").read_text())
 GROUPS = {"ImageNet": "imagenet", "ImageNet dist. shifts": "imagenet_shifts", "VTAB": "vtab", "Retrieval": "retrieval"}
@@ -201,9 +202,9 @@ def test_runs_of_a_scale_have_its_model_and_strategies_that_are_there(checkpoint
 def test_a_checkpoint_is_found_by_its_name_or_by_a_tag_that_is_its_own(checkpoints):
     assert checkpoints.find("datacomp_s34b_b86k").model == "ViT-B-32-256"
     assert checkpoints.find("ViT-B-32/datacomp_xl_s13b_b90k").model == "ViT-B-32"
-    with pytest.raises(KeyError, match="the tag of 3 checkpoints: ViT-L-14/datacomp_xl_s13b_b90k, ViT-B-16/"):
+    with user_error("unknown-checkpoint", match="ViT-L-14/datacomp_xl_s13b_b90k, ViT-B-16/"):
         checkpoints.find("datacomp_xl_s13b_b90k")
-    with pytest.raises(KeyError, match=r"unknown checkpoint 'comonpool_m_clip'. Did you mean 'commonpool_m_clip_s128m"):
+    with user_error("unknown-checkpoint", match="'comonpool_m_clip'.*'commonpool_m_clip_s128m"):
         checkpoints.find("comonpool_m_clip")
 
 
@@ -253,15 +254,15 @@ def test_a_task_must_leave_behind_what_models_without_the_skill_scored(checkpoin
 def test_a_list_of_checkpoints_that_contradicts_itself_is_refused(checkpoints, tmp_path):
     row = {"model": "m", "pretrained": "a", "pool": "small", "strategy": ["basic"], "scores": {"cars": 0.5}}
     for rows, message in (
-        ([row, row], "a checkpoint stands here twice"),
-        ([row, row | {"pretrained": "b", "scores": {"cifar10": 0.5}}], r"m/a and m/b differ in their tasks: \['cars'"),
-        ([row | {"repeats": "m/b"}], "m/a does not repeat the scores of 'm/b'"),
-        ([row | {"scores": {"cars": 50.0}}], r"rows\.0\.scores\.cars.*less than or equal to 1 \(is 50\.0\)"),
+        ([row, row], "twice"),
+        ([row, row | {"pretrained": "b", "scores": {"cifar10": 0.5}}], r"m/a and m/b .*\['cars'"),
+        ([row | {"repeats": "m/b"}], "m/a .*'m/b'"),
+        ([row | {"scores": {"cars": 50.0}}], r"rows\.0\.scores\.cars.*50\.0"),
     ):
         path = tmp_path / "checkpoints.json"
         path.write_text(json.dumps({"title": "t", "source": "s", "notes": [], "rows": rows}))
-        with pytest.raises(ValueError, match=rf"checkpoints\.json is no valid list of checkpoints: .*{message}"):
+        with user_error("entry-invalid", match=rf"checkpoints\.json.*{message}"):
             read_checkpoints(path)
     few = dataclasses.replace(checkpoints, rows=checkpoints.rows[:3])
-    with pytest.raises(ValueError, match=r"takes two runs of each scale up to small; there are {'small': 0}"):
+    with user_error("board-invalid", match="{'small': 0}"):
         informative_tasks(few, "small")

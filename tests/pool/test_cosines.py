@@ -16,7 +16,7 @@ from benchmark.pool.cosines import APART, RUN_ROWS, RUNS, compare_cosines, sampl
 from benchmark.pool.pool import Pool
 from benchmark.selection.filtering import run_filters
 from benchmark.selection.rules import make_rule
-from tests.conftest import uid
+from tests.conftest import uid, user_error
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def test_a_damaged_npz_is_told_as_damaged(tmp_path):
     data = path.with_suffix(".npz").read_bytes()
     path.with_suffix(".npz").write_bytes(data[: len(data) // 2])
     pool = Pool(tmp_path / "pool")
-    with pytest.raises(ValueError, match=r"a\.npz is damaged"):
+    with user_error("file-damaged", match=r"a\.npz"):
         pool.read_features(path, ["l14_img"])
     assert any("a.npz is damaged" in problem for problem in check_pool(pool.dir).problems)
 

@@ -20,7 +20,7 @@ from benchmark.pool.subset import load_subset
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import format_uids, parse_uids, unique_uids
 from benchmark.runtime.keyed import keyed_uint64
-from tests.conftest import jpeg, members, uid, write_pool
+from tests.conftest import jpeg, members, uid, user_error, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,7 +108,7 @@ def test_a_uid_is_taken_with_all_its_rows_or_not_at_all(tmp_path, capsys):
 
 def test_a_first_uid_with_too_many_rows_is_an_error(tmp_path):
     pool_dir = write_pool(tmp_path / "pool", {"uid": [uid(1)] * 3})
-    with pytest.raises(ValueError, match="--size 2 is too small: the first uid drawn has 3 rows"):
+    with user_error("option-value", match="--size 2 .*3 rows"):
         sample_pool(pool_dir, tmp_path / "out", size=2)
 
 

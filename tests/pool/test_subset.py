@@ -26,7 +26,7 @@ from benchmark.pool.subset_algebra import combine_files, combined, overlap_files
 from benchmark.pool.uids import UID_DTYPE, format_uids, sort_uids
 from benchmark.runtime.files import sha256_of
 from benchmark.runtime.records import Record, write_record
-from tests.conftest import THOUSANDS, uid
+from tests.conftest import THOUSANDS, uid, user_error
 
 
 def subset_of(*numbers: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_blocks_are_written_as_numpy_would_write_the_whole(tmp_path, count):
 @pytest.mark.parametrize("blocks", [[(3, 1)], [(1, 2), (), (1,)], [(12, 13), (2, 22)]])
 def test_blocks_that_go_backwards_are_refused_and_nothing_is_left(tmp_path, blocks):
     arrays = [np.array([divmod(number, 10) for number in block], dtype=UID_DTYPE) for block in blocks]
-    with pytest.raises(ValueError, match=r"subset\.npy go backwards"):
+    with user_error("subset-invalid", match=r"subset\.npy"):
         write_subset(tmp_path / "subset.npy", arrays)
     assert list(tmp_path.iterdir()) == []
 

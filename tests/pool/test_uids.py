@@ -23,6 +23,7 @@ from benchmark.pool.uids import (
     sorted_blocks,
     walk_together,
 )
+from tests.conftest import user_error
 
 A, B, C = "0" * 31 + "1", "0" * 15 + "1" + "0" * 16, "ffffffffffffffff0000000000000002"
 
@@ -42,19 +43,19 @@ def test_parse_reads_a_slice_of_a_larger_array():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([A, None], "uid in row 1 is null"),
-        ([A, "12"], "uid in row 1 is '12'"),
-        ([A[:-1] + "g"], "uid in row 0"),
-        ([A, A[:31]], "uid in row 1"),
+        ([A, None], "row 1 "),
+        ([A, "12"], "row 1 .*'12'"),
+        ([A[:-1] + "g"], "row 0"),
+        ([A, A[:31]], "row 1"),
     ],
 )
 def test_malformed_uids_are_named(texts, message):
-    with pytest.raises(ValueError, match=f"pool.parquet: the {message}"):
+    with user_error("uid-invalid", match=f"pool.parquet: .*{message}"):
         parse_uids(texts, "pool.parquet")
 
 
 def test_numbers_are_no_uids():
-    with pytest.raises(ValueError, match="expected strings"):
+    with user_error("column-type"):
         parse_uids(pa.array([1, 2]))
 
 

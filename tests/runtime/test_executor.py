@@ -93,7 +93,7 @@ def test_errors_are_those_of_the_function(cluster, how):
     with pytest.raises(FileNotFoundError) as raised:
         mapped(os.stat, ["/", "/not/there"], how)
     assert (raised.value.strerror, raised.value.filename) == ("No such file or directory", "/not/there")
-    with pytest.raises(KeyError, match="unknown filter 'x'"):
+    with user_error("unknown-filter", match="'x'"):
         mapped(get_strategy, ["x"], how)
 
 
@@ -123,16 +123,16 @@ def test_tasks_write_files_under_names_of_their_own(cluster, tmp_path):
 
 def test_a_node_with_other_code_is_named(cluster, monkeypatch):
     monkeypatch.setattr(executor, "_hash_code", lambda: "other")
-    with user_error("node-differs", match=rf"node {socket.gethostname()} has another Winnow .* install the same on"):
+    with user_error("node-differs", match=f"{socket.gethostname()}"):
         mapped(operator.neg, [1], "ray")
 
 
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ({"folder": "/not/there"}, "has no folder /not/there; run the command in one that all nodes share"),
-        ({"plugins": (("/my.py", "ab"),)}, "has no such file /my.py; put it in a folder that all nodes share"),
-        ({"plugins": ((__file__, "ab"),)}, r"has no such file .*test_executor\.py; put it in a folder that all nodes"),
+        ({"folder": "/not/there"}, "/not/there"),
+        ({"plugins": (("/my.py", "ab"),)}, "/my.py"),
+        ({"plugins": ((__file__, "ab"),)}, r"test_executor\.py"),
     ],
 )
 def test_a_node_that_does_not_share_the_folders_is_named(site, message):
@@ -143,7 +143,7 @@ def test_a_node_that_does_not_share_the_folders_is_named(site, message):
 
 def test_a_worker_that_is_killed_is_an_error_that_can_be_mended():
     killing = "__import__('os').kill(__import__('os').getpid(), 9)"
-    with user_error("worker-died", match="while working on test"):
+    with user_error("worker-died", match="test"):
         list(executor.map_items(eval, ["1", killing], workers=1, name="test"))
 
 
@@ -153,16 +153,16 @@ def test_without_ray_or_a_cluster_it_says_what_to_do(monkeypatch):
         address = f"127.0.0.1:{unanswered.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
-        with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address} .* set RAY_ADDRESS"):
+        with pytest.raises(ConnectionError, match=f"{address}.*RAY_ADDRESS"):
             mapped(operator.neg, [1], "ray")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with user_error("package-missing", match=r"^executor=ray needs Ray: pip install 'winnow-bench\[ray\]'$"):
+    with user_error("package-missing", match=r"pip install 'winnow-bench\[ray\]'"):
         mapped(operator.neg, [1], "ray")
 
 
 def test_gpus_that_no_node_has_are_an_error(cluster):
     results = executor.map_items(operator.neg, [1], workers=0, name="scores", executor="ray", num_gpus=1)
-    with pytest.raises(ValueError, match=r"scores computes on GPUs and the Ray cluster has none; .*device=cpu"):
+    with user_error("no-gpu", match="device=cpu"):
         list(results)
 
 

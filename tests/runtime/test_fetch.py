@@ -88,7 +88,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
 
 def test_what_breaks_off_is_told_and_gone_on_with(server, tmp_path):
     server.stop_after = 1_000_000
-    with pytest.raises(ConnectionError, match=r"file\.bin broke off after 1,000,000 of 3,000,000 bytes; started again"):
+    with pytest.raises(ConnectionError, match=r"file\.bin.*1,000,000 of 3,000,000"):
         fetch_file(server.url, tmp_path / "file.bin", SHA256)
     assert files(tmp_path) == ["file.bin.part"]
     fetch_file(server.url, tmp_path / "file.bin", SHA256)
@@ -134,18 +134,16 @@ def test_a_whole_part_needs_no_more_bytes(server, tmp_path):
 def test_other_bytes_are_never_put_in_place(server, tmp_path):
     server.content = b"an error page"
     other = hashlib.sha256(server.content).hexdigest()
-    with user_error(
-        "download-differs", match=f"has the sha256 {other} instead of {SHA256}: fetch file.bin from elsewhere"
-    ):
+    with user_error("download-differs", match=f"{other}.*{SHA256}.*file.bin"):
         fetch_file(server.url, tmp_path / "file.bin", SHA256)
     assert files(tmp_path) == []
 
 
 def test_a_server_that_says_no_or_is_not_there_is_named(server, tmp_path):
-    with pytest.raises(ConnectionError, match=r"/missing answers 404 \(Not Found\)"):
+    with pytest.raises(ConnectionError, match=r"/missing.*404"):
         fetch_file(server.url.replace("file.bin", "missing"), tmp_path / "file.bin", SHA256)
     server.shutdown()
     server.server_close()
-    with pytest.raises(ConnectionError, match=r"file\.bin cannot be read: \[Errno 111\] Connection refused"):
+    with pytest.raises(ConnectionError, match=r"file\.bin.*Connection refused"):
         fetch_file(server.url, tmp_path / "file.bin", SHA256)
     assert files(tmp_path) == []

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmark.registry import load_plugins
-from benchmark.runtime.errors import UserError
 from benchmark.runtime.identity import (
     FOLLOWED,
     PLUMBING,
@@ -19,6 +18,7 @@ from benchmark.runtime.identity import (
     read_own_code,
     write_tree,
 )
+from tests.conftest import user_error
 
 # The same on Python 3.11, 3.12 and 3.13, whose own dumps of these differ.
 GOLDEN = {
@@ -218,7 +218,7 @@ def test_what_only_type_checkers_import_is_not_followed(tmp_path):
 
 def test_a_file_that_is_no_python_is_named_with_its_line(tmp_path):
     (tmp_path / "bad.py").write_text("X = 1\ndef\n")
-    with pytest.raises(UserError, match=r"bad\.py cannot be loaded: it is no Python .*line 2") as caught:
+    with user_error("bad-code", match=r"bad\.py.*line 2") as caught:
         load_plugins([tmp_path / "bad.py"])
     assert caught.value.code == "bad-code" and str(caught.value).count("line 2") == 1
 

@@ -50,9 +50,9 @@ def test_options_are_the_keyword_only_arguments(scratch):
 
 
 def test_declarations_that_contradict_themselves_are_refused(scratch):
-    with user_error("strategy-invalid", match="fraction= or threshold=, not both"):
+    with user_error("strategy-invalid", match="fraction=.*threshold="):
         register_filter(fraction=0.3, threshold=0.1)(_renamed("r_cuts"))
-    with user_error("strategy-invalid", match="planted labels are for filters marked reference"):
+    with user_error("strategy-invalid", match="reference"):
         register_filter(planted=["is_clean"])(_renamed("r_planted"))
 
     def r_fraction(rows, *, fraction: float = 0.1): ...
@@ -60,19 +60,19 @@ def test_declarations_that_contradict_themselves_are_refused(scratch):
     def r_seedless(pool): ...
     def r_swallow(rows, **options): ...
 
-    with user_error("strategy-invalid", match="fraction is the engine's option"):
+    with user_error("strategy-invalid", match="fraction"):
         register_filter()(r_fraction)
-    with user_error("strategy-invalid", match=r"write filter 'r_two' as def r_two\(rows, \*"):
+    with user_error("strategy-invalid", match=r"def r_two\(rows, \*"):
         register_filter()(r_two)
-    with user_error("strategy-invalid", match=r"write filter 'r_two' as def r_two\(rows, features, \*"):
+    with user_error("strategy-invalid", match=r"def r_two\(rows, features, \*"):
         register_filter(features=["x"])(_renamed("r_two"))
-    with user_error("strategy-invalid", match="write filter 'r_swallow'"):
+    with user_error("strategy-invalid", match="'r_swallow'"):
         register_filter()(r_swallow)
-    with user_error("strategy-invalid", match="needs a keyword-only argument `seed"):
+    with user_error("strategy-invalid", match="`seed"):
         register_selector()(r_seedless)
-    with user_error("strategy-invalid", match=r"filter 'r_arch' declares '\{arch\}_score' but has no option 'arch'"):
+    with user_error("strategy-invalid", match=r"'r_arch'.*'\{arch\}_score'.*'arch'"):
         register_filter(columns=["{arch}_score"])(_renamed("r_arch"))
-    with user_error("registered-twice", match="two files register the strategy 'basic'"):
+    with user_error("registered-twice", match="'basic'"):
         register_filter()(_renamed("basic"))
 
 
@@ -108,20 +108,20 @@ def test_seeds_may_be_one_or_several():
 
 def test_unknown_names_are_met_with_the_nearest(strategies):
     load_tasks()
-    with user_error("unknown-filter", match=r"unknown filter 'clip_scor'. Did you mean 'clip_score'?"):
+    with user_error("unknown-filter", match="'clip_scor'.*'clip_score'"):
         get_strategy("clip_scor")
-    with user_error("unknown-task", match=r"unknown task or group 'nano/shape'. Did you mean 'nano/shapes'?"):
+    with user_error("unknown-task", match="'nano/shape'.*'nano/shapes'"):
         tasks_named(["nano/shape"], "nano")
     chosen = tasks_named(["nano/shapes", "retrieval"], "nano")
     assert [task.name for task in chosen] == ["nano/shapes", "nano/association", "nano/retrieval"]
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named(tmp_path):
-    with user_error("plugin-not-found", match=r"plugins: there is no file .*none\.py"):
+    with user_error("plugin-not-found", match=r"none\.py"):
         load_plugins([tmp_path / "none.py"])
     for text, told in [
-        ("\n1 / 0", r"broken\.py cannot be loaded: ZeroDivisionError: .* \(line 2\)"),
-        ("def f():\n    {}['x']\n\n\nf()", r"broken\.py cannot be loaded: KeyError: 'x' \(line 2\)"),
+        ("\n1 / 0", r"broken\.py .*ZeroDivisionError: .*line 2"),
+        ("def f():\n    {}['x']\n\n\nf()", r"broken\.py .*KeyError: 'x' .*line 2"),
         ("x = 1\ny = (", "line 2"),
     ]:
         (tmp_path / "broken.py").write_text(text)

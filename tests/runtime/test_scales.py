@@ -10,6 +10,7 @@ from open_clip_train.data import _SAMPLE_SHUFFLE_SIZE
 from open_clip_train.params import parse_args
 
 from benchmark.scales import SCALES, get_scale
+from tests.conftest import user_error
 
 EMBEDDED = {
     "recipe": 2,
@@ -218,7 +219,7 @@ def test_a_scale_cannot_be_changed():
 
 
 def test_an_unknown_scale_is_met_with_the_nearest():
-    with pytest.raises(KeyError, match=r"unknown scale 'nanoo'. Did you mean 'nano'?"):
+    with user_error("unknown-scale", match="'nanoo'.*'nano'"):
         get_scale("nanoo")
 
 
@@ -269,13 +270,13 @@ def test_a_scale_of_ones_own_is_a_file(tmp_path):
     ],
 )
 def test_what_is_no_scale_is_refused_in_a_sentence(tmp_path, text, said):
-    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+    with user_error("scale-invalid", match=r"mine\.yaml") as error:
         get_scale(custom(tmp_path, text))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_has_no_scales_name(tmp_path):
-    with pytest.raises(ValueError, match="has the name of a scale of the benchmark"):
+    with user_error("scale-invalid"):
         get_scale(custom(tmp_path, "base: nano", "nano.yaml"))
-    with pytest.raises(FileNotFoundError, match="there is no scale file"):
+    with user_error("scale-not-found"):
         get_scale(str(tmp_path / "absent.yaml"))
