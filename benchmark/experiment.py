@@ -67,13 +67,13 @@ class Choice:
     def inputs(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
         inputs: dict[str, Json] = {
-            "pool": pool.fingerprint,
+            "pool": pool.compute_fingerprint(),
             "filters": [rule.as_json(pool) for rule in self.rules],
             "within": sha256_of(self.within_path) if self.within_path else None,
             "subset": sha256_of(self.subset_path) if self.subset_path else None,
         }
         if pool.has_images and any(rule.sees_images(pool) for rule in self.rules):
-            inputs["images"] = pool.summary.content_hash  # the fingerprint is of the metadata alone
+            inputs["images"] = pool.ensure_index().content_hash  # the fingerprint is of the metadata alone
         if self.device != "cpu" and any(rule.takes_device(pool) for rule in self.rules):
             inputs["device"] = self.device
         return inputs
@@ -252,7 +252,7 @@ def _pool_inputs(pool: Pool, choice: Choice) -> str | None:
         bar = tqdm(hashing, total=len(pool.shards), desc="metadata", disable=None, leave=False)
         found: list[Json] = list(bar)
     if any(strategy.images for strategy in used):
-        found.append(pool.tar_contents)
+        found.append(pool.hash_tar_contents())
     return digest(found)
 
 
@@ -376,7 +376,7 @@ def _identity(pool: Pool | None, shards: Record | None) -> PoolIdentity:
     if shards is not None:
         return PoolIdentity(**shards.inputs["pool"])
     assert pool is not None
-    return pool.identity
+    return pool.identify()
 
 
 def _training_data(
@@ -393,7 +393,7 @@ def _training_data(
     else:
         assert pool is not None
         subset = load_subset(subset_path)
-        data = TrainingData.of(pool.index_within(subset), subset, scale)
+        data = TrainingData.of(pool.load_index(subset), subset, scale)
     if data.num_absent:
         say(
             f"train: {data.num_absent:,} chosen uids have no image in the pool; {len(data.samples):,} samples are there"
@@ -601,10 +601,10 @@ def open_experiment(exp_dir: Path, pool: Pool | None) -> tuple[Path, Record]:
         raise NotFoundError(
             f"{exp_dir} has no subset yet; run `winnow filter exp_dir={exp_dir} ...` first", code="subset-not-found"
         )
-    if pool is not None and record.inputs["pool"] != pool.fingerprint:
+    if pool is not None and record.inputs["pool"] != pool.compute_fingerprint():
         raise UserError(
-            f"{exp_dir} was filtered from pool {record.inputs['pool'][:12]}, "
-            f"but {pool.dir} is pool {pool.fingerprint[:12]}; give pool_dir= of the pool that it was filtered from",
+            f"{exp_dir} was filtered from pool {record.inputs['pool'][:12]}, but {pool.dir} is pool "
+            f"{pool.compute_fingerprint()[:12]}; give pool_dir= of the pool that it was filtered from",
             code="pool-differs",
         )
     return exp_dir / SUBSET_NAME, record

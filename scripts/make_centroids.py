@@ -99,9 +99,9 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
         pool.check_columns(["text"], "the caption rule")
         model_path = find_file(settings.language_model, pool.dir, "--language-model")
     pool.check_features([feature], "make_centroids")
-    _refuse_few(round(pool.num_rows * (settings.sample_ratio or 1)), settings.clusters, "the pool has at most")
+    _refuse_few(round(pool.count_rows() * (settings.sample_ratio or 1)), settings.clusters, "the pool has at most")
     inputs: dict[str, Json] = {
-        "pool": pool.fingerprint,
+        "pool": pool.compute_fingerprint(),
         "feature": feature,
         "embeddings": digest([file_hash(s.npz_path, str(s.npz_state)) for s in pool.shards]),
         "clusters": settings.clusters,

@@ -67,7 +67,7 @@ def restamped(entry: Entry, pool_seed: int, work_dir: Path, workers: int) -> Ent
     pool_dir = work_dir / f"{scale.pool_scale}-{pool_seed}"
     build_pool(pool_dir, SCALES[scale.pool_scale], pool_seed)
     pool = Pool(pool_dir)
-    if pool.fingerprint != entry.pool.fingerprint:
+    if pool.compute_fingerprint() != entry.pool.fingerprint:
         raise ValueError(f"it is of another pool than {pool_dir}")
     rules = tuple(rule_of(used) for used in entry.strategy)
     now = [rule.as_json(pool) for rule in rules]

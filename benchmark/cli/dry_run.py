@@ -101,7 +101,7 @@ def filter_reads(pool: Pool, rules: Sequence[Rule]) -> list[Reading]:
 
 def image_reads(pool: Pool) -> Reading:
     """Return what looking at every image of a pool reads: the pictures; of a remote pool, whole tars."""
-    tars = pool.summary.tars
+    tars = pool.ensure_index().tars
     if is_remote(tars[0].path):
         requests = sum(-(-tar.size // SEQUENTIAL_BLOCK_BYTES) for tar in tars)
         return Reading("images", sum(tar.size for tar in tars), requests)
@@ -191,7 +191,7 @@ def training_lines(exp_dir: Path, pool: Pool | None, scale: Scale) -> list[str]:
     else:
         assert pool is not None
         subset = load_subset(subset_path)
-        index = pool.index_within(subset)
+        index = pool.load_index(subset)
         samples = present_samples(index.uids, subset)
     reads = training_reads(index, samples, scale, is_held=fits_memory(SampleOrder(samples, scale, 0)))
     if shards is not None:
@@ -201,7 +201,7 @@ def training_lines(exp_dir: Path, pool: Pool | None, scale: Scale) -> list[str]:
 
 def most_training_lines(pool: Pool, scale: Scale) -> list[str]:
     """Say what training would read if the whole pool were chosen: the most that a subset of it can come to."""
-    index = pool.index
+    index = pool.load_index()
     reads = training_reads(index, np.arange(len(index)), scale, is_held=False)
     return [f"train: at most (the whole pool, {reads.passes:.2f} passes)", f"  {reads.in_place}"]
 
@@ -209,7 +209,7 @@ def most_training_lines(pool: Pool, scale: Scale) -> list[str]:
 def resharding_lines(pool: Pool, subset_path: Path) -> list[str]:
     """Say what cutting a subset out of the pool will read and write."""
     subset = load_subset(subset_path)
-    index = pool.index_within(subset)
+    index = pool.load_index(subset)
     samples = present_samples(index.uids, subset)
     if not len(samples):
         raise UserError(f"no uid of {subset_path} has a sample in {pool.dir}", code="subset-foreign")

@@ -474,7 +474,7 @@ def _read_fingerprint(pool: Pool, summary: IndexSummary | None) -> tuple[str | N
     if not pool.metadata_paths:
         return None if summary is None else summary.fingerprint, [], []
     try:
-        return pool.fingerprint, pool.metadata_paths, []
+        return pool.compute_fingerprint(), pool.metadata_paths, []
     except ValueError:
         readable, problems = [], []
         for path in pool.metadata_paths:

@@ -43,7 +43,7 @@ def locate_images(pool: Pool, within: Subset | None = None, paths: Sequence[Path
 
     Rows that share a uid share an image: the first of that uid in pool order.
     """
-    index = pool.index if within is None else pool.index_within(within)
+    index = pool.load_index(within)
     order = uid_order(index.uids)  # stable, so equal uids stay in pool order
     ordered = index.uids[order]
     found = []

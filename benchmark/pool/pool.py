@@ -174,55 +174,70 @@ class Pool:
         """Tell whether any shard is there; a pool may be metadata alone."""
         return has_tars(self.dir)
 
+    # What follows may read the whole pool and write its index or a cache the first time; the answers are remembered.
+
+    def ensure_index(self) -> IndexSummary:
+        """Index the tars that have no index yet, and return what the index counts, tar by tar.
+
+        Raises ValueError where a tar is damaged and the pool is strict.
+        """
+        return self._summary
+
     @cached_property
-    def summary(self) -> IndexSummary:
-        """Return what the index counts, tar by tar; raises ValueError where a tar is damaged and the pool is strict."""
+    def _summary(self) -> IndexSummary:
         summary = build_index(self.dir)
         summary.refuse_damage(self.strict)
         return summary
 
-    @cached_property
-    def index(self) -> PoolIndex:
-        """Return the index of the samples that are there, in pool order."""
-        return read_index(self.dir, self.summary)
+    def load_index(self, subset: Subset | None = None) -> PoolIndex:
+        """Return the index of the present samples (all, or the subset's) in pool order; builds it where it is missing.
 
-    def index_within(self, subset: Subset) -> PoolIndex:
-        """Return the index of those of the subset's samples that are there, in pool order."""
-        return read_index(self.dir, self.summary, subset)
+        The index of all samples stays in memory with the pool.
+        """
+        return self._index if subset is None else read_index(self.dir, self.ensure_index(), subset)
 
     @cached_property
-    def identity(self) -> PoolIdentity:
-        """Return fingerprint, content hash and coverage."""
-        return PoolIdentity(self.fingerprint, self.summary.content_hash, self.num_rows, self.summary.num_present)
+    def _index(self) -> PoolIndex:
+        return read_index(self.dir, self.ensure_index())
 
-    @cached_property
-    def num_rows(self) -> int:
-        """Return the number of metadata rows; of samples with a uid where the pool has shards alone."""
+    def identify(self) -> PoolIdentity:
+        """Return fingerprint, content hash and coverage; computes the fingerprint and builds the index as needed."""
+        fingerprint, summary = self.compute_fingerprint(), self.ensure_index()
+        return PoolIdentity(fingerprint, summary.content_hash, self.count_rows(), summary.num_present)
+
+    def count_rows(self) -> int:
+        """Return the number of metadata rows; of samples with a uid where the pool has shards only."""
         if not self.metadata_paths:
-            return self.summary.num_rows
+            return self.ensure_index().num_rows
         return sum(self.footer(path).num_rows for path in self.metadata_paths)
 
-    @cached_property
-    def tar_contents(self) -> str:
+    def hash_tar_contents(self) -> str:
         """Return a hash of which image is whose, in the order of the tars: of a tar's index, and where that does not
         know the hashes of all images, of the tar's size and time."""
+        return self._tar_contents
+
+    @cached_property
+    def _tar_contents(self) -> str:
         found = []
-        for tar in self.summary.tars:
+        for tar in self.ensure_index().tars:
             path = index_path(self.index_dir, tar)
             found.append([tar.label, file_hash(path, state_of(path))])
             if not knows_all_images(path):
                 found[-1].append(tar.state)
         return digest(found)
 
-    @cached_property
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Return the sum modulo 2^256 of the sha256 of every uid, as 64 hex characters.
 
-        Kept per metadata shard in the user's cache; a shard is read again when its size or time changed. The uids of
-        a pool that has shards alone are those of its index.
+        Cached per metadata shard in the user's cache; a shard is read again when its size or time changed. The uids of
+        a pool that has shards only are those of its index.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         if not self.metadata_paths:
-            return self.summary.fingerprint
+            return self.ensure_index().fingerprint
         cache_path = cache_dir() / "fingerprints" / f"{location_key(self.dir)}.json"
         known: dict[str, list[Json]] = _read_cache(cache_path)
         states = {path: [FINGERPRINT_VERSION, self.metadata_states[path]] for path in self.metadata_paths}
@@ -253,7 +268,7 @@ class Pool:
         if self.metadata_paths:
             yield from (self.read_uids(path) for path in self.metadata_paths)
         else:
-            tables = index_tables(self.index_dir, self.summary.tars, ["uid"])
+            tables = index_tables(self.index_dir, self.ensure_index().tars, ["uid"])
             yield from (unpack_uids(table["uid"]) for table in tables)
 
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -102,7 +102,7 @@ def reshard(
     if not len(subset):
         raise UserError(f"{subset_path} is empty", code="subset-empty")
     inputs: dict[str, Json] = {
-        "pool": pool.identity.as_json(),
+        "pool": pool.identify().as_json(),
         "subset": sha256_of(subset_path),
         "shard_size": shard_size,
     }
@@ -120,14 +120,14 @@ def reshard(
             say(f"reshard: as before, {samples:,} samples in {shards:,} tars ({out_dir})")
             return record
         counts, coverage = count_samples(pool, subset, subset_path, max_missing)
-        plans = plan_shards(pool.summary.tars, counts, shard_size)
+        plans = plan_shards(pool.ensure_index().tars, counts, shard_size)
         if not plans:
             raise UserError(
                 f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}",
                 code="subset-foreign",
             )
         # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
-        order = digest([[t.label, t.size, int(n)] for t, n in zip(pool.summary.tars, counts, strict=True)])
+        order = digest([[t.label, t.size, int(n)] for t, n in zip(pool.ensure_index().tars, counts, strict=True)])
         plan_made_from = {**inputs, "order of tars": order}
         if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, plan_made_from) is None:
             write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, plan_made_from, {}))
@@ -148,7 +148,7 @@ def reshard(
             "samples": int(counts.sum()),
             "shards": len(plans),
             **asdict(coverage),
-            "damaged_tars": len(pool.summary.damaged),
+            "damaged_tars": len(pool.ensure_index().damaged),
             "tar_sizes": [(out_dir / SHARD_FORMAT.format(plan.number)).stat().st_size for plan in plans],
         }
         write_json(out_dir / "meta.json", _meta(pool, subset_path, out_dir, shard_size, result))
@@ -169,10 +169,10 @@ def count_samples(pool: Pool, subset: Subset, subset_path: Path, max_missing: in
     Raises ValueError where the pool does not know more than `max_missing` of the uids.
     """
     marks, known = UidMarks(subset.uids), UidMarks(subset.uids)
-    counts = np.zeros(len(pool.summary.tars), dtype=np.int64)
+    counts = np.zeros(len(pool.ensure_index().tars), dtype=np.int64)
     places = 0
     columns = ["uid", "image_offset", "text_offset"]
-    for number, table in enumerate(index_tables(index_dir_of(pool.dir), pool.summary.tars, columns)):
+    for number, table in enumerate(index_tables(index_dir_of(pool.dir), pool.ensure_index().tars, columns)):
         uids = unpack_uids(table["uid"])
         first, end = runs_of(uids, subset.uids)
         copies = end - first

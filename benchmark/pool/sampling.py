@@ -65,15 +65,15 @@ def sample_pool(pool_dir: Path, out_dir: Path, *, size: int, seed: int = 0) -> R
     left as it is, a killed call goes on. Raises ValueError where `size` is not from 1 to the pool's rows.
     """
     pool = Pool(pool_dir, strict=False)
-    if not 1 <= size <= pool.num_rows:
+    if not 1 <= size <= pool.count_rows():
         raise UserError(
-            f"--size {size:,} is not from 1 to {pool.num_rows:,}, the rows of {pool.dir}", code="option-value"
+            f"--size {size:,} is not from 1 to {pool.count_rows():,}, the rows of {pool.dir}", code="option-value"
         )
     if seed < 0:
         raise UserError(f"--seed {seed} is not a whole number from 0 on", code="option-value")
     shards_dir = str(shards_dir_of(pool.dir).resolve()) if pool.has_images else None
     inputs: dict[str, Json] = {
-        "fingerprint": pool.fingerprint,
+        "fingerprint": pool.compute_fingerprint(),
         "shards_dir": shards_dir,
         "size": size,
         "seed": seed,
@@ -141,7 +141,7 @@ def _uids_of(pool: Pool) -> Iterator[np.ndarray]:
     """Yield the uids of the metadata's rows; of the samples where the pool has shards alone."""
     if pool.metadata_paths:
         return (pool.read_uids(path) for path in pool.metadata_paths)
-    return index_uids(index_dir_of(pool.dir), pool.summary.tars)
+    return index_uids(index_dir_of(pool.dir), pool.ensure_index().tars)
 
 
 def _take_along(pool: Pool, out_dir: Path, cut: Cut) -> None:

@@ -43,7 +43,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
     inputs: dict[str, Json] = {
         "subset": record.result["sha256"],
         "filter": record.hash,
-        "pool": pool.identity.as_json() if pool.has_images else {"fingerprint": pool.fingerprint},
+        "pool": pool.identify().as_json() if pool.has_images else {"fingerprint": pool.compute_fingerprint()},
         "planted": sha256_of(planted_path(pool)) if has_file(planted_path(pool)) else None,
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
         "metadata": metadata_contents(pool, [*rules, *(each.rule for each in compared if each.is_direct)]),

@@ -77,7 +77,7 @@ def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, 
             skipped[name] = reason
             continue
         rule = make_rule(name, filter_defaults(strategy))
-        is_direct = strategy.kind == "filter" and not rule.sees_images(pool) and pool.num_rows <= DIRECT_ROWS
+        is_direct = strategy.kind == "filter" and not rule.sees_images(pool) and pool.count_rows() <= DIRECT_ROWS
         found.append(Comparable(rule, _known_path(pool, rule, beside), is_direct))
     return found, skipped
 
@@ -163,7 +163,7 @@ def _experiments_beside(exp_dir: Path) -> list[tuple[Path, Record]]:
 def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
     """Return what a default subset hangs on; also what is in metadata and features, not in the fingerprint."""
     return {
-        "pool": pool.fingerprint,
+        "pool": pool.compute_fingerprint(),
         "rule": without_sources(rule.as_json(pool)),
         "metadata": metadata_contents(pool, [rule]),
         "filter": FILTER_VERSION,

@@ -169,11 +169,11 @@ def _facts_html(contents: Contents, pool: Pool) -> str:
         facts.append(("subset", f"a file taken as it is, sha256 {inputs['subset'][:12]}"))
     if inputs["within"]:
         facts.append(("within", f"an earlier subset, sha256 {inputs['within'][:12]}, of {result['rows']:,} rows"))
-    present = f", {pool.summary.num_present:,} samples present" if pool.has_images else ", no images here"
-    facts.append(("pool", f"{inputs['pool'][:12]}: {pool.num_rows:,} rows{present}"))
+    present = f", {pool.ensure_index().num_present:,} samples present" if pool.has_images else ", no images here"
+    facts.append(("pool", f"{inputs['pool'][:12]}: {pool.count_rows():,} rows{present}"))
     copies = "" if result["size"] == result["distinct"] else f"; {result['size']:,} with copies"
     facts.append(
-        ("kept", f"{result['distinct']:,} uids, {_percent(result['distinct'], pool.num_rows)} of the pool{copies}")
+        ("kept", f"{result['distinct']:,} uids, {_percent(result['distinct'], pool.count_rows())} of the pool{copies}")
     )
     if survey.num_kept != result["distinct"]:
         facts.append(("", f"they stand on {survey.num_kept:,} rows; below, a row is kept where its uid is"))

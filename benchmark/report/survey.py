@@ -448,7 +448,7 @@ class _Drawn:
 
 def _draw_sheets(pool: Pool, uids: np.ndarray, is_kept: np.ndarray) -> list[_Drawn]:
     """Draw the samples to show by a hash of their uid, so that neither files nor their order matter."""
-    is_present = count_of(uids, sort_uids(pool.index.uids)) > 0
+    is_present = count_of(uids, sort_uids(pool.load_index().uids)) > 0
     drawn = []
     for title, mask in (("Kept", is_kept), ("Dropped", ~is_kept)):
         present = np.flatnonzero(mask & is_present)
@@ -462,7 +462,7 @@ def _draw_sheets(pool: Pool, uids: np.ndarray, is_kept: np.ndarray) -> list[_Dra
 
 
 def _sheet(pool: Pool, drawn: _Drawn, uids: np.ndarray, notes: dict[str, list[str]]) -> Sheet:
-    index = pool.index
+    index = pool.load_index()
     wanted = uids[drawn.rows]
     near = np.flatnonzero(np.isin(index.uids["f0"], wanted["f0"]))  # a few; compared in full below
     places = [int(near[index.uids[near] == uid][0]) for uid in wanted]

@@ -515,7 +515,7 @@ class _Engine:
                 f"pool, such as {_spell(found.unknown)}",
                 code="uid-unknown",
             )
-        num_rows = self.pool.num_rows if found is None else found.rows
+        num_rows = self.pool.count_rows() if found is None else found.rows
         passes = _Passes(self.judge, None if found is None else found.copies)
         with _keeping(self.judge):
             tallies = self._judge(passes, within, num_rows)

@@ -147,7 +147,7 @@ class RuleEvaluator:
             if inputs := list(dict.fromkeys([*rule.strategy.undeclared(), *read_undeclared(self.kept_dirs[number])])):
                 self.undeclared[number] = inputs
         # Not the sum of the images' hashes: that says nothing of which image is whose.
-        self.tars = pool.tar_contents if any(rule.strategy.images for rule in self.all_rules) else ""
+        self.tars = pool.hash_tar_contents() if any(rule.strategy.images for rule in self.all_rules) else ""
 
     def inner(self, number: int) -> list[int]:
         """Return the registered signals that a rule uses."""

@@ -128,7 +128,7 @@ def _forecasts(
 ) -> list[Forecast]:
     """Return what reading, images and every filter and signal will cost."""
     path = shard.path
-    num_rows = pool.num_rows if within is None else within.num_distinct
+    num_rows = pool.count_rows() if within is None else within.num_distinct
     numbers = [n for n, rule in enumerate(judge.all_rules) if rule.strategy.kind != "selector"]
     kept = {number: _num_kept(pool, judge, number, within) for number in numbers}
     left = {number: max(0, num_rows - kept[number]) for number in numbers}

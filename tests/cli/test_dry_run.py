@@ -86,7 +86,7 @@ def test_filters_read_their_columns_and_arrays(pico_pool, strategies):
     assert columns.num_bytes == sum(chunk.total_compressed_size for chunk in chunks)
     assert columns.num_requests == len(chunks) + len(footers)
     _, arrays = filter_reads(pool, [make_rule("semdedup", {})])
-    rows = pool.num_rows
+    rows = pool.count_rows()
     sizes = [np.load(path.with_suffix(".npz"))["l14_img"].nbytes for path in pool.metadata_paths]
     assert sum(sizes) <= arrays.num_bytes <= sum(sizes) + 200 * len(sizes) and rows
 
@@ -94,8 +94,8 @@ def test_filters_read_their_columns_and_arrays(pico_pool, strategies):
 def test_images_are_counted(pico_pool, strategies):
     pool = Pool(pico_pool)
     *_, images = filter_reads(pool, [Rule("text_masked_clip", make_rule("text_masked_clip", {}).options)])
-    assert images.num_requests == len(pool.index)
-    assert images.num_bytes == int(pool.index.image_length.sum())
+    assert images.num_requests == len(pool.load_index())
+    assert images.num_bytes == int(pool.load_index().image_length.sum())
 
 
 def test_training_reads_what_was_said(pico_pool, tmp_path, capsys, monkeypatch):

@@ -96,4 +96,4 @@ def test_the_scales_own_folder_is_drawn_into_and_where_build_began_it_goes_on(fo
 
 
 def test_a_pool_that_build_drew_elsewhere_is_used(folder, pico_pool):
-    assert open_pool(get_scale("pico"), pico_pool, 0).fingerprint == Pool(pico_pool).fingerprint
+    assert open_pool(get_scale("pico"), pico_pool, 0).compute_fingerprint() == Pool(pico_pool).compute_fingerprint()

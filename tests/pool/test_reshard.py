@@ -199,7 +199,7 @@ def test_a_damaged_tar_is_an_error_and_with_strict_false_a_counted_loss(pool_dir
 def test_a_tar_that_changes_after_it_was_indexed_is_an_error(pool_dir, tmp_path):
     """By one of the same size too, whose samples stand elsewhere: under the old uids they would look right."""
     pool = Pool(pool_dir)
-    index = pool.index
+    index = pool.load_index()
     path = pool_dir / "shards" / "00000001.tar"
     write_tar(path, [m for n in (8, 5, 6, 7) for m in members(f"b{n}", n, text=f"text {n}") if m[0] != "b6.txt"][:-1])
     with user_error("file-changed", match=r"00000001\.tar"):
@@ -428,7 +428,7 @@ def test_of_two_pictures_the_same_one_is_seen_in_place_and_on_shards(tmp_path):
     path = subset_of(tmp_path / "exp" / "subset.npy", 1)
     record = reshard(pool, path, tmp_path / "exp" / "shards", shard_size=4, workers=0)
     resharded = read_resharded(tmp_path / "exp", record)
-    assert SampleReader(pool.index, np.arange(1)).read(0) == (b"jpg!", b"t")
+    assert SampleReader(pool.load_index(), np.arange(1)).read(0) == (b"jpg!", b"t")
     assert SampleReader(resharded.index, resharded.samples).read(0) == (b"jpg!", b"t")
 
 
@@ -443,7 +443,7 @@ def test_the_shards_of_another_subset_are_not_trained_on(chosen, pico_pool, tmp_
 def test_counts_are_those_of_a_brute_force_loop(chosen, pico_pool):
     pool, subset = Pool(pico_pool), load_subset(chosen / "s.npy")
     counts, coverage = count_samples(pool, subset, chosen / "s.npy", 0)
-    wanted, there = Counter(subset.uids.tolist()), Counter(pool.index.uids.tolist())
+    wanted, there = Counter(subset.uids.tolist()), Counter(pool.load_index().uids.tolist())
     assert int(counts.sum()) == sum(copies * there[each] for each, copies in wanted.items())
     assert coverage.absent == sum(each not in there for each in wanted)
     assert build_index(pico_pool).num_present == sum(there.values())
@@ -553,9 +553,9 @@ def agree_with_tarfile(small_pool) -> None:
         assert record.result["absent"] == len(asked) - len(set(uids))
         # Training reads the same from the shards as in place.
         resharded, chosen = read_resharded(exp_dir, record), load_subset(subset_path)
-        in_place = SampleReader(pool.index, np.arange(len(pool.index)))
+        in_place = SampleReader(pool.load_index(), np.arange(len(pool.load_index())))
         cut_out = SampleReader(resharded.index, resharded.samples)
-        copies = count_of(pool.index.uids, chosen.uids)
+        copies = count_of(pool.load_index().uids, chosen.uids)
         of_pool = [in_place.read(row) for row in np.repeat(np.arange(len(copies)), copies).tolist()]
         assert [cut_out.read(number) for number in range(len(resharded.samples))] == of_pool
 

@@ -119,7 +119,7 @@ def test_a_made_up_pool_is_one_that_training_can_read(jpeg_pool):
     pool_dir, total = jpeg_pool
     index = read_index(pool_dir)
     assert sorted(path.name for path in (pool_dir / "shards").iterdir()) == ["00000000.tar", "00000001.tar"]
-    assert len(index) == Pool(pool_dir).num_rows == 70 and len(set(index.uids.tolist())) == 70
+    assert len(index) == Pool(pool_dir).count_rows() == 70 and len(set(index.uids.tolist())) == 70
     reader = SampleReader(index, np.arange(70))
     read = [reader.read(place) for place in range(70)]
     assert sum(len(image) for image, _ in read) == total

@@ -33,7 +33,7 @@ def entry_of(name, tmp_path, pico_pool):
         name=f"{name}-0.25",
         scale="pico",
         strategy=(StrategyUsed(**stated),),
-        pool=PoolUsed(**pool.identity.as_json()),
+        pool=PoolUsed(**pool.identify().as_json()),
         subset=SubsetUsed(result["size"], result["distinct"], result["sha256"]),
         within=None,
         given_subset=None,
