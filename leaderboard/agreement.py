@@ -22,9 +22,10 @@ from scipy import stats
 from benchmark.registry import STRATEGIES, load_strategies
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.text_tables import averaged_over, markdown_table, page, score, signed, text_table
+from leaderboard.board_rows import BoardRow
 from leaderboard.entries import BOARDS_DIR, Entry, Finite, Score, StrategyUsed, read_strictly
 from leaderboard.statistics import CONFIDENCE
-from leaderboard.table import Row, Table
+from leaderboard.table import Table
 
 PUBLISHED_PATH = BOARDS_DIR / "published" / "datacomp.json"
 PAPER = "P"  # the source of DataComp's own rules
@@ -32,9 +33,9 @@ DRAWS = 10_000
 SEED = 0
 LEAST = 3  # strategies; two have a single order or its reverse
 
-Scale = Literal["small", "medium"]
+PublishedScale = Literal["small", "medium"]
 Measure = Literal["average", "imagenet"]
-SCALES: tuple[Scale, ...] = ("small", "medium")
+PUBLISHED_SCALES: tuple[PublishedScale, ...] = ("small", "medium")
 MEASURES: dict[Measure, str] = {"average": "average of 38", "imagenet": "ImageNet"}
 
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
@@ -82,11 +83,11 @@ class PublishedRow:
     random_subset: bool = False
     note: str = ""
 
-    def at(self, scale: Scale) -> PublishedScore | None:
+    def at(self, scale: PublishedScale) -> PublishedScore | None:
         """Return the scores at a scale."""
         return self.small if scale == "small" else self.medium
 
-    def score_at(self, scale: Scale, measure: Measure) -> float | None:
+    def score_at(self, scale: PublishedScale, measure: Measure) -> float | None:
         """Return one score at a scale, None where there is none."""
         cell = self.at(scale)
         return None if cell is None else cell.average if measure == "average" else cell.imagenet
@@ -127,7 +128,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class BootstrapEstimate:
     """A number with its bootstrap interval."""
 
     value: float
@@ -141,18 +142,18 @@ class Comparison:
 
     what: str
     num_strategies: int
-    rho: Estimate | None  # None for fewer than three strategies, or where one side does not vary
-    same_order: Estimate | None
+    rho: BootstrapEstimate | None  # None for fewer than three strategies, or where one side does not vary
+    same_order: BootstrapEstimate | None
 
 
 @dataclass(frozen=True, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
 class Match:
     """One of our runs and the published rows about its strategy, one per scale at most."""
 
-    row: Row
-    published: dict[Scale, PublishedRow]
+    row: BoardRow
+    published: dict[PublishedScale, PublishedRow]
 
-    def score_at(self, scale: Scale, measure: Measure) -> float | None:
+    def score_at(self, scale: PublishedScale, measure: Measure) -> float | None:
         """Return the published score, None where there is none at that scale."""
         return self.published[scale].score_at(scale, measure) if scale in self.published else None
 
@@ -164,7 +165,7 @@ class Match:
 
 
 @dataclass(frozen=True, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
-class Agreement:
+class BoardAgreement:
     """A board beside the published scores."""
 
     title: str
@@ -178,14 +179,14 @@ def read_published(path: Path = PUBLISHED_PATH) -> Published:
     return read_strictly(path, Published, "list of published scores")
 
 
-def make_agreement(table: Table, published: Published) -> Agreement:
+def make_agreement(table: Table, published: Published) -> BoardAgreement:
     """Compare the order of a table's rows with the published order of the same strategies, at each scale."""
     load_strategies()
     matches = _matches(table.rows, published)
     rules = published.paper_rules
     comparisons = []
     for measure, title in MEASURES.items():
-        for scale in SCALES:
+        for scale in PUBLISHED_SCALES:
             pairs = [(match.row, value) for match in matches if (value := match.score_at(scale, measure)) is not None]
             what = f"this board to DataComp {scale}, {title}"
             comparisons.append(compare(what, [row.run for row, _ in pairs], [value for _, value in pairs]))
@@ -211,7 +212,9 @@ def make_agreement(table: Table, published: Published) -> Agreement:
         *([f"{'. '.join(notes)}."] if notes else []),
         table.board.rules.note,
     )
-    return Agreement(f"{table.board.rules.title}: order of strategies", tuple(matches), tuple(comparisons), sentences)
+    return BoardAgreement(
+        f"{table.board.rules.title}: order of strategies", tuple(matches), tuple(comparisons), sentences
+    )
 
 
 def compare(what: str, ours: Sequence[Mapping[int, float]], published: Sequence[float]) -> Comparison:
@@ -231,12 +234,12 @@ def compare(what: str, ours: Sequence[Mapping[int, float]], published: Sequence[
     our_draws = np.take_along_axis(weights @ scores.T, drawn, axis=1)  # (draws, strategies)
     everything = np.arange(count)[None]
 
-    def estimate(statistic: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Estimate | None:
+    def estimate(statistic: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> BootstrapEstimate | None:
         value = float(statistic(scores.mean(axis=1)[None], theirs[None], everything)[0])
         draws = statistic(our_draws, theirs[drawn], drawn)
         tail = (1 - CONFIDENCE) / 2
         low, high = np.nanquantile(draws, [tail, 1 - tail]) if np.isfinite(draws).any() else (np.nan, np.nan)
-        return Estimate(value, float(low), float(high)) if np.isfinite(value) else None
+        return BootstrapEstimate(value, float(low), float(high)) if np.isfinite(value) else None
 
     return Comparison(what, count, estimate(rank_correlations), estimate(shares_in_the_same_order))
 
@@ -262,7 +265,7 @@ def shares_in_the_same_order(ours: np.ndarray, theirs: np.ndarray, identity: np.
     return np.divide(same, counted, out=np.full(len(signs), np.nan), where=counted > 0)
 
 
-def render_agreement(agreement: Agreement, style: str) -> str:
+def render_agreement(agreement: BoardAgreement, style: str) -> str:
     """Spell the comparisons, and the scores they come from, as text or, with style="markdown", as GitHub's Markdown."""
     spell = markdown_table if style == "markdown" else text_table
     header = ["compared", "strategies", "rho [95 %]", "same order [95 %]"]
@@ -283,7 +286,7 @@ def render_agreement(agreement: Agreement, style: str) -> str:
             *(
                 "-" if (value := match.score_at(scale, measure)) is None else score(value)
                 for measure in MEASURES
-                for scale in SCALES
+                for scale in PUBLISHED_SCALES
             ),
             ", ".join(match.sources),
         ]
@@ -295,7 +298,7 @@ def render_agreement(agreement: Agreement, style: str) -> str:
     return page(agreement.title, blocks, agreement.sentences, style)
 
 
-def agreement_to_frame(agreement: Agreement) -> pd.DataFrame:
+def agreement_to_frame(agreement: BoardAgreement) -> pd.DataFrame:
     """Return the comparisons with all digits."""
     lines = []
     for comparison in agreement.comparisons:
@@ -311,12 +314,12 @@ def agreement_to_frame(agreement: Agreement) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _matches(rows: Sequence[Row], published: Published) -> list[Match]:
+def _matches(rows: Sequence[BoardRow], published: Published) -> list[Match]:
     """Return our runs that published rows are about; raises ValueError where it is not one row to one run."""
     matches = []
     taken: dict[str, str] = {}
     for row in rows:
-        found: dict[Scale, PublishedRow] = {}
+        found: dict[PublishedScale, PublishedRow] = {}
         for theirs in published.rows:
             if not theirs.is_rule_of(row.entry):
                 continue
@@ -325,7 +328,7 @@ def _matches(rows: Sequence[Row], published: Published) -> list[Match]:
                 raise UserError(
                     f"{other} and {row.entry.name} are both the published {theirs.name!r}", code="board-invalid"
                 )
-            for scale in SCALES:
+            for scale in PUBLISHED_SCALES:
                 if theirs.at(scale) is None:
                     continue
                 if scale in found:
@@ -339,5 +342,5 @@ def _matches(rows: Sequence[Row], published: Published) -> list[Match]:
     return matches
 
 
-def _interval(estimate: Estimate | None, spell: Callable[[float], str]) -> str:
+def _interval(estimate: BootstrapEstimate | None, spell: Callable[[float], str]) -> str:
     return "-" if estimate is None else f"{spell(estimate.value)} [{spell(estimate.low)}, {spell(estimate.high)}]"

@@ -23,7 +23,9 @@ from benchmark.runtime.text_tables import (
     signed,
     text_table,
 )
-from leaderboard.score_table import MANY, WIDTH, Evaluation, first_of, make_evaluation, to_frame
+from leaderboard.score_rows import Evaluation
+from leaderboard.score_sentences import MANY, first_of
+from leaderboard.score_table import WIDTH, make_evaluation, to_frame
 from leaderboard.scores import ScoreSet
 
 BAND = 2  # standard errors

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from leaderboard.entries import Board, Entry
-from leaderboard.statistics import Difference, Run, SeedModel, fit_seed_model
+from leaderboard.statistics import Run, RunDifference, SeedModel, fit_seed_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +51,14 @@ class Peers:
         peers = [run.without(others) for run in self.runs]
         return fit_seed_model([run.averages(tasks) for run in (*(p for p in peers if p.seeds), *others)])
 
-    def difference(self, ours: SeedScores, theirs: SeedScores, tasks: Sequence[str]) -> Difference | None:
+    def difference(self, ours: SeedScores, theirs: SeedScores, tasks: Sequence[str]) -> RunDifference | None:
         """Return ours minus theirs, of means over tasks; None where nothing tells seed noise. Either may be a peer."""
         (found,) = self.differences(ours, [theirs], tasks)
         return found
 
     def differences(
         self, ours: SeedScores, others: Sequence[SeedScores], tasks: Sequence[str]
-    ) -> list[Difference | None]:
+    ) -> list[RunDifference | None]:
         """Return what `difference` does for each of the others."""
         # Peers that hold no training of ours stand in the same model for all of them, which is fitted once.
         rest = {id(run): run for run in self.runs if run is not ours}

@@ -41,7 +41,7 @@ class StandardError:
 
 
 @dataclass(frozen=True)
-class Difference:
+class RunDifference:
     """A difference of two means with its confidence interval, two-sided p value and degrees of freedom."""
 
     value: float
@@ -56,9 +56,9 @@ class Difference:
         return self.p < 1 - CONFIDENCE
 
     @property
-    def reversed(self) -> Difference:
+    def reversed(self) -> RunDifference:
         """Return the difference the other way round."""
-        return Difference(-self.value, -self.high, -self.low, self.p, self.df)
+        return RunDifference(-self.value, -self.high, -self.low, self.p, self.df)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class SeedModel:
     def _shared_per_seed(self) -> float:
         return self.seed_df / (self.seed_df + self.rest_df)
 
-    def difference(self, index: int, other: int) -> Difference:
+    def difference(self, index: int, other: int) -> RunDifference:
         """Return run `index` minus run `other` with its t interval: Fisher's least significant difference.
 
         Not adjusted for the number of comparisons. The noise is that of all runs, so one seed has an interval too.
@@ -213,7 +213,7 @@ class PoolModel:
         strategies, pools, seeds = self.scores.shape
         return strategies * pools * (seeds - 1)
 
-    def difference(self, index: int, other: int) -> Difference:
+    def difference(self, index: int, other: int) -> RunDifference:
         """Return strategy `index` minus strategy `other` over pools and training seeds, with its t interval.
 
         Var = 2 / (pools * seeds) * (MS strategy x pool + MS strategy x seed - MS rest), the latter two left out where
@@ -338,7 +338,7 @@ def least_detectable(error: StandardError) -> float:
     return float(optimize.brentq(missing_power, 0.1, 2 * critical + 2)) * error.value
 
 
-def rank_ranges(difference: Callable[[int, int], Difference | None], indices: Sequence[int]) -> list[RankRange]:
+def rank_ranges(difference: Callable[[int, int], RunDifference | None], indices: Sequence[int]) -> list[RankRange]:
     """Return the possible ranks of these runs among each other: those clearly better stand before, those worse behind.
 
     `difference` gives one run minus another, None where nothing is known of their noise. Pair by pair, not adjusted:
@@ -375,11 +375,11 @@ def unequal_noise(runs: Sequence[Run]) -> float | None:
     return float(stats.bartlett(*samples).pvalue) if len(samples) >= 2 else None
 
 
-def _difference(value: float, error: StandardError) -> Difference:
+def _difference(value: float, error: StandardError) -> RunDifference:
     """Return a difference with its t interval and p value."""
     from scipy import stats  # here, as it takes most of a second to load
 
     if error.value == 0:
-        return Difference(value, value, value, float(value == 0), error.df)
+        return RunDifference(value, value, value, float(value == 0), error.df)
     p = 2 * float(stats.t.sf(abs(value) / error.value, error.df))
-    return Difference(value, value - error.half_width, value + error.half_width, p, error.df)
+    return RunDifference(value, value - error.half_width, value + error.half_width, p, error.df)

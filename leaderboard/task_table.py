@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from benchmark.runtime.text_tables import listed, markdown_table, page, score, shortened, text_table
+from leaderboard.board_rows import BoardRow
 from leaderboard.peers import seed_scores_of
 from leaderboard.statistics import mean, pooled_sd
-from leaderboard.table import Row, Table
+from leaderboard.table import Table
 
 LABEL_WIDTH = 18
 
@@ -26,7 +27,7 @@ class GivenScore:
 
 
 @dataclass(frozen=True)
-class TaskRow:
+class BoardTaskRow:
     """One task's line; strategies that know the planted labels count nowhere in it."""
 
     name: str
@@ -51,7 +52,7 @@ class TaskTable:
     """A board's tasks, in the suite's order, and what is to be said under them."""
 
     title: str
-    rows: tuple[TaskRow, ...]
+    rows: tuple[BoardTaskRow, ...]
     has_halves: bool
     sentences: tuple[str, ...]
 
@@ -68,7 +69,7 @@ def make_task_table(table: Table) -> TaskTable:
         lowest, highest = means.index(min(means)), means.index(max(means))
         chances = [row.entry.chance[task.name] for row in table.rows if row.entry.chance]
         rows.append(
-            TaskRow(
+            BoardTaskRow(
                 name=task.name,
                 half="reporting" if task.name in board.headline else "dev",
                 groups=task.groups,
@@ -100,7 +101,7 @@ def make_task_table(table: Table) -> TaskTable:
     )
 
 
-def _given_scores(table: Table, given: Sequence[Row], task: str) -> tuple[GivenScore, ...]:
+def _given_scores(table: Table, given: Sequence[BoardRow], task: str) -> tuple[GivenScore, ...]:
     model = table.peers.model([task], [seed_scores_of(row.entry) for row in given])
     scores = []
     for place, row in enumerate(given):
@@ -162,7 +163,7 @@ def tasks_to_frame(tasks: TaskTable) -> pd.DataFrame:
     )
 
 
-def _is_noise_known(rows: Sequence[TaskRow]) -> bool:
+def _is_noise_known(rows: Sequence[BoardTaskRow]) -> bool:
     return any(run.interval is not None for row in rows for run in row.given)
 
 

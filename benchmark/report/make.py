@@ -9,7 +9,7 @@ from benchmark.pool.pool import Pool, planted_path
 from benchmark.pool.subset import load_subset
 from benchmark.registry import FILTERS_DIR, STRATEGIES
 from benchmark.report.overlaps import comparables, keep_default_subset, metadata_contents, overlaps_with
-from benchmark.report.page import Contents, make_page
+from benchmark.report.page import PageContents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
 from benchmark.report.standing import find_standing
 from benchmark.report.survey import Survey, survey_pool
@@ -25,7 +25,7 @@ from benchmark.selection.rules import Rule, as_recorded, filter_defaults, make_r
 REPORT_VERSION = 4
 REPORT_DIR_NAME = "report"
 PAGE_NAME = "index.html"
-RECORD_NAME = "report.json"
+REPORT_RECORD_NAME = "report.json"
 
 
 def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
@@ -53,7 +53,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "descriptions": digest([descriptions, changed_rules]),
     }
     report_dir = exp_dir / REPORT_DIR_NAME
-    page_path, record_path = report_dir / PAGE_NAME, report_dir / RECORD_NAME
+    page_path, record_path = report_dir / PAGE_NAME, report_dir / REPORT_RECORD_NAME
     with locked(report_dir):
         remove_temporary(report_dir)
         there = read_record(record_path)
@@ -73,7 +73,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
             curves = [(each, plot_curves(each)) for each in survey.curves]
             tasks_plot = plot_tasks(standing.tasks) if standing.tasks else None
             page = make_page(
-                Contents(
+                PageContents(
                     record,
                     descriptions,
                     survey,

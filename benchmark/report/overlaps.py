@@ -35,7 +35,7 @@ DIRECT_ROWS = 200_000
 
 
 @dataclass(frozen=True)
-class Overlap:
+class StrategyOverlap:
     """What two subsets share, in uids: one with several copies counts once."""
 
     name: str
@@ -84,7 +84,7 @@ def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, 
 
 def overlaps_with(
     pool: Pool, subset: Subset, strategies: Sequence[Comparable]
-) -> tuple[list[Overlap], list[str], dict[str, str]]:
+) -> tuple[list[StrategyOverlap], list[str], dict[str, str]]:
     """Compare the subset with the strategies' own.
 
     Return the overlaps, the names of those whose subset is not known yet, and why others could not be had.
@@ -107,7 +107,9 @@ def overlaps_with(
             continue
         other, _ = unique_uids(np.asarray(chosen.uids))
         shared = int((count_of(other, own) > 0).sum())
-        overlaps.append(Overlap(rule.name, spell_cut(rule), len(other), shared, len(own) - shared, len(other) - shared))
+        overlaps.append(
+            StrategyOverlap(rule.name, spell_cut(rule), len(other), shared, len(own) - shared, len(other) - shared)
+        )
     return overlaps, unknown, failures
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from html import escape
 
 from benchmark.pool.pool import Pool
-from benchmark.report.overlaps import Overlap
+from benchmark.report.overlaps import StrategyOverlap
 from benchmark.report.standing import Standing, TaskStanding
-from benchmark.report.survey import Curves, Grouping, Sheet, Survey
+from benchmark.report.survey import FractionCurves, Grouping, Sheet, Survey
 from benchmark.runtime.records import Record
 from benchmark.selection.filtering import RuleReport
 
@@ -21,15 +21,15 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
-class Contents:
+class PageContents:
     """All that stands on a page."""
 
     record: Record  # of the filter stage
     descriptions: list[str]  # a line per rule
     survey: Survey
     histograms: dict[str, bytes]  # name of the score -> PNG
-    curves: list[tuple[Curves, bytes]]
-    overlaps: list[Overlap]
+    curves: list[tuple[FractionCurves, bytes]]
+    overlaps: list[StrategyOverlap]
     unknown: list[str]  # strategies whose subset is not known yet
     left_out: dict[str, str]  # strategies, and why
     unscored: dict[str, str]  # rules whose scores cannot be had again, and why
@@ -80,7 +80,7 @@ figcaption bdi { display: block; max-height: 5.2em; overflow: hidden; color: #23
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def make_page(contents: Contents, pool: Pool) -> str:
+def make_page(contents: PageContents, pool: Pool) -> str:
     """Spell the page, in the order in which a researcher asks."""
     record, survey = contents.record, contents.survey
     name = experiment_name(record)
@@ -116,7 +116,7 @@ def experiment_name(record: Record) -> str:
     return " + ".join(names) or f"subset {record.inputs['subset'][:8]}"
 
 
-def _summary_html(contents: Contents) -> str:
+def _summary_html(contents: PageContents) -> str:
     """Say the most important in a few sentences."""
     survey, result = contents.survey, contents.record.result
     kept, rows = survey.num_kept, survey.num_rows
@@ -157,7 +157,7 @@ def _summary_html(contents: Contents) -> str:
     return f'<ul class="summary">{items}</ul>{note}'
 
 
-def _facts_html(contents: Contents, pool: Pool) -> str:
+def _facts_html(contents: PageContents, pool: Pool) -> str:
     survey, inputs, result = contents.survey, contents.record.inputs, contents.record.result
     facts: list[tuple[str, str]] = []
     for rule, description in zip(inputs["filters"], contents.descriptions, strict=True):
@@ -182,7 +182,7 @@ def _facts_html(contents: Contents, pool: Pool) -> str:
     return "<dl>" + "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts) + "</dl>"
 
 
-def _rules_html(contents: Contents) -> str:
+def _rules_html(contents: PageContents) -> str:
     record, survey = contents.record, contents.survey
     reports = [RuleReport(**report) for report in record.result["rules"]]
     parts = []
@@ -242,7 +242,7 @@ def _grouping_html(grouping: Grouping, overall: float) -> str:
     return f"<h3>{_text(grouping.title)}</h3>" + _table_html(["", "rows", "kept", "share kept"], rows, bars, overall)
 
 
-def _curves_html(contents: Contents) -> str:
+def _curves_html(contents: PageContents) -> str:
     if not contents.curves:
         return ""
     about = (
@@ -256,7 +256,7 @@ def _curves_html(contents: Contents) -> str:
     return "\n".join(parts)
 
 
-def _tasks_html(contents: Contents) -> str:
+def _tasks_html(contents: PageContents) -> str:
     standings = contents.standing.tasks
     if not standings or contents.tasks_plot is None:
         return ""
@@ -306,7 +306,7 @@ def _sheet_html(sheet: Sheet) -> str:
     return f'<h2>{_text(sheet.title)}</h2><p>{about}</p>\n<div class="sheet">\n' + "\n".join(figures) + "\n</div>"
 
 
-def _overlaps_html(contents: Contents) -> str:
+def _overlaps_html(contents: PageContents) -> str:
     header = ["strategy", "cut", "its uids", "shared", "only this", "only that", "Jaccard of uids"]
     rows = [
         [

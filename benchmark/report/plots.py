@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmark.report.standing import TaskStanding
-from benchmark.report.survey import FRACTIONS, Curves, Grouping, Histogram, Sheet, SheetSample
+from benchmark.report.survey import FRACTIONS, FractionCurves, Grouping, Histogram, Sheet, SheetSample
 from benchmark.runtime.plots import CUT, DROPPED, FAINT, INK, KEPT, OTHERS, plain, png
 
 PANELS = 4  # beside each other
@@ -70,7 +70,7 @@ def plot_kinds(grouping: Grouping, overall: float) -> bytes:
     return png((7.2, 1.1 + 0.27 * len(groups)), draw)
 
 
-def plot_curves(curves: Curves) -> bytes:
+def plot_curves(curves: FractionCurves) -> bytes:
     """Draw one panel per group: the share that the rule keeps of it over the fraction of the pool that it keeps."""
 
     def draw(figure: Any) -> None:

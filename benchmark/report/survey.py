@@ -82,7 +82,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Curves:
+class FractionCurves:
     """What one rule alone would keep of each group at other fractions of the pool."""
 
     rule: str
@@ -122,7 +122,7 @@ class Survey:
     num_kept: int  # rows of the pool whose uid is in the subset
     histograms: list[Histogram]
     groupings: list[Grouping]
-    curves: list[Curves]
+    curves: list[FractionCurves]
     sheets: list[Sheet]  # empty where the pool has no images
     failures: dict[str, str]  # rules whose scores could not be had again, and why
 
@@ -376,9 +376,9 @@ def _score_rules(
     rules: Sequence[Rule],
     partitions: Sequence[_Partition],
     is_within: bool,
-) -> tuple[list[Histogram], list[Curves], dict[str, str]]:
+) -> tuple[list[Histogram], list[FractionCurves], dict[str, str]]:
     histograms: list[Histogram] = []
-    curves: list[Curves] = []
+    curves: list[FractionCurves] = []
     failures: dict[str, str] = {}
     for rule in rules:
         assert rule.cut is not None
@@ -394,7 +394,7 @@ def _score_rules(
                 shares = kept_at_fractions(scores, is_judged, uids, each.members)
                 rows = [int(is_member.sum()) for is_member in each.members]
                 at_cut = None if passes is None else float(passes.mean())
-                curves.append(Curves(rule.name, each.title, each.is_planted, each.labels, rows, shares, at_cut))
+                curves.append(FractionCurves(rule.name, each.title, each.is_planted, each.labels, rows, shares, at_cut))
     return histograms, curves, failures
 
 

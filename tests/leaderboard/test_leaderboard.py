@@ -39,8 +39,8 @@ from leaderboard.entries import (
 )
 from leaderboard.peers import Peers, SeedScores
 from leaderboard.statistics import (
-    Difference,
     RankRange,
+    RunDifference,
     StandardError,
     fit_pool_model,
     fit_seed_model,
@@ -693,7 +693,7 @@ def drawn_entry(name: str, generator: np.random.Generator, seeds: tuple[int, ...
     return toy_entry(name, [], seeds=scores)
 
 
-def spelt(found: Difference | None) -> tuple[float, float, float]:
+def spelt(found: RunDifference | None) -> tuple[float, float, float]:
     assert found is not None
     return found.value, found.low, found.high
 

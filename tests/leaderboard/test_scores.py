@@ -23,6 +23,7 @@ from benchmark.evaluation.uncertainty import difference, wilson
 from benchmark.experiment import finished_seeds
 from benchmark.registry import SUITES, TASKS
 from benchmark.runtime.records import Record, read_record, write_record
+from benchmark.runtime.text_tables import score, signed
 from benchmark.scales import SCALES
 from benchmark.training.train import RECORD_NAME as TRAINED_NAME
 from leaderboard.curve import curve_frame, plot_curve, render_curve
@@ -36,7 +37,8 @@ from leaderboard.entries import (
     read_entry,
     write_entry,
 )
-from leaderboard.score_table import Estimate, make_evaluation, render_evaluation, score, signed
+from leaderboard.score_rows import ScoreEstimate
+from leaderboard.score_table import make_evaluation, render_evaluation
 from leaderboard.scores import (
     TRAINED_PATH,
     Samples,
@@ -384,7 +386,7 @@ def test_errors_of_a_mean_add_in_squares_and_changes_are_paired(tmp_path: Path) 
         for task, hits in ((ANIMALS, 50), (PLANTS, 45))
     ]
     assert rows["plain"].change is not None and rows["plain"].score is not None
-    assert rows["plain"].score == Estimate(
+    assert rows["plain"].score == ScoreEstimate(
         pytest.approx(0.55), pytest.approx(math.hypot(math.sqrt(0.24 / 100), math.sqrt(0.25 / 100)) / 2)
     )
     assert rows["plain"].change.value == pytest.approx(0.075)
