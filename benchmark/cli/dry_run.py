@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmark.experiment import open_experiment, own_shards
 from benchmark.pool.index import PoolIndex, index_tables, unindexed_tars
+from benchmark.pool.order import SampleOrder, present_samples
 from benchmark.pool.pool import Pool
 from benchmark.pool.reshard import read_resharded
 from benchmark.pool.subset import load_subset
@@ -26,7 +27,6 @@ from benchmark.runtime.ranges import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, max_ca
 from benchmark.runtime.storage import format_bytes
 from benchmark.scales import Scale
 from benchmark.selection.rules import Rule
-from benchmark.training.order import SampleOrder, present_samples
 
 
 @dataclass(frozen=True)

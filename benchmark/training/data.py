@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmark.models.build import Tokenizer
+from benchmark.pool.order import AUGMENT_STREAM, SampleOrder, count_repeats
 from benchmark.pool.samples import SampleReader, decode_pixels
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.keyed import keyed_uint64, keyed_uniform
 from benchmark.runtime.stopping import ignore_stop_signals
 from benchmark.scales import Scale
-from benchmark.training.order import AUGMENT_STREAM, SampleOrder, count_repeats
 from benchmark.training.ranks import SINGLE_PROCESS, Ranks
 
 MEMORY_BYTES = 2 << 30  # decoded samples are held in memory up to this size

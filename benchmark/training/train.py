@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from benchmark.models.build import Tokenizer, build_model, build_own_model, build_tokenizer
 from benchmark.models.pixels import normalise
 from benchmark.pool.index import PoolIndex
+from benchmark.pool.order import SampleOrder, present_samples
 from benchmark.pool.samples import MAX_UNDECODABLE, SampleReader, decoder_name
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import UidMarks
@@ -42,7 +43,6 @@ from benchmark.runtime.stopping import OtherRankFailed, Stopped, stop_signals
 from benchmark.scales import Scale
 from benchmark.training.data import Batch, HeldSamples, StepBatches, batches_from, fits_memory, hold_samples
 from benchmark.training.health import Health, WandbRun
-from benchmark.training.order import SampleOrder, present_samples
 from benchmark.training.ranks import SINGLE_PROCESS, Ranks, check_split, divisors, unwrap, wrap
 from benchmark.training.step import (
     Curves,

@@ -16,6 +16,7 @@ from torchvision.transforms import functional, v2
 from benchmark.models.pixels import normalise
 from benchmark.pool import samples
 from benchmark.pool.index import read_index
+from benchmark.pool.order import SampleOrder
 from benchmark.pool.samples import SampleReader, decode_image, decode_pixels
 from benchmark.pool.tars import write_tar
 from benchmark.runtime import ranges
@@ -31,7 +32,6 @@ from benchmark.training.data import (
     resize_and_crop,
     shift_images,
 )
-from benchmark.training.order import SampleOrder
 from tests.conftest import jpeg, members
 
 SIZE, COUNT, BATCH = 8, 40, 8

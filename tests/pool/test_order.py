@@ -12,12 +12,12 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from benchmark.pool.order import SampleOrder, count_repeats, present_samples, spread_repeats
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import parse_uids
 from benchmark.runtime.keyed import keyed_permutation, keyed_uint64
 from benchmark.scales import SCALES, Scale
 from benchmark.training.data import StepBatches, batches_from, hold_samples
-from benchmark.training.order import SampleOrder, count_repeats, present_samples, spread_repeats
 from benchmark.training.ranks import Ranks
 from tests.conftest import THOUSANDS, jpeg
 
