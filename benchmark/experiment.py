@@ -759,7 +759,7 @@ def _outcome_as_json(outcome: FilterOutcome) -> dict[str, Json]:
 def _take(exp_dir: Path, pool: Pool, path: Path, max_missing: int) -> dict[str, Json]:
     """Write subset.npy from somebody else's file and return the record's results."""
     given = _given_subset(pool, path, max_missing)
-    given.subset.save(exp_dir / SUBSET_NAME)
+    given.subset.write(exp_dir / SUBSET_NAME)
     return {
         "size": len(given.subset),
         "distinct": given.subset.num_distinct,

@@ -134,7 +134,7 @@ def reshard(
         todo = [plan for plan in plans if not _is_written(out_dir, plan)]
         workers = min(os.cpu_count() or 1, len(todo)) if workers is None else workers
         with cost(out_dir, "reshard", workers=workers, shards=len(todo)):
-            subset.save(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
+            subset.write(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
             note = read_note(pool.dir)
             caption_field = None if note is None else note.caption_field
             write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir), caption_field=caption_field)

@@ -9,16 +9,28 @@ from dataclasses import dataclass
 from os import SEEK_END
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from benchmark.pool.uids import BLOCK, UID_DTYPE, is_sorted, parse_uids, sort_uids, walk_together
+from benchmark.pool.uids import (
+    BLOCK,
+    UID_DTYPE,
+    format_uids,
+    is_sorted,
+    parse_uids,
+    sort_uids,
+    unique_uids,
+    walk_together,
+)
 from benchmark.runtime.console import warn
 from benchmark.runtime.errors import NotFoundError, UserError, one_line
 from benchmark.runtime.files import atomic_path
 from benchmark.runtime.records import read_record
 from benchmark.runtime.tables import read_footer, read_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NPY_MAGIC = b"\x93NUMPY"
 PARQUET_MAGIC = b"PAR1"  # at both ends
@@ -68,9 +80,24 @@ class Subset:
         """Make a subset of uids in any order."""
         return cls(sort_uids(uids))
 
-    def save(self, path: Path) -> None:
-        """Write `subset.npy` as DataComp's code does, atomically."""
-        write_subset(path, (self.uids[start : start + BLOCK] for start in range(0, len(self), BLOCK)))
+    def write(self, path: str | Path) -> None:
+        """Write the subset file (.npy, sorted pairs of dtype 'u8,u8') as DataComp's code does, atomically."""
+        write_subset(Path(path), (self.uids[start : start + BLOCK] for start in range(0, len(self), BLOCK)))
+
+    def to_series(self) -> pd.Series:
+        """Return the number of copies (int64, named `copies`) by uid: 32 hex digits, sorted, each once.
+
+        >>> subset.to_series().head(2)
+        uid
+        00003a2c5e6e45a8a9b7b9d1e6a1f0c4    1
+        0000d6d3f2b94a1c8f0e7a55c3b1e2d9    2
+        Name: copies, dtype: int64
+        """
+        import pandas as pd
+
+        uids, copies = unique_uids(np.asarray(self.uids))
+        index = pd.Index(format_uids(uids), dtype="str", name="uid")
+        return pd.Series(copies, index=index, name="copies", dtype=np.int64)
 
 
 def write_subset(path: Path, blocks: Iterable[np.ndarray]) -> int:

@@ -122,7 +122,7 @@ def keep_default_subset(pool: Pool, rule: Rule, subset: Subset) -> None:
     """Keep what a strategy with its defaults chose, for the reports of other experiments on the pool."""
     path = _cached_path(pool, rule)
     with locked(path.parent):
-        subset.save(path)
+        subset.write(path)
         result = {"sha256": sha256_of(path)}
         write_record(path.with_suffix(".json"), Record("default subset", CACHE_VERSION, _cache_key(pool, rule), result))
 

@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.leg:
         leg, pool_dir, out_dir = options.leg
         Path(out_dir).mkdir(parents=True)
-        Subset(LEGS[leg](Path(pool_dir))).save(Path(out_dir) / "subset.npy")
+        Subset(LEGS[leg](Path(pool_dir))).write(Path(out_dir) / "subset.npy")
         return
     only = options.only.split(",")
     unknown = set(only) - {*FILTERS, "image_based"}

@@ -79,7 +79,7 @@ def make_pool(pool_dir: Path, samples: int) -> None:
     with atomic_path(pool_dir / "metadata" / f"{0:032x}.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     uids = parse_uids([row["uid"] for row in rows])
-    Subset.of(uids[np.random.default_rng(0).random(len(uids)) < KEPT]).save(pool_dir / "subset.npy")
+    Subset.of(uids[np.random.default_rng(0).random(len(uids)) < KEPT]).write(pool_dir / "subset.npy")
 
 
 def tarfile_loop(pool_dir: Path, out_dir: Path) -> None:

@@ -599,7 +599,7 @@ def test_captions_from_the_json_are_sampled_and_resharded_into_txt(json_tars, tm
     assert importing(capsys, "--shards", json_tars, "--column", "text=alt", "--out", "out")[0] == 0
     assert main(["pool", "sample", "out", "--size", "3", "--out", "part"]) == 0
     uids = rows_of(Path("out"))["uid"].tolist()
-    Subset(sort_uids(parse_uids(uids + uids[:1], ""))).save(Path("subset.npy"))
+    Subset(sort_uids(parse_uids(uids + uids[:1], ""))).write(Path("subset.npy"))
     for pool in ("out", "part"):
         arguments = [f"pool_dir={pool}", "subset=subset.npy", f"out_dir={pool}-shards", "scale=small"]
         assert main(["reshard", *arguments]) == 0

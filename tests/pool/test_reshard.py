@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def subset_of(path, *numbers):
-    Subset.of(parse_uids([uid(number) for number in numbers])).save(path)
+    Subset.of(parse_uids([uid(number) for number in numbers])).write(path)
     return path
 
 
@@ -290,7 +290,7 @@ def chosen(pico_pool, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chosen")
     uids = np.concatenate(list(Pool(pico_pool).uid_parts()))
     rng = np.random.default_rng(0)
-    Subset.of(np.repeat(uids, rng.choice(3, len(uids), p=[0.5, 0.4, 0.1]))).save(folder / "s.npy")
+    Subset.of(np.repeat(uids, rng.choice(3, len(uids), p=[0.5, 0.4, 0.1]))).write(folder / "s.npy")
     for name in ("in_place", "cut_out"):
         command = ["filter", "scale=pico", f"pool_dir={pico_pool}", f"subset={folder / 's.npy'}"]
         assert main([*command, f"exp_dir={folder / name}"]) == 0
@@ -397,7 +397,7 @@ def test_shards_that_are_not_the_records_are_refused(chosen, pico_pool, tmp_path
         read_resharded(exp_dir, record)
     uids = np.concatenate(list(Pool(pico_pool).uid_parts()))
     foreign = Subset.of(uids[count_of(uids, load_subset(chosen / "s.npy").uids) == 0][:330])
-    foreign.save(tmp_path / "f.npy")
+    foreign.write(tmp_path / "f.npy")
     reshard(Pool(pico_pool), tmp_path / "f.npy", tmp_path / "f", shard_size=300, workers=0)
     shards[1].write_bytes((tmp_path / "f" / "00000000.tar").read_bytes())
     with user_error("record-differs", match=r"300 .*subset\.npy"):
@@ -413,7 +413,7 @@ def test_a_pool_whose_uids_are_made_up_is_cut_out_and_read_back(tmp_path):
     write_tar(tmp_path / "tars" / "0.tar", samples)
     assert main(["pool", "import", "--shards", str(tmp_path / "tars"), "--out", str(tmp_path / "pool")]) == 0
     pool, exp_dir = Pool(tmp_path / "pool"), tmp_path / "exp"
-    Subset.of(np.repeat(next(pool.uid_parts())[:3], 2)).save(tmp_path / "exp" / "subset.npy")
+    Subset.of(np.repeat(next(pool.uid_parts())[:3], 2)).write(tmp_path / "exp" / "subset.npy")
     record = reshard(pool, exp_dir / "subset.npy", exp_dir / "shards", shard_size=4, workers=0)
     resharded = read_resharded(exp_dir, record)
     reader = SampleReader(resharded.index, resharded.samples)

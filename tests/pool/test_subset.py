@@ -23,7 +23,7 @@ from pyarrow import feather
 from benchmark.cli.main import main
 from benchmark.pool.subset import Subset, load_subset, write_subset
 from benchmark.pool.subset_algebra import combine_files, combined, overlap_files, overlaps_of
-from benchmark.pool.uids import UID_DTYPE, format_uids, sort_uids
+from benchmark.pool.uids import UID_DTYPE, format_uids, parse_uids, sort_uids
 from benchmark.runtime.files import sha256_of
 from benchmark.runtime.records import Record, write_record
 from tests.conftest import THOUSANDS, uid, user_error
@@ -60,7 +60,7 @@ def test_blocks_are_written_as_numpy_would_write_the_whole(tmp_path, count):
     uids = drawn(0, count, 1000, 1000)
     np.save(tmp_path / "whole.npy", uids)
     assert write_subset(tmp_path / "blocks.npy", (uids[start : start + 100] for start in range(0, count, 100))) == count
-    Subset(uids).save(tmp_path / "saved.npy")
+    Subset(uids).write(tmp_path / "saved.npy")
     expected = (tmp_path / "whole.npy").read_bytes()
     assert (tmp_path / "blocks.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes() == expected
     assert load_subset(tmp_path / "saved.npy").uids.tolist() == uids.tolist()
@@ -445,3 +445,10 @@ def test_memory_does_not_grow_with_the_files(folder):
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(int(result.stdout.splitlines()[-1]) / 1024)  # MiB
     assert peaks[1] - peaks[0] < 24, peaks  # the three files alone are 137 MiB larger
+
+
+def test_a_subset_as_a_series_has_the_copies_of_each_uid():
+    found = Subset.of(parse_uids([uid(7), uid(3), uid(7)])).to_series()
+    assert found.to_dict() == {uid(3): 1, uid(7): 2} and found.dtype == np.int64
+    assert list(found.index) == [uid(3), uid(7)] and (found.name, found.index.name) == ("copies", "uid")
+    assert len(Subset.of(parse_uids([])).to_series()) == 0

@@ -236,7 +236,7 @@ def test_strategies_that_the_pool_cannot_run_are_named(hostile, reported):
 def test_the_jaccard_of_a_report_is_the_one_of_uids_that_subset_overlap_prints(folder, capsys):
     pool = write_pool(folder / "pool", {"uid": [uid(n) for n in range(8)]})
     copies = parse_uids([uid(n) for n in (0, 0, 0, 1)])  # kept three times and once
-    Subset.of(copies).save(folder / "copies.npy")
+    Subset.of(copies).write(folder / "copies.npy")
     assert main(["filter", "scale=pico", f"pool_dir={pool}", "subset=copies.npy", "exp_dir=here/exp"]) == 0
     assert main(["filter", "scale=pico", f"pool_dir={pool}", "filters=no_filter", "exp_dir=here/all"]) == 0
     assert overlap_row("no_filter", "here/exp")[-1] == "0.250"  # 2 of 8 uids

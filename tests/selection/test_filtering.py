@@ -331,7 +331,7 @@ def test_within_is_the_pool_and_fractions_count_it(tmp_path):
 
 def test_within_may_be_a_part_of_a_mapped_file(tmp_path):
     pool = scored(tmp_path, [1.0, 4.0, 3.0, 2.0])
-    Subset.of(parse_uids([uid(n) for n in (0, 1, 2)])).save(tmp_path / "subset.npy")
+    Subset.of(parse_uids([uid(n) for n in (0, 1, 2)])).write(tmp_path / "subset.npy")
     part = Subset(load_subset(tmp_path / "subset.npy").uids[:2])
     assert chosen(pool, top(0.5), within=part)[0] == [1]
 

@@ -219,7 +219,7 @@ def test_undecodable_pictures_are_named_with_tar_and_key_and_can_be_taken_out(
     index = read_index(pool_dir)
     subset = Subset.of(np.concatenate([index.uids, index.uids[:10]]))
     seed_dir = tmp_path / "exp" / "seed-0"
-    subset.save(seed_dir.parent / "subset.npy")
+    subset.write(seed_dir.parent / "subset.npy")
     monkeypatch.setattr(train, "fits_memory", lambda order: not workers)
     with pytest.raises(UserError) as caught:
         run(TrainingData.of(index, subset, SHORT), seed_dir / "checkpoint", workers=workers)
