@@ -60,7 +60,22 @@ def compare_scores(
     with_tasks: bool = False,
     board_name: str | None = None,
 ) -> str:
-    """Render the scores that a user names, beside a reference's; see `read_scores` for what may be named.
+    """Render the scores that a user names, beside a reference's, as `evaluation_of` works them out."""
+    evaluation = evaluation_of(
+        text, reference_text, suite_name=suite_name, with_tasks=with_tasks, board_name=board_name
+    )
+    return spell_evaluation(evaluation, style, with_tasks=with_tasks)
+
+
+def evaluation_of(
+    text: str,
+    reference_text: str | None = None,
+    *,
+    suite_name: str | None = None,
+    with_tasks: bool = False,
+    board_name: str | None = None,
+) -> Evaluation:
+    """Work out the scores that a user names, beside a reference's; see `read_scores` for what may be named.
 
     Seed noise is known from the board of that name or folder; without one, from that of the scale they were trained at.
     """
@@ -71,7 +86,7 @@ def compare_scores(
     suite = best_suite(ours) if suite_name is None else suite_named(suite_name)
     _refuse_nothing_shared(ours, suite, reference)
     board = None if board_name is None else board_named(board_name)
-    return render_evaluation(ours, suite, reference, style, with_tasks=with_tasks, with_costs=False, board=board)
+    return make_evaluation(ours, suite, reference, with_tasks=with_tasks, with_costs=False, board=board)
 
 
 def _refuse_nothing_shared(ours: ScoreSet, suite: Suite, reference: ScoreSet | None) -> None:
@@ -160,6 +175,12 @@ def render_evaluation(
     `with_tasks` adds a line per task, `with_costs` a sentence about the slowest tasks; `board` as in `make_evaluation`.
     """
     evaluation = make_evaluation(ours, suite, reference, with_tasks=with_tasks, with_costs=with_costs, board=board)
+    return spell_evaluation(evaluation, style, with_tasks=with_tasks)
+
+
+def spell_evaluation(evaluation: Evaluation, style: str = "text", *, with_tasks: bool = False) -> str:
+    """Spell an evaluation that was worked out, in the styles of `render_evaluation`."""
+    suite = evaluation.suite
     if style == "csv":
         return to_frame(evaluation, with_tasks=with_tasks).to_csv(index=False)
     spell = markdown_table if style == "markdown" else text_table

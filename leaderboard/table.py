@@ -50,6 +50,13 @@ class Table:
         """Tell whether rows are compared with a highlighted run."""
         return any(row.difference is not None for row in self.rows)
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row per entry, best first, with all digits; `to_frame` says what the columns are."""
+        return to_frame(self)
+
+    def __str__(self) -> str:
+        return render_table(self)
+
 
 def make_table(
     entries: Sequence[Entry],

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -43,10 +44,15 @@ from benchmark.runtime.paths import as_location, cache_dir, index_dir_of, is_rem
 from benchmark.runtime.storage import file_hash, list_files, open_file, state_of, storage_errors
 from benchmark.runtime.tables import column_problem, plain_column, plain_frame, read_footer, read_parquet
 
+if TYPE_CHECKING:
+    from benchmark.pool.streaming import SubsetPipeline
+    from benchmark.scales import Scale
+
 FINGERPRINT_VERSION = 1
 MANY_ROWS = 10_000_000  # from here on several processes hash their uids
 NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
 FOOTER_READ_AHEAD = 1 << 16
+MAX_FRAME_ROWS = 10_000_000  # of a pool that becomes one DataFrame unless more are permitted
 MAX_NEAR = 5  # other pools that an error names
 
 # What reading a damaged .npz raises: numpy parses the header of an array as Python.
@@ -276,6 +282,71 @@ class Pool:
         table = read_parquet(path, columns)
         # A plain RangeIndex even where no column is asked for.
         return plain_frame(table, path) if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
+
+    def to_pandas(self, columns: Sequence[str] | None = None, *, max_rows: int | None = MAX_FRAME_ROWS) -> pd.DataFrame:
+        """Return columns of the metadata (None: all) as one DataFrame: all shards in order, a row per metadata row.
+
+        It is held in memory whole: about 100 bytes a row for the uid, 150 for a caption, 8 for a number. Raises
+        UserError where a column is missing, and where the pool has more than `max_rows` rows (None: no limit);
+        filters see a large pool shard by shard.
+
+        >>> pool.to_pandas(["uid", "text"]).shape
+        (60000, 2)
+        """
+        if not self.metadata_paths:
+            raise UserError(
+                f"{self.dir} has shards only, and a DataFrame is made of metadata: `winnow pool import` makes it",
+                code="metadata-missing",
+            )
+        if max_rows is not None and self.num_rows > max_rows:
+            raise UserError(
+                f"{self.dir} has {self.num_rows:,} rows, more than max_rows={max_rows:,} for one DataFrame; name few "
+                f"columns and give max_rows={self.num_rows}, or None for no limit",
+                code="pool-too-large",
+            )
+        names = list(self.schema(self.metadata_paths[0]).names if columns is None else columns)
+        self.check_columns(names, "to_pandas()")
+        frames = [self.read_columns(path, names) for path in self.metadata_paths]
+        filled = [frame for frame in frames if len(frame)] or frames[:1]  # an empty shard's columns have any type
+        return pd.concat(filled, ignore_index=True)
+
+    def to_webdataset(
+        self,
+        subset: Subset | None = None,
+        *,
+        seed: int = 0,
+        scale: str | Scale | None = None,
+        order: str = "winnow",
+        first_step: int = 0,
+        shuffle_buffer: int = 1000,
+    ) -> SubsetPipeline:
+        """Return a `webdataset` pipeline over the samples of a subset (None: of the pool), read in place, uncopied.
+
+        It yields dicts as `webdataset` does (`__key__`, `__url__`, and bytes by extension: `jpg`, `txt`, `json`, ...),
+        a sample as often as the subset has copies of it, and takes `.decode`, `.to_tuple`, `.batched` and so on. Give
+        it to a `DataLoader` or `webdataset.WebLoader` with any number of workers; ranks are those of `torchrun`.
+
+        `order="winnow"`: the samples of all steps of `scale` as `winnow train` sees them with this seed, from
+        `first_step` on. A rank has its part of each batch, so that a loader with batch_size = scale.batch_size / ranks
+        gives the same batches. A picture that cannot be decoded is yielded as well; training puts another in its
+        place. `order="webdataset"`: every sample once, tars in random order, then a buffer of `shuffle_buffer` samples
+        (0: none); `set_epoch(n)` of the pipeline before each epoch shuffles anew. Ranks differ by one sample at most.
+
+        Raises UserError where the tars are damaged, no sample is there, or ranks do not divide the scale's batch.
+
+        >>> pipeline = pool.to_webdataset(subset, scale="nano", seed=0).decode("pil").to_tuple("jpg", "txt")
+        """
+        from benchmark.pool.streaming import make_pipeline
+
+        return make_pipeline(
+            self,
+            subset,
+            order=order,
+            scale=scale,
+            seed=seed,
+            first_step=first_step,
+            shuffle_buffer=shuffle_buffer,
+        )
 
     def read_features(self, path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Read arrays of the .npz beside a metadata shard, each (rows, dimension).

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmark import __version__
@@ -16,16 +16,18 @@ from benchmark.runtime.files import Json
 
 def last_cost(folder: Path, stage: str) -> dict[str, Json]:
     """Return what a stage cost the last time, as `cost` wrote it; empty where that is not known."""
+    found = [line for line in read_costs(folder) if line.get("stage") == stage]
+    return found[-1] if found else {}
+
+
+def read_costs(folder: Path) -> list[dict[str, Json]]:
+    """Return all lines of a folder's `costs.jsonl`, oldest first; none where there is no such file."""
     path = folder / "costs.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in reversed(lines):
-        try:
-            found: dict[str, Json] = json.loads(line)
-        except ValueError:  # a kill cut it
-            continue
-        if found.get("stage") == stage:
-            return found
-    return {}
+    found: list[dict[str, Json]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):  # a kill truncated it
+            found.append(json.loads(line))
+    return found
 
 
 @contextmanager

@@ -9,13 +9,16 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +83,8 @@ def _map_in_processes(
         try:
             while waiting or position < len(items):
                 while position < len(items) and len(waiting) < 2 * workers:
-                    waiting.append(pool.submit(function, items[position]))
+                    with _own_package_found():
+                        waiting.append(pool.submit(function, items[position]))
                     position += 1
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
@@ -96,6 +100,24 @@ def _map_in_processes(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextmanager
+def _own_package_found() -> Iterator[None]:
+    """Let processes that are spawned meanwhile find this package, though a folder of the user's has its name.
+
+    They look along this process's `sys.path`, and are sent functions before any code of ours can run in them.
+    """
+    found = PathFinder.find_spec("benchmark", sys.path)
+    own = ROOT_DIR / "benchmark" / "__init__.py"
+    if found is None or (found.origin is not None and Path(found.origin).resolve() == own):
+        yield
+        return
+    sys.path.insert(0, str(ROOT_DIR))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(ROOT_DIR))
 
 
 def _begin(plugins: tuple[str, ...] | None) -> None:

@@ -1,0 +1,1 @@
+"""What notebooks and other programs use: `import winnow as wb` hands these names on."""

@@ -1,0 +1,19 @@
+# For type checkers: a module that is a single file cannot say that it has types, so its stubs are a package.
+from benchmark import Pool as Pool
+from benchmark import PoolView as PoolView
+from benchmark import Subset as Subset
+from benchmark import UserError as UserError
+from benchmark import __version__ as __version__
+from benchmark import compare as compare
+from benchmark import open_experiment as open_experiment
+from benchmark import open_pool as open_pool
+from benchmark import read_board as read_board
+from benchmark import read_subset as read_subset
+from benchmark import register_filter as register_filter
+from benchmark import register_selector as register_selector
+from benchmark import register_signal as register_signal
+from benchmark import register_suite as register_suite
+from benchmark import register_task as register_task
+from benchmark import rule as rule
+from benchmark import score as score
+from benchmark import select as select
