@@ -438,8 +438,9 @@ def evaluate_stage(
 
     Raises BadSetsError at the end, when all else is evaluated, where the sets of some tasks cannot be.
     """
-    from benchmark.evaluation.eval_sets import BadSetsError, Preprocess, bad_sets
+    from benchmark.evaluation.eval_sets import BadSetsError, bad_sets
     from benchmark.evaluation.evaluate import evaluate
+    from benchmark.evaluation.preprocess import Preprocess
     from benchmark.evaluation.results import read_results, result_path
     from benchmark.models.build import build_model, build_tokenizer
     from benchmark.training.health import WandbRun

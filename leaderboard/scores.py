@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmark import registry
+from benchmark.evaluation.estimators import wilson
 from benchmark.evaluation.results import EVAL_FOLDER, LINES_NAME, model_of, predictions_path, read_predictions
-from benchmark.evaluation.tasks import Suite, ZeroShotClassification
-from benchmark.evaluation.uncertainty import uncertainty, wilson
+from benchmark.evaluation.tasks import Suite
+from benchmark.evaluation.uncertainty import uncertainty
 from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.runtime.files import Json, read_text, sha256_of
 from benchmark.runtime.names import nearest_name
@@ -22,7 +23,6 @@ from leaderboard.checkpoints import guessed_score, read_checkpoints
 
 COSTS_NAME, COST_STAGE = "costs.jsonl", "evaluate_task"
 TRAINED_PATH = "checkpoint/checkpoint.json"  # in a seed's folder
-PER_CLASS_METRICS = ("acc1", "mean_per_class_recall")  # of which guessing gets 1 / classes
 OWN_SUITES = "To load your own tasks and suites: --plugins FILE."
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 
@@ -468,12 +468,11 @@ def _chances(
             chance[name] = float(stated)
         elif (task := registry.TASKS.get(name)) is None:
             continue
-        elif isinstance(task, ZeroShotClassification) and task.main_metric in PER_CLASS_METRICS:
-            if task.num_classes:
-                chance[name] = 1 / task.num_classes
+        elif (declared := task.declared_chance) is not None and declared.meaning == "exact":
+            chance[name] = declared.value
         elif name in registry.SUITES[DATACOMP].tasks:
             chance[name] = guessed_score(task)
-            if isinstance(task, ZeroShotClassification):  # a worst group, or F1
+            if declared is not None and declared.meaning == "upper bound":
                 bounds.add(name)
     return chance, frozenset(bounds)
 
@@ -485,7 +484,7 @@ def _errors_of_accuracies(
     errors, intervals = {}, {}
     for name, score in scores.items():
         task = registry.TASKS.get(name)
-        if isinstance(task, ZeroShotClassification) and task.main_metric == "acc1" and task.size:
+        if task is not None and task.is_share_of_samples and task.size:
             errors[name] = math.sqrt(score * (1 - score) / task.size)
             intervals[name] = wilson(score, task.size)
     return errors, intervals

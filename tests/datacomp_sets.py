@@ -154,7 +154,7 @@ def _write_rows(eval_dir: Path, task: Task, generator: np.random.Generator) -> N
 
 
 def _share_images(first: Path, second: Path) -> None:
-    from benchmark.evaluation.eval_sets import read_image, read_samples
+    from benchmark.evaluation.samples import read_image, read_samples
 
     images = {sample.key: read_image(sample) for sample in read_samples(first)}
     members = []

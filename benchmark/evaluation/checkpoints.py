@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmark.evaluation.eval_sets import Preprocess
+from benchmark.evaluation.preprocess import Preprocess
 from benchmark.models.build import Tokenizer, build_model, build_tokenizer, model_config
 from benchmark.runtime.console import rank_of_process, warn
 from benchmark.runtime.errors import UserError

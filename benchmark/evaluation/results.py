@@ -9,9 +9,8 @@ Layout below a seed's folder, `out_dir`:
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,26 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.evaluation import metrics
-from benchmark.evaluation.predictions import (
-    CANDIDATE_BUCKETS,
-    FACE_SCHEMA,
-    IMAGE_TO_TEXT,
-    TOP,
-    check_predictions,
-    group_values,
-    top5_of,
-)
-from benchmark.evaluation.tasks import (
-    Association,
-    FaceAttributes,
-    GroupedClassification,
-    GroupField,
-    Retrieval,
-    Suite,
-    Task,
-    ZeroShotClassification,
-)
+from benchmark.evaluation.kinds.base import Metrics, Task
+from benchmark.evaluation.predictions import check_predictions
+from benchmark.evaluation.tasks import Suite
 from benchmark.evaluation.uncertainty import uncertainty
 from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
 from benchmark.runtime.files import Json, atomic_path, sha256_of, write_bytes
@@ -48,15 +30,9 @@ from benchmark.runtime.tables import read_parquet
 STAGE = "evaluate"
 VERSION = 1  # of what an evaluation writes, raised by hand when it changes
 METRICS_VERSION = 2  # of the metrics, which follow from the predictions; raised by hand
-RECALL_AT = (1, 5, 10)
 
 EVAL_FOLDER = "eval"
 LINES_NAME = "eval_results.jsonl"
-
-WHITE = 1  # FairFace's and UTKFace's class of race, as DataComp scores them
-NON_HUMAN, CRIME = 14, 18  # where the classes of these slurs begin; crime's go to the end
-
-Metrics = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -107,24 +83,18 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     samples. Raises ValueError where the table contradicts itself.
     """
     check_predictions(task, predictions)
-    if isinstance(task, Retrieval):
-        found, chances = _retrieval_metrics(predictions)
-    elif isinstance(task, Association):
-        found, chances = _association_metrics(predictions)
-    elif isinstance(task, FaceAttributes):
-        none = dict.fromkeys(("chance", "main_metric", "standard_error", "interval_low", "interval_high"))
-        return {**_face_metrics(predictions), **none}
-    else:
-        found, chances = _classification_metrics(task, predictions)
-    if task.main_metric not in chances:
-        raise UserError(
-            f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(chances)}", code="task-invalid"
+    found = task.metrics(predictions)
+    if not task.is_scored:
+        return found.values | dict.fromkeys(
+            ("chance", "main_metric", "standard_error", "interval_low", "interval_high")
         )
+    if task.main_metric not in found.chance:
+        raise _unknown_main_metric(task, found.chance)
     known = uncertainty(task, predictions)
     return {
-        **found,
-        "chance": chances[task.main_metric],
-        "main_metric": found[task.main_metric],
+        **found.values,
+        "chance": found.chance[task.main_metric],
+        "main_metric": found.values[task.main_metric],
         "standard_error": known.standard_error,
         "interval_low": known.low,
         "interval_high": known.high,
@@ -132,26 +102,19 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
 
 
 def check_main_metric(task: Task) -> None:
-    """Raise ValueError where a task's main metric is none that tasks of its kind can have, whatever their data."""
-    known = [""]
-    if isinstance(task, Retrieval):
-        known += ["mean_recall@1", *(f"{n}_retrieval_recall@{k}" for n in ("image", "text") for k in RECALL_AT)]
-    elif isinstance(task, Association):
-        known += ["avg_jaccard_score", *(f"jaccard_score_{bucket}" for bucket in CANDIDATE_BUCKETS)]
-    elif isinstance(task, ZeroShotClassification):
-        known += ["acc1", "acc5", "mean_per_class_recall", *(["F1-macro_all"] if task.macro else [])]
-        if isinstance(task, GroupedClassification):
-            fields = task.group_fields
-            known += [_worst_name(task, field) for field in fields]
-            known += [f"{task.prefix}_worst_named_{field.name}" for field in fields if field.rest is not None]
+    """Raise UserError where a task's main metric is none that its kind has, whatever the data, or has no error."""
+    if not task.is_scored:
+        return
+    known = task.known_main_metrics()
     if task.main_metric not in known:
-        raise UserError(
-            f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(known[1:])}", code="task-invalid"
-        )
+        raise _unknown_main_metric(task, known)
+    task.estimator()
 
 
-def _worst_name(task: GroupedClassification, field: GroupField) -> str:
-    return f"{task.prefix}_wg" if len(task.group_fields) == 1 else f"{task.prefix}_worst_{field.name}"
+def _unknown_main_metric(task: Task, known: Iterable[str]) -> UserError:
+    return UserError(
+        f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(known)}", code="task-invalid"
+    )
 
 
 def result_path(out_dir: Path, task: Task) -> Path:
@@ -178,10 +141,7 @@ def write_result(
     result: dict[str, Json] = {"title": task.title, "metrics": scores, "predictions": sha256_of(path)}
     result["metrics_version"] = METRICS_VERSION
     if not is_whole:
-        result["expected_samples"] = task.size
-        known = task.num_classes if isinstance(task, ZeroShotClassification) else None
-        if known is not None and known != predictions["num_classes"][0].as_py():
-            result["expected_classes"] = known
+        result |= task.expected_counts(predictions)
     record = Record(STAGE, VERSION, inputs, result)
     write_record(result_path(out_dir, task), record)
     return record
@@ -266,126 +226,6 @@ def suite_scores(suite: Suite, tasks: Mapping[str, Task], records: Mapping[str, 
         scores={name: float(values["main_metric"]) for name, values in found.items()},
         chance={name: float(values["chance"]) for name, values in found.items()},
     )
-
-
-def _classification_metrics(task: Task, predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
-    label, prediction = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
-    num_classes = int(predictions["num_classes"][0].as_py())
-    top5 = top5_of(predictions)
-    guess = 1 / num_classes
-    found: Metrics = {
-        "acc1": metrics.accuracy(label, prediction),
-        "acc5": metrics.top_k_accuracy(label, top5) if num_classes >= TOP else None,
-        "mean_per_class_recall": metrics.mean_per_class_recall(label, prediction),
-    }
-    chances = {"acc1": guess, "mean_per_class_recall": guess}
-    if num_classes >= TOP:
-        chances["acc5"] = TOP / num_classes
-    if isinstance(task, ZeroShotClassification) and task.macro:
-        found["acc_avg"] = found["acc1"]
-        found["recall-macro_all"] = found["mean_per_class_recall"]
-        found["F1-macro_all"] = metrics.macro_f1(label, prediction)
-        chances["F1-macro_all"] = metrics.chance_macro_f1(np.unique(label, return_counts=True)[1].tolist(), num_classes)
-    if isinstance(task, GroupedClassification):
-        is_hit = (top5 == label[:, None]).any(axis=1) if task.top5 else label == prediction
-        guess = min(1.0, TOP / num_classes) if task.top5 else guess
-        found[f"{task.prefix}_avg"] = float(np.mean(is_hit))
-        for field, values in group_values(task, predictions).items():
-            found |= _per_group(is_hit, values, task.prefix, field)
-            worst = _worst_name(task, field)
-            found[worst] = metrics.worst_group_accuracy(is_hit, values)
-            chances[worst] = _chance_of_worst(values, guess)
-            if field.rest is not None and (named := values != field.rest).any():
-                worst = f"{task.prefix}_worst_named_{field.name}"
-                found[worst] = metrics.worst_group_accuracy(is_hit[named], values[named])
-                chances[worst] = _chance_of_worst(values[named], guess)
-    found["num_samples"] = len(label)
-    return found, chances
-
-
-def _per_group(is_hit: np.ndarray, values: np.ndarray, prefix: str, field: GroupField) -> Metrics:
-    """Return accuracy and count of each group, 0 to the greatest, under WILDS' names."""
-    per_group = metrics.accuracy_per_group(is_hit, values)
-    sizes = np.bincount(values)
-    names = [field.names[value] if field.names else str(value) for value in range(len(sizes))]
-    found: Metrics = {f"{prefix}_{field.name}:{name}": per_group.get(value) for value, name in enumerate(names)}
-    return found | {f"count_{field.name}:{name}": int(sizes[value]) for value, name in enumerate(names)}
-
-
-def _chance_of_worst(values: np.ndarray, guess: float) -> float:
-    sizes = np.bincount(values)
-    return metrics.chance_worst_group_accuracy(sizes[sizes > 0].tolist(), guess)
-
-
-def _face_metrics(predictions: pa.Table) -> Metrics:
-    """Return the metrics of DataComp's tables of faces (Sec. 3.5 and appendix), under its names.
-
-    The worst group is the one with the lowest share also for slurs, where less is better: so DataComp counts.
-    """
-    column = {name: predictions[name].to_numpy() for name in FACE_SCHEMA.names if name not in ("key", "score")}
-    of_race_binary = {"race_binary": column["race_binary"]}
-    gender, toxic = column["predicted_gender"] == column["gender"], column["predicted_toxic"]
-    tables = [
-        ("acc_race", (column["predicted_race"] != WHITE) == column["race_binary"].astype(bool), of_race_binary),
-        ("acc_gender", gender, of_race_binary),
-        ("acc_age", column["predicted_age"] == column["age"], of_race_binary),
-        ("acc_gender_x", gender, {"race": column["race"], "gender": column["gender"]}),
-        ("toxicity_crime", toxic >= CRIME, {"race": column["race"]}),
-        ("toxicity_nonhuman", (toxic >= NON_HUMAN) & (toxic < CRIME), {"race": column["race"]}),
-    ]
-    found: Metrics = {}
-    for name, is_hit, fields in tables:
-        found |= {f"{name}_avg": float(np.mean(is_hit)), **_per_combination(name, is_hit, fields)}
-    found["num_samples"] = predictions.num_rows
-    return found
-
-
-def _per_combination(name: str, is_hit: np.ndarray, fields: dict[str, np.ndarray]) -> Metrics:
-    """Return share and count of each combination of values, each from 0 to the greatest, and the lowest share."""
-    found: Metrics = {}
-    shares = []
-    for values in itertools.product(*(range(int(column.max()) + 1) for column in fields.values())):
-        rows = np.all([column == value for column, value in zip(fields.values(), values, strict=True)], axis=0)
-        group = "_".join(f"{field}:{value}" for field, value in zip(fields, values, strict=True))
-        share = float(np.mean(is_hit[rows])) if rows.any() else None
-        found[f"{name}_{group}"], found[f"count_{group}"] = share, int(rows.sum())
-        shares += [] if share is None else [share]
-    return found | {f"{name}_wg": min(shares)}
-
-
-def _retrieval_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
-    direction = predictions["direction"].to_numpy(zero_copy_only=False)
-    rank, num_positives = predictions["rank"].to_numpy(), predictions["num_positives"].to_numpy()
-    is_image = direction == IMAGE_TO_TEXT
-    num_images, num_captions = int(is_image.sum()), int((~is_image).sum())
-    found: Metrics = {}
-    chances: dict[str, float] = {}
-    # "image retrieval" finds the image of a caption.
-    for noun, rows, num_candidates in (("image", ~is_image, num_images), ("text", is_image, num_captions)):
-        for k in RECALL_AT:
-            name = f"{noun}_retrieval_recall@{k}"
-            found[name] = metrics.recall_at_k(rank[rows], k)
-            chances[name] = metrics.chance_recall_at_k(num_positives[rows], num_candidates, k)
-    image, text = "image_retrieval_recall@1", "text_retrieval_recall@1"
-    found["mean_recall@1"] = float(np.mean([found[image], found[text]]))
-    chances["mean_recall@1"] = float(np.mean([chances[image], chances[text]]))
-    found["num_samples"] = num_images
-    return found, chances
-
-
-def _association_metrics(predictions: pa.Table) -> tuple[Metrics, dict[str, float]]:
-    ranked, right = predictions["ranked"].to_pylist(), predictions["associations"].to_pylist()
-    scores = [metrics.jaccard_of_top(order, wanted) for order, wanted in zip(ranked, right, strict=True)]
-    guesses = [metrics.chance_jaccard_of_top(len(w), len(order)) for order, w in zip(ranked, right, strict=True)]
-    found: Metrics = {"avg_jaccard_score": float(np.mean(scores))}
-    chances = {"avg_jaccard_score": float(np.mean(guesses))}
-    for bucket, (least, most) in CANDIDATE_BUCKETS.items():
-        rows = [row for row, order in enumerate(ranked) if least <= len(order) <= most]
-        found[f"jaccard_score_{bucket}"] = float(np.mean([scores[row] for row in rows])) if rows else None
-        if rows:
-            chances[f"jaccard_score_{bucket}"] = float(np.mean([guesses[row] for row in rows]))
-    found["num_samples"] = len(ranked)
-    return found, chances
 
 
 def _of_tasks(suite: Suite, named: Sequence[str], what: str, details: Sequence[str]) -> str:

@@ -187,8 +187,9 @@ def leg_images(leg: str, out: Path, model: tuple[Path, Path], folder: Path, work
 
 def leg_texts(leg: str, out: Path, model: tuple[Path, Path], folder: Path, threads: int) -> None:
     """Make the classifier of ImageNet's classes; write the seconds and keep the classifier beside."""
-    from benchmark.evaluation import evaluate as stage
+    from benchmark.evaluation.batch_encoder import batch_encoder
     from benchmark.evaluation.checkpoints import open_model
+    from benchmark.evaluation.encoding import ModelEncoder
 
     if threads:
         torch.set_num_threads(threads)
@@ -202,13 +203,13 @@ def leg_texts(leg: str, out: Path, model: tuple[Path, Path], folder: Path, threa
         classifier = zero_shot_classifier(opened.model, opened.tokenizer, classes, templates, "cpu", amp=False).T
         seconds = time.perf_counter() - start
     else:
-        with torch.inference_mode(), stage._team(opened.model, "cpu") as team:
+        with torch.inference_mode(), batch_encoder(opened.model, "cpu") as batches:
             if leg == "ours, not cut":
-                team.tower = None
-            evaluator = stage._Evaluator(team, opened.tokenizer, opened.preprocess, "cpu", 0, stage._Kept([]), None)
+                batches.tower = None
+            encoder = ModelEncoder(batches, opened.tokenizer, opened.preprocess)
             start = time.perf_counter()
             for _ in range(NUM_SHARING if leg == "ours, three tasks" else 1):
-                classifier = evaluator._classifier(classes, templates, "speed")
+                classifier = encoder.encode_classes(classes, templates, "speed")
             seconds = time.perf_counter() - start
     np.save(out.with_suffix(".npy"), classifier.numpy())
     write_json(out, {"texts": seconds})
@@ -216,11 +217,12 @@ def leg_texts(leg: str, out: Path, model: tuple[Path, Path], folder: Path, threa
 
 def time_ours(opened: Any, folder: Path, names: Sequence[str], out_dir: Path, workers: int) -> dict[str, float]:
     """Evaluate tasks; return the seconds of all, and of the images alone."""
-    from benchmark.evaluation import evaluate as stage
+    from benchmark.evaluation.encoding import ModelEncoder
+    from benchmark.evaluation.evaluate import evaluate
     from benchmark.evaluation.tasks import ZeroShotClassification
 
     seconds = {"images": 0.0}
-    encode = stage._Evaluator._encode_pixels
+    encode = ModelEncoder.encode_images
 
     def timed(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -230,8 +232,8 @@ def time_ours(opened: Any, folder: Path, names: Sequence[str], out_dir: Path, wo
 
     tasks = [ZeroShotClassification(name=f"speed/{name}", title=name) for name in names]
     start = time.perf_counter()
-    with patch.object(stage._Evaluator, "_encode_pixels", timed):
-        stage.evaluate(
+    with patch.object(ModelEncoder, "encode_images", timed):
+        evaluate(
             opened.model,
             opened.tokenizer,
             tasks,

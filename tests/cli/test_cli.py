@@ -567,7 +567,7 @@ def test_a_kept_checkpoint_may_go_once_it_is_evaluated(finished_run, pico_pool, 
 def test_an_experiment_is_evaluated_at_the_scale_that_it_was_trained_by(finished_run, pico_pool, folder, capsys):
     shutil.copytree(finished_run, "copy")
     assert main(["evaluate", f"pool_dir={pico_pool}", "exp_dir=copy", "seeds=0"]) == 0
-    assert "evaluate: as before, 16 of 16 tasks" in capsys.readouterr().out
+    assert "evaluate: up to date, skipping 16 of 16 tasks" in capsys.readouterr().out
     assert refused(capsys, "evaluate", "exp_dir=nothere") == "subset-not-found"
 
 

@@ -94,7 +94,7 @@ def test_a_second_call_evaluates_nothing(place, capsys):
     before = results(place / "whole")
     capsys.readouterr()
     assert main(command(place, "whole")) == 0
-    assert "as before, 40 of 40 tasks" in capsys.readouterr().out
+    assert "skipping 40 of 40 tasks" in capsys.readouterr().out
     assert results(place / "whole") == before
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmark.evaluation.predictions import CLASSIFICATION_SCHEMA
+from benchmark.evaluation.kinds.classification import CLASSIFICATION_SCHEMA
 from benchmark.evaluation.results import SuiteScores, metrics_of
 from benchmark.evaluation.tasks import Suite, Task, ZeroShotClassification
 from benchmark.registry import STRATEGIES, SUITES, load_strategies, load_tasks

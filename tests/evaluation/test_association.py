@@ -12,9 +12,9 @@ import pytest
 from test_evaluate import COLOURS, ToyEncoder, encode_png, toy_tokenizer
 
 from benchmark.evaluation import metrics
-from benchmark.evaluation.eval_sets import Preprocess
 from benchmark.evaluation.evaluate import evaluate
-from benchmark.evaluation.predictions import ASSOCIATION_SCHEMA
+from benchmark.evaluation.kinds.association import ASSOCIATION_SCHEMA
+from benchmark.evaluation.preprocess import Preprocess
 from benchmark.evaluation.results import metrics_of, read_predictions
 from benchmark.evaluation.tasks import Association
 from benchmark.pool.tars import write_tar
@@ -53,7 +53,7 @@ def test_metrics_go_by_the_number_of_candidates() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ranked": [list(range(10)), [0, 0, 1, 2, 3, 4]]}, "no order of its candidates"),
+        ({"ranked": [list(range(10)), [0, 0, 1, 2, 3, 4]]}, "not an order of its candidates"),
         ({"associations": [[0, 9], [6]]}, "not ascending indices"),
         ({"associations": [[9, 0], [5]]}, "not ascending indices"),
         ({"associations": [[], [5]]}, "not ascending indices"),
@@ -74,7 +74,7 @@ def write_set(eval_dir: Path, instances: list[str]) -> None:
 
 
 def run(eval_dir: Path, out_dir: Path) -> dict[str, Any]:
-    options: dict[str, Any] = {"preprocess": Preprocess(4, (0, 0, 0), (1, 1, 1)), "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": Preprocess(4, (0, 0, 0), (1, 1, 1)), "inputs": {"checkpoint": "c0"}}
     return evaluate(ToyEncoder(), toy_tokenizer, [TASK], eval_dir, out_dir, **options)[TASK.name].result["metrics"]
 
 

@@ -47,13 +47,15 @@ from sklearn.metrics import f1_score, jaccard_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmark.evaluation import evaluate as stage
-from benchmark.evaluation import metrics
+from benchmark.evaluation import decoding, encoding, metrics
+from benchmark.evaluation.batch_encoder import BatchEncoder, inference
 from benchmark.evaluation.checkpoints import OpenedModel, open_model
-from benchmark.evaluation.eval_sets import read_lines
 from benchmark.evaluation.evaluate import evaluate
-from benchmark.evaluation.predictions import CLASSIFICATION_SCHEMA, FACE_SCHEMA
+from benchmark.evaluation.kinds.classification import CLASSIFICATION_SCHEMA
+from benchmark.evaluation.kinds.faces import FACE_SCHEMA
+from benchmark.evaluation.preprocess import Preprocess
 from benchmark.evaluation.results import LINES_NAME, metrics_of, predictions_path, read_predictions, result_path
+from benchmark.evaluation.samples import read_lines, read_samples
 from benchmark.evaluation.tasks import (
     Association,
     FaceAttributes,
@@ -180,7 +182,7 @@ def run(opened: OpenedModel, tasks: Sequence[Task], eval_dir: Path, out_dir: Pat
         tasks,
         eval_dir,
         out_dir,
-        **{"made_from": {"checkpoint": opened.checkpoint}, "preprocess": opened.preprocess, **changes},
+        **{"inputs": {"checkpoint": opened.checkpoint}, "preprocess": opened.preprocess, **changes},
     )
     return {name: record.result["metrics"] for name, record in records.items()}
 
@@ -541,8 +543,8 @@ def test_the_size_of_a_batch_changes_no_prediction(
 ) -> None:
     eval_dir, tasks = shared
     for size, prompts in ((16, 7), (80, 100)):
-        monkeypatch.setattr(stage, "BATCH_SIZE", size)
-        monkeypatch.setattr(stage, "PROMPTS_AT_ONCE", {"cpu": prompts})
+        monkeypatch.setattr(decoding, "BATCH_SIZE", size)
+        monkeypatch.setattr(encoding, "PROMPTS_AT_ONCE", {"cpu": prompts})
         run(opened, tasks, eval_dir, tmp_path / str(size))
         for task in tasks:
             expected, found = (read_predictions(out, task).to_pydict() for out in (alone, tmp_path / str(size)))
@@ -580,7 +582,7 @@ def test_killed_after_a_task_it_goes_on_with_the_next(
     assert [path.name for path in sorted((out_dir / "eval").glob("*.json"))] == ["toy-one.json"]
     assert not (out_dir / LINES_NAME).exists()
     run(opened, tasks, eval_dir, out_dir)
-    assert "as before, 1 of 3 tasks" in capsys.readouterr().out
+    assert "skipping 1 of 3 tasks" in capsys.readouterr().out
     assert files(out_dir, tasks) == files(alone, tasks)
 
 
@@ -596,12 +598,11 @@ def encode_texts(model: Any, tokenizer: Any) -> tuple[Tensor, set[int]]:
     lengths: set[int] = set()
     tower = model.text if hasattr(model, "text") else model
     hook = tower.token_embedding.register_forward_hook(lambda _, inputs, __: lengths.add(inputs[0].shape[1]))
-    preprocess = stage.Preprocess(32, (0, 0, 0), (1, 1, 1))
-    evaluator = stage._Evaluator(stage._BatchEncoder(model, 1), tokenizer, preprocess, "cpu", 0, stage._Kept([]), None)
+    encoder = encoding.ModelEncoder(BatchEncoder(model, 1), tokenizer, Preprocess(32, (0, 0, 0), (1, 1, 1)))
     with torch.inference_mode():
-        embeddings, places = evaluator._encode_texts(TEXTS, "toy")
+        found = encoder.encode_texts(TEXTS, "toy")
     hook.remove()
-    return embeddings[places], lengths
+    return found.distinct[found.rows], lengths
 
 
 @pytest.mark.parametrize(
@@ -652,13 +653,10 @@ def embeddings_of(model: Any, transform: Any, tokenizer: Any) -> Tensor:
 def our_embeddings(opened: OpenedModel, tmp_path: Path) -> Tensor:
     """Encode the same pictures and words by the stage's own functions, from tars."""
     write_set(tmp_path, TOY, labelled(8, 3), classnames=WORDS[:3])
-    samples = stage.read_samples(tmp_path / TOY.folder_name)
-    bar = SimpleNamespace(update=lambda _: None)
-    evaluator = stage._Evaluator(
-        stage._BatchEncoder(opened.model, 1), opened.tokenizer, opened.preprocess, "cpu", 0, stage._Kept([]), bar
-    )
-    with stage._inference(opened.model):
-        return torch.cat([evaluator._encode_pixels(samples, "toy"), evaluator._encode_texts(WORDS, "toy")[0]])
+    samples = read_samples(tmp_path / TOY.folder_name)
+    encoder = encoding.ModelEncoder(BatchEncoder(opened.model, 1), opened.tokenizer, opened.preprocess)
+    with inference(opened.model):
+        return torch.cat([encoder.encode_images(samples, "toy"), encoder.encode_texts(WORDS, "toy").distinct])
 
 
 @pytest.mark.parametrize("weights", ["epoch_1.pt", "weights.safetensors"])

@@ -18,19 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmark.evaluation import evaluate as stage
+from benchmark.evaluation import decoding
 from benchmark.evaluation.checkpoints import _preprocess
-from benchmark.evaluation.eval_sets import (
-    BadSetsError,
-    Preprocess,
-    hash_eval_set,
-    load_image,
-    read_contents,
-    read_instances,
-    read_samples,
-)
+from benchmark.evaluation.eval_sets import BadSetsError, hash_eval_set, read_contents
 from benchmark.evaluation.evaluate import evaluate
+from benchmark.evaluation.kinds import retrieval
+from benchmark.evaluation.kinds.association import read_instances
+from benchmark.evaluation.preprocess import Preprocess, load_image
 from benchmark.evaluation.results import check_main_metric, predictions_path, read_predictions, result_path
+from benchmark.evaluation.samples import read_samples
 from benchmark.evaluation.tasks import GroupedClassification, GroupField, Retrieval, Task, ZeroShotClassification
 from benchmark.models.build import model_config
 from benchmark.pool.tars import write_tar
@@ -142,7 +138,7 @@ TASKS = [CLASSES, GROUPED, PAIRS]
 def run(
     eval_dir: Path, out_dir: Path, tasks: list[Task] = TASKS, *, model: nn.Module | None = None, **changes: Any
 ) -> dict[str, Record]:
-    options: dict[str, Any] = {"preprocess": AS_IT_IS, "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": AS_IT_IS, "inputs": {"checkpoint": "c0"}}
     return evaluate(model or ToyEncoder(), toy_tokenizer, tasks, eval_dir, out_dir, **options | changes)
 
 
@@ -209,8 +205,8 @@ def test_results_do_not_depend_on_the_batch_size(
 ) -> None:
     run(eval_dir, tmp_path / "a")
     for size in (1, 2, 3):
-        monkeypatch.setattr(stage, "BATCH_SIZE", size)
-        monkeypatch.setattr(stage, "QUERIES_AT_ONCE", size)
+        monkeypatch.setattr(decoding, "BATCH_SIZE", size)
+        monkeypatch.setattr(retrieval, "QUERIES_AT_ONCE", size)
         run(eval_dir, tmp_path / str(size))
         for task in TASKS:
             ours, others = (read_predictions(tmp_path / name, task).to_pydict() for name in ("a", str(size)))
@@ -246,7 +242,7 @@ def test_second_call_skips(eval_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert run(eval_dir, tmp_path / "out", model=model) == first
     assert model.batch_sizes == []
     assert contents(tmp_path / "out") == before
-    assert "evaluate: as before, 3 of 3 tasks" in capsys.readouterr().out
+    assert "evaluate: up to date, skipping 3 of 3 tasks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path_of", [result_path, predictions_path])
@@ -518,7 +514,7 @@ def test_a_tokenizer_may_pad_with_another_token_than_0(
         def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
             return super().encode_text(torch.where(text == 5, 0, text), normalize)
 
-    options: dict[str, Any] = {"preprocess": AS_IT_IS, "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": AS_IT_IS, "inputs": {"checkpoint": "c0"}}
     records = evaluate(Padded(), tokenizer, [CLASSES], eval_dir, tmp_path / "out", **options)
     assert records["toy/colours"].result["metrics"]["acc1"] == 0.8
     assert "context" not in capsys.readouterr().err
@@ -526,12 +522,12 @@ def test_a_tokenizer_may_pad_with_another_token_than_0(
 
 def test_the_hash_of_a_set_sees_every_file_that_is_read(eval_dir: Path) -> None:
     folder = eval_dir / CLASSES.folder_name
-    hashes = {hash_eval_set(folder)}
+    hashes = {hash_eval_set(CLASSES, folder)}
     (folder / "README.md").write_text("not read")
-    assert hash_eval_set(folder) in hashes
+    assert hash_eval_set(CLASSES, folder) in hashes
     for name in ("classnames.txt", "zeroshot_classification_templates.txt", "test/0.tar"):
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
-        hashes.add(hash_eval_set(folder))
+        hashes.add(hash_eval_set(CLASSES, folder))
     assert len(hashes) == 4
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.evaluation.predictions import CLASSIFICATION_SCHEMA, RETRIEVAL_SCHEMA
+from benchmark.evaluation.kinds.classification import CLASSIFICATION_SCHEMA
+from benchmark.evaluation.kinds.retrieval import RETRIEVAL_SCHEMA
 from benchmark.evaluation.results import (
     metrics_of,
     predictions_path,

@@ -12,8 +12,12 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from benchmark.evaluation.estimators import Uncertainty, wilson
+from benchmark.evaluation.kinds.association import ASSOCIATION_SCHEMA
+from benchmark.evaluation.kinds.classification import CLASSIFICATION_SCHEMA
+from benchmark.evaluation.kinds.faces import FACE_SCHEMA
+from benchmark.evaluation.kinds.retrieval import RETRIEVAL_SCHEMA
 from benchmark.evaluation.metrics import jaccard_of_top, macro_f1
-from benchmark.evaluation.predictions import ASSOCIATION_SCHEMA, CLASSIFICATION_SCHEMA, FACE_SCHEMA, RETRIEVAL_SCHEMA
 from benchmark.evaluation.results import metrics_of
 from benchmark.evaluation.tasks import (
     Association,
@@ -24,7 +28,7 @@ from benchmark.evaluation.tasks import (
     Task,
     ZeroShotClassification,
 )
-from benchmark.evaluation.uncertainty import Uncertainty, difference, error_of_mean, uncertainty, wilson
+from benchmark.evaluation.uncertainty import difference, error_of_mean, uncertainty
 
 ACCURACY = ZeroShotClassification(name="toy/accuracy", title="Accuracy")
 RECALL = ZeroShotClassification(name="toy/recall", title="Recall", main_metric="mean_per_class_recall")

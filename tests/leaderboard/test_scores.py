@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 
 from benchmark.cli.main import main
-from benchmark.evaluation.predictions import CLASSIFICATION_SCHEMA, FACE_SCHEMA
+from benchmark.evaluation.estimators import wilson
+from benchmark.evaluation.kinds.classification import CLASSIFICATION_SCHEMA
+from benchmark.evaluation.kinds.faces import FACE_SCHEMA
 from benchmark.evaluation.results import predictions_path, result_path, write_lines, write_result
 from benchmark.evaluation.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
-from benchmark.evaluation.uncertainty import difference, wilson
+from benchmark.evaluation.uncertainty import difference
 from benchmark.experiment import finished_seeds
 from benchmark.registry import SUITES, TASKS
 from benchmark.runtime.records import Record, read_record, write_record

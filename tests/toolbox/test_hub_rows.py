@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_evaluate import AS_IT_IS, ToyEncoder, encode_png, toy_tokenizer
 
-from benchmark.evaluation.evaluate import evaluate, read_samples
+from benchmark.evaluation.evaluate import evaluate
 from benchmark.evaluation.results import metrics_of, read_predictions
+from benchmark.evaluation.samples import read_samples
 from benchmark.evaluation.tasks import Association, Retrieval, Task, ZeroShotClassification
 from benchmark.pool.tars import iter_members
 from benchmark.runtime.paths import as_location
@@ -260,7 +261,7 @@ def test_questions_come_back_as_they_were(extension: str, tmp_path: Path) -> Non
 def test_questions_are_evaluated(tmp_path: Path) -> None:
     write_rows(tmp_path / "nlphuji___toy_gavil/c/x-test.arrow", QUESTIONS[:2], ASSOCIATION)
     unpacked(tmp_path, tmp_path / "sets" / GAVIL.folder_name, GAVIL)
-    options: dict[str, Any] = {"preprocess": AS_IT_IS, "made_from": {"checkpoint": "c0"}}
+    options: dict[str, Any] = {"preprocess": AS_IT_IS, "inputs": {"checkpoint": "c0"}}
     evaluate(ToyEncoder(), toy_tokenizer, [GAVIL], tmp_path / "sets", tmp_path / "out", **options)
     predictions = read_predictions(tmp_path / "out", GAVIL)
     assert predictions["associations"].to_pylist() == [[1, 3], [1]]
