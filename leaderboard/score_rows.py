@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmark.evaluation.estimators import difference_of
 from benchmark.evaluation.results import normalised, read_predictions
 from benchmark.evaluation.tasks import Suite, Task
-from benchmark.evaluation.uncertainty import difference, difference_of, error_of_mean
+from benchmark.evaluation.uncertainty import difference, error_of_mean
 from benchmark.runtime.text_tables import shortened
 from leaderboard.entries import Board, board_named, has_board, read_entries, read_other_pools
 from leaderboard.peers import Peers, SeedScores, entries_on, seed_scores_of

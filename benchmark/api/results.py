@@ -15,7 +15,8 @@ from benchmark.runtime.costs import read_costs
 from benchmark.runtime.errors import NotFoundError, UnknownNameError
 from benchmark.runtime.names import nearest_name
 from leaderboard.entries import board_named, read_entries, read_other_pools
-from leaderboard.score_table import Evaluation, evaluation_of, spell_evaluation, to_frame
+from leaderboard.score_rows import Evaluation
+from leaderboard.score_table import evaluation_of, spell_evaluation, to_frame
 from leaderboard.scores import ScoreSet, read_scores
 from leaderboard.table import Table, make_table
 

@@ -298,10 +298,11 @@ class Pool:
                 f"{self.dir} has shards only, and a DataFrame is made of metadata: `winnow pool import` makes it",
                 code="metadata-missing",
             )
-        if max_rows is not None and self.num_rows > max_rows:
+        num_rows = self.count_rows()
+        if max_rows is not None and num_rows > max_rows:
             raise UserError(
-                f"{self.dir} has {self.num_rows:,} rows, more than max_rows={max_rows:,} for one DataFrame; name few "
-                f"columns and give max_rows={self.num_rows}, or None for no limit",
+                f"{self.dir} has {num_rows:,} rows, more than max_rows={max_rows:,} for one DataFrame; name few "
+                f"columns and give max_rows={num_rows}, or None for no limit",
                 code="pool-too-large",
             )
         names = list(self.schema(self.metadata_paths[0]).names if columns is None else columns)

@@ -104,7 +104,7 @@ def find_samples(pool: Pool, subset: Subset | None) -> SamplePlaces:
     """Find the samples of a subset (None: of the pool) that have image and caption in the tars."""
     note = read_note(pool.dir)
     tables, uid_parts, numbers = [], [], []
-    for number, table in enumerate(index_tables(pool.index_dir, pool.summary.tars, ("uid", *MEMBER_COLUMNS))):
+    for number, table in enumerate(index_tables(pool.index_dir, pool.ensure_index().tars, ("uid", *MEMBER_COLUMNS))):
         uids = unpack_uids(table["uid"])
         wanted = present_rows(table)
         if subset is not None:
@@ -114,7 +114,7 @@ def find_samples(pool: Pool, subset: Subset | None) -> SamplePlaces:
         numbers.append(np.full(int(wanted.sum()), number, dtype=np.int32))
     members = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     caption_field = None if note is None else note.caption_field
-    return SamplePlaces(pool.summary, members, np.concatenate(numbers), np.concatenate(uid_parts), caption_field)
+    return SamplePlaces(pool.ensure_index(), members, np.concatenate(numbers), np.concatenate(uid_parts), caption_field)
 
 
 @dataclass(frozen=True)
