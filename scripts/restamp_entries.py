@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.embedded.pool import build_pool
-from benchmark.experiment import Choice, filter_stage
+from benchmark.experiment.choice import Choice
+from benchmark.experiment.filter_stage import filter_stage
 from benchmark.pool.pool import Pool
 from benchmark.registry import get_strategy, load_strategies
 from benchmark.runtime.console import say
+from benchmark.runtime.context import Context
 from benchmark.runtime.files import digest
 from benchmark.scales import SCALES
 from benchmark.selection.rules import Rule, make_rule
@@ -83,7 +85,7 @@ def restamped(entry: Entry, pool_seed: int, work_dir: Path, workers: int) -> Ent
     if strategy == entry.strategy:
         return entry  # it was proved when it was stamped, and its code is the same
     exp_dir = work_dir / f"{entry.name[:40]}-{digest([pool_seed, *now])[:16]}"
-    record = filter_stage(exp_dir, pool, Choice(rules=rules), workers=workers, plugins=[])
+    record = filter_stage(exp_dir, pool, Choice(rules=rules), Context(workers=workers))
     if record.result["sha256"] != entry.subset.sha256:
         raise ValueError(f"another subset comes out: {record.result['sha256'][:12]}, not {entry.subset.sha256[:12]}")
     return replace(entry, strategy=strategy)

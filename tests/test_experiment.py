@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark import experiment
-from benchmark.experiment import Choice, default_exp_dir, entry_name, filter_stage
+from benchmark.experiment.choice import Choice, default_exp_dir
+from benchmark.experiment.entry import entry_name, name_of
+from benchmark.experiment.evaluate_stage import evaluate_stage
+from benchmark.experiment.filter_stage import filter_stage
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import load_subset
 from benchmark.pool.uids import format_uids
 from benchmark.registry import load_plugins
+from benchmark.runtime.context import Context
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.records import Record, write_record
 from benchmark.scales import SCALES
@@ -59,7 +62,7 @@ def test_a_subset_of_metadata_that_changed_under_the_same_uids_is_not_taken_for_
     choice = Choice((Rule("clip_score", {"arch": "l14"}, Cut("fraction", 0.5)),))
 
     def chosen(folder):
-        filter_stage(tmp_path / folder, Pool(pool_dir), choice, workers=0, plugins=())
+        filter_stage(tmp_path / folder, Pool(pool_dir), choice, Context())
         return format_uids(load_subset(tmp_path / folder / "subset.npy").uids)
 
     assert chosen("exp") == chosen("exp") == [uid(1)]
@@ -80,13 +83,13 @@ def opened_again(tmp_path, edit=lambda text: text):
     shutil.copytree(BEFORE, tmp_path / "exp")
     with loaded_plugin(tmp_path / "marked.py", edit((BEFORE / "marked.py").read_text())):
         choice = Choice((make_rule("golden_top", {"scale": 0.25}),))
-        return filter_stage(tmp_path / "exp", pool, choice, workers=0, plugins=())
+        return filter_stage(tmp_path / "exp", pool, choice, Context())
 
 
 def test_an_experiment_made_before_code_had_identities_still_opens(tmp_path, capsys):
     before = (BEFORE / "subset.json").read_bytes()
     assert opened_again(tmp_path).result["sha256"] == json.loads(before)["result"]["sha256"]
-    assert "filter: as before, 4 of 8 rows" in capsys.readouterr().out
+    assert "filter: up to date, skipping (4 of 8 rows" in capsys.readouterr().out
     assert (tmp_path / "exp" / "subset.json").read_bytes() == before
 
 
@@ -126,30 +129,28 @@ def test_a_changed_helper_is_another_experiment_and_changed_words_are_the_same(t
             load_plugins([path])
             places.append((default_exp_dir(SCALES["small"], small_pool, choice), choice.rules[0].kept_dir(small_pool)))
             if level == 1:
-                filter_stage(tmp_path / "exp", small_pool, choice, workers=0, plugins=())
+                filter_stage(tmp_path / "exp", small_pool, choice, Context())
         assert places[0] == places[1] and places[0][0] != places[2][0] and places[0][1] != places[2][1]
         with pytest.raises(ValueError, match=r"made with other settings .*identity .*is"):
-            filter_stage(tmp_path / "exp", small_pool, choice, workers=0, plugins=())
+            filter_stage(tmp_path / "exp", small_pool, choice, Context())
 
 
 def test_an_entry_is_named_without_the_file_of_its_filter(tmp_path, small_pool):
     with loaded_plugin(tmp_path / "x_named.py", NAMED):
         choice = Choice((make_rule("x_named", {"power": 2.0, "fraction": 0.25}),))
-        made = filter_stage(tmp_path / "exp", small_pool, choice, workers=0, plugins=())
+        made = filter_stage(tmp_path / "exp", small_pool, choice, Context())
     assert made.result["name"] == "x_named-power-2.0-0.25"
-    assert experiment._name_of(tmp_path / "exp", made, small_pool) == "x_named-power-2.0-0.25"
+    assert name_of(tmp_path / "exp", made, small_pool) == "x_named-power-2.0-0.25"
 
 
 def test_one_that_is_named_by_a_file_that_is_not_loaded_is_refused_before_it_is_evaluated(tmp_path, small_pool):
     """An experiment made before names were kept."""
     with loaded_plugin(tmp_path / "x_named.py", NAMED):
-        made = filter_stage(tmp_path / "exp", small_pool, Choice((make_rule("x_named", {}),)), workers=0, plugins=())
+        made = filter_stage(tmp_path / "exp", small_pool, Choice((make_rule("x_named", {}),)), Context())
     result = {key: value for key, value in made.result.items() if key != "name"}
     write_record(tmp_path / "exp" / "subset.json", Record(made.stage, made.version, made.inputs, result))
     with pytest.raises(UserError, match="give plugins= of the file") as caught:
-        experiment.evaluate_stage(
-            tmp_path / "exp", small_pool, SCALES["pico"], [0], tmp_path / "eval", [], device="cpu"
-        )
+        evaluate_stage(tmp_path / "exp", small_pool, SCALES["pico"], [0], tmp_path / "eval", [], Context())
     assert caught.value.code == "filter-not-loaded"
 
 

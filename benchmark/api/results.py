@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmark import experiment as stages
 from benchmark.evaluation.results import read_predictions
+from benchmark.experiment import folder as stages
 from benchmark.pool.subset import Subset, load_subset
 from benchmark.registry import load_tasks
 from benchmark.runtime.costs import read_costs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.experiment import open_experiment, own_shards
+from benchmark.experiment.folder import open_experiment, own_shards
 from benchmark.pool.index import PoolIndex, index_tables, unindexed_tars
 from benchmark.pool.order import SampleOrder, present_samples
 from benchmark.pool.pool import Pool

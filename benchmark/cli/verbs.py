@@ -32,23 +32,19 @@ from benchmark.cli.options import (
 )
 from benchmark.evaluation.results import EVAL_FOLDER
 from benchmark.evaluation.tasks import Suite, Task
-from benchmark.experiment import (
-    ENTRY_NAME,
-    Choice,
+from benchmark.experiment.choice import Choice, default_exp_dir
+from benchmark.experiment.entry import write_experiment_entry
+from benchmark.experiment.evaluate_stage import (
     check_evaluation_data,
     chosen_tasks,
-    curve_dir,
-    default_exp_dir,
     default_out_dir,
-    describe_filters,
     evaluate_model,
     evaluate_stage,
-    filter_stage,
-    open_experiment,
-    refuse_changed,
-    train_stage,
-    write_experiment_entry,
 )
+from benchmark.experiment.filter_lines import describe_filters
+from benchmark.experiment.filter_stage import filter_stage
+from benchmark.experiment.folder import ENTRY_NAME, curve_dir, open_experiment, refuse_changed
+from benchmark.experiment.train_stage import train_stage
 from benchmark.pool.index import has_tars
 from benchmark.pool.pool import Pool
 from benchmark.pool.reshard import SHARDS_NAME
@@ -56,6 +52,7 @@ from benchmark.pool.subset import SUBSET_RECORD_NAME, load_subset
 from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.report.make import report_stage
 from benchmark.runtime.console import rank_of_process, say
+from benchmark.runtime.context import Context
 from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.failures import keep_tracebacks_in
 from benchmark.runtime.files import write_bytes
@@ -102,11 +99,19 @@ def run(config: Config, command: list[str]) -> None:
     signals_dir = as_signals_dir(config["signals_dir"])
     pool = open_pool(scale, pool_dir, pool_seed, strict=_is_strict(config), signals_dir=signals_dir)
     eval_dir = _eval_dir(config, pool_dir, chosen_tasks(scale, tasks))
-    check_evaluation_data(scale, tasks, eval_dir, strict=_is_strict(config))
+    context = Context(
+        device=device,
+        workers=workers,
+        executor=as_executor(config["executor"]),
+        plugins=tuple(config["plugins"]),
+        strict=_is_strict(config),
+        wandb=wandb,
+    )
+    check_evaluation_data(chosen_tasks(scale, tasks), eval_dir, strict=_is_strict(config))
     with mirrored(as_path(config["exp_dir"], "exp_dir") or default_exp_dir(scale, pool, choice)) as exp_dir:
         keep_tracebacks_in(exp_dir / LOGS_NAME)
         _filter(exp_dir, config, command, pool, choice)
-        train_stage(exp_dir, pool, scale, seeds, device=device, workers=workers, accumulation=accumulation, wandb=wandb)
+        train_stage(exp_dir, pool, scale, seeds, context, accumulation=accumulation)
         bad_sets = _bad_sets_of(
             lambda: evaluate_stage(
                 exp_dir,
@@ -114,11 +119,8 @@ def run(config: Config, command: list[str]) -> None:
                 scale,
                 seeds,
                 eval_dir,
-                tasks,
-                device=device,
-                workers=workers,
-                strict=_is_strict(config),
-                wandb=wandb,
+                chosen_tasks(scale, tasks),
+                context,
             )
         )
         report_experiment(exp_dir, scale, pool, tasks=chosen_tasks(scale, tasks))
@@ -220,11 +222,8 @@ def train(config: Config, command: list[str]) -> None:
             pool,
             scale,
             seeds,
-            device=device,
-            workers=workers,
+            Context(device=device, workers=workers, wandb=wandb, ranks=ranks),
             accumulation=accumulation,
-            ranks=ranks,
-            wandb=wandb,
         )
 
 
@@ -272,13 +271,9 @@ def evaluate(config: Config, command: list[str]) -> None:
                 scale,
                 seeds,
                 eval_dir,
-                tasks,
-                device=device,
-                workers=as_workers(config["workers"]),
-                strict=strict,
-                ranks=ranks,
+                chosen_tasks(scale, tasks),
+                Context(device=device, workers=as_workers(config["workers"]), strict=strict, wandb=wandb, ranks=ranks),
                 curve=config["curve"],
-                wandb=wandb,
             )
         )
         if ranks.is_first:
@@ -357,10 +352,7 @@ def _evaluate_model(config: Config) -> None:
                 tasks,
                 eval_dir,
                 out_dir,
-                device=device,
-                workers=as_workers(config["workers"]),
-                strict=strict,
-                ranks=ranks,
+                Context(device=device, workers=as_workers(config["workers"]), strict=strict, ranks=ranks),
             )
         )
         has_results = any((out_dir / EVAL_FOLDER).glob("*.json"))
@@ -636,9 +628,11 @@ def _filter(exp_dir: Path, config: Config, command: list[str], pool: Pool, choic
         exp_dir,
         pool,
         choice,
-        workers=as_workers(config["workers"]) or 0,
-        plugins=config["plugins"],
-        executor=as_executor(config["executor"]),
+        Context(
+            workers=as_workers(config["workers"]),
+            plugins=tuple(config["plugins"]),
+            executor=as_executor(config["executor"]),
+        ),
     )
     _log_command(exp_dir, config, command)
     for line in describe_filters(exp_dir, record):

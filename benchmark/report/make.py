@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.experiment import ENTRY_NAME, Choice, open_experiment, refuse_changed
+from benchmark.experiment.choice import Choice
+from benchmark.experiment.folder import ENTRY_NAME, open_experiment, refuse_changed
 from benchmark.pool.pool import Pool, planted_path
 from benchmark.pool.subset import load_subset
 from benchmark.registry import FILTERS_DIR, STRATEGIES

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.experiment import FILTER_VERSION, Choice
+from benchmark.experiment.choice import FILTER_VERSION, Choice
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.pool.uids import count_of, unique_uids

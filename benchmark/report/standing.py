@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.experiment import ENTRY_NAME
+from benchmark.experiment.folder import ENTRY_NAME
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import Json, digest
 from benchmark.runtime.records import Record

@@ -117,7 +117,7 @@ def test_a_second_run_reuses_and_a_new_seed_adds_a_folder(finished_run, pico_poo
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
     assert main(["run", "scale=pico", f"pool_dir={pico_pool}", f"exp_dir={finished_run}", "seeds=[0,1]"]) == 0
     out = capsys.readouterr().out
-    assert "filter: as before" in out and "train: as before, seed 0" in out
+    assert "filter: up to date, skipping" in out and "train: up to date, skipping seed 0" in out
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")} == before
 
 

@@ -53,7 +53,7 @@ def test_models_of_filters_run_where_training_does(pico_pool, monkeypatch, capsy
     more = ["tasks=pico/digits"] if verb == "run" else []
     told = failing(capsys, verb, f"pool_dir={pico_pool}", "filters=clip_similarity", *options, *more)
     assert told == "stopped here"
-    ((_, _, choice), _) = calls[0]
+    ((_, _, choice, _), _) = calls[0]
     assert choice.device == device
 
 
@@ -64,7 +64,7 @@ def test_workers_reach_the_evaluation(pico_pool, monkeypatch, capsys, given, exp
     calls = stopped(monkeypatch, "evaluate_stage")
     options = ["scale=pico", f"pool_dir={pico_pool}", "filters=no_filter", "tasks=pico/digits", given]
     assert failing(capsys, "run", *options) == "stopped here"
-    assert calls[0][1]["workers"] == expected
+    assert calls[0][0][-1].workers == expected
 
 
 def test_scores_of_tasks_of_ones_own_are_shown_beside_those_of_the_suite(pico_pool, tmp_path, capsys, monkeypatch):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from benchmark.cli.main import EXIT_USER, main
 from benchmark.embedded.world import draw_picture, draw_random_scene, write_caption
-from benchmark.experiment import Choice
+from benchmark.experiment.choice import Choice
 from benchmark.models.build import build_model, build_tokenizer
 from benchmark.pool import images as images_module
 from benchmark.pool.pool import Pool

@@ -22,7 +22,7 @@ from benchmark.evaluation.kinds.faces import FACE_SCHEMA
 from benchmark.evaluation.results import predictions_path, result_path, write_lines, write_result
 from benchmark.evaluation.tasks import FaceAttributes, GroupedClassification, Suite, Task, ZeroShotClassification
 from benchmark.evaluation.uncertainty import difference
-from benchmark.experiment import finished_seeds
+from benchmark.experiment.entry import finished_seeds
 from benchmark.registry import SUITES, TASKS
 from benchmark.runtime.records import Record, read_record, write_record
 from benchmark.runtime.text_tables import score, signed

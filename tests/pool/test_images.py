@@ -221,11 +221,11 @@ def test_a_subset_by_images_fits_the_same_images_alone(pool, plugin, tmp_path, c
 
     first, blind = f"exp_dir={tmp_path / 'first'}", f"exp_dir={tmp_path / 'blind'}"
     assert run("i_width", first)[0] == run("random", blind)[0] == 0
-    assert "as before" in run("i_width", first)[1].out
+    assert "filter: up to date" in run("i_width", first)[1].out
     write_tar(pool.dir / "shards" / "00000001.tar", sample(11))
     code, told = run("i_width", first)
     assert code == EXIT_USER and "was made with other settings" in told.err and "images is" in told.err
-    assert "as before" in run("random", blind)[1].out
+    assert "filter: up to date" in run("random", blind)[1].out
 
 
 def test_find_uids_agrees_with_a_search_by_hand():

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from benchmark.experiment import Choice, filter_stage
+from benchmark.experiment.choice import Choice
+from benchmark.experiment.filter_stage import filter_stage
 from benchmark.pool.pool import Pool
 from benchmark.registry import get_strategy
 from benchmark.runtime import executor, files
+from benchmark.runtime.context import Context
 from benchmark.selection.rules import Cut, Rule
 from tests.conftest import loaded_plugin, uid, user_error, write_pool
 
@@ -189,10 +192,10 @@ def test_a_node_that_dies_half_way_changes_no_byte(cluster, tmp_path):
     killer = threading.Thread(target=kill_second, daemon=True)
     killer.start()
     with loaded_plugin(tmp_path / "patient.py", PLUGIN) as plugin:
-        options = {"plugins": [str(plugin)], "workers": 0}
-        on_ray = filter_stage(tmp_path / "ray", pool, choice, executor="ray", **options)
+        context = Context(plugins=(str(plugin),))
+        on_ray = filter_stage(tmp_path / "ray", pool, choice, replace(context, executor="ray"))
         assert under_way and all((notes / f"{shard}.{cluster.head_node.node_id}").exists() for shard in under_way)
-        here = filter_stage(tmp_path / "local", pool, choice, executor="local", **options)
+        here = filter_stage(tmp_path / "local", pool, choice, context)
     assert (tmp_path / "ray" / "subset.npy").read_bytes() == (tmp_path / "local" / "subset.npy").read_bytes()
     assert on_ray == here and on_ray.result["size"] == 18_000
     costs = (tmp_path / "ray" / "costs.jsonl").read_text()

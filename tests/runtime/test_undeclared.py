@@ -13,9 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark.experiment import Choice, filter_stage
+from benchmark.experiment.choice import Choice
+from benchmark.experiment.filter_stage import filter_stage
 from benchmark.pool.pool import Pool
 from benchmark.registry import STRATEGIES, load_plugins, register_filter
+from benchmark.runtime.context import Context
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.identity import read_own_code
 from benchmark.runtime.undeclared import named_in_source, spell_undeclared
@@ -154,7 +156,7 @@ def test_a_list_that_changed_gives_the_new_answer_and_is_named(place, how):
     assert NAMED.get(how, "words.txt" if how != "of another program" else "the module subprocess") in said
     assert not list((place / "pool" / "signals").rglob("*.parquet"))
     count, said = chosen(place, write_words(place, "blue"))
-    assert count == 6 and said.count("which it has not declared") == 1 and "as before" not in said
+    assert count == 6 and said.count("which it has not declared") == 1 and "up to date" not in said
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])
@@ -339,7 +341,7 @@ def test_an_experiment_whose_subset_came_out_differently_is_not_put_under_its_ch
         choice = Choice(rules=(Rule("u_again"),))
 
         def choose():
-            return filter_stage(place / "exp", Pool(place / "pool"), choice, workers=0, plugins=[])
+            return filter_stage(place / "exp", Pool(place / "pool"), choice, Context())
 
         first = choose()
         assert first.result["undeclared"] == {"u_again": [["file", "words.txt"]]}
@@ -476,7 +478,7 @@ def test_a_filter_of_a_script_runs_here_is_registered_again_and_keeps_nothing(tm
             return rows["score"] > limit
 
         choice = Choice(rules=(Rule("u_in_a_cell"),))
-        return filter_stage(tmp_path / f"exp-{limit}", Pool(pool), choice, workers=2, plugins=[]).result["size"]
+        return filter_stage(tmp_path / f"exp-{limit}", Pool(pool), choice, Context(workers=2)).result["size"]
 
     try:
         assert [again(2), again(4)] == [4, 2]

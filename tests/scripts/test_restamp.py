@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.experiment import Choice, filter_stage
+from benchmark.experiment.choice import Choice
+from benchmark.experiment.filter_stage import filter_stage
 from benchmark.pool.pool import Pool
 from benchmark.registry import STRATEGIES
+from benchmark.runtime.context import Context
 from benchmark.selection.rules import make_rule
 from leaderboard.entries import PoolUsed, StrategyUsed, SubsetUsed, read_entry, write_entry
 from scripts import restamp_entries
@@ -26,7 +28,7 @@ def entry_of(name, tmp_path, pico_pool):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "pico-0").symlink_to(pico_pool)
     rule = make_rule(name, {"fraction": 0.25})
-    result = filter_stage(tmp_path / "exp", pool, Choice((rule,)), workers=0, plugins=()).result
+    result = filter_stage(tmp_path / "exp", pool, Choice((rule,)), Context()).result
     stated = {key: value for key, value in rule.as_json(pool).items() if key != "identity"}
     return replace(
         read_entry(Path(__file__).parents[1] / "data" / "entry_v0.json"),

@@ -12,7 +12,8 @@ import pytest
 
 from benchmark import register_filter
 from benchmark.cli.main import EXIT_USER, main
-from benchmark.experiment import Choice, entry_name
+from benchmark.experiment.choice import Choice
+from benchmark.experiment.entry import entry_name
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids
 from benchmark.registry import STRATEGIES, load_plugins
@@ -149,7 +150,7 @@ def test_records_know_an_asset_by_its_bytes(capsys):
     assert main(command) == 0
     copy = put("elsewhere/copy.txt", "a b")
     assert main([*command, f"filters.a_words.words={copy}"]) == 0
-    assert "filter: as before" in capsys.readouterr().out
+    assert "filter: up to date" in capsys.readouterr().out
     assert len(list(Path("experiments/nano").glob("a_words-*"))) == 1
     put(path, "a c")
     assert main(command) == 0

@@ -1,0 +1,42 @@
+"""What the filter stage did, as lines for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmark.runtime.costs import last_cost
+from benchmark.runtime.records import Record
+from benchmark.selection.filtering import RuleReport
+from benchmark.selection.judging import Cost
+
+
+def describe_filters(exp_dir: Path, record: Record) -> list[str]:
+    """Return one line per rule: what it dropped, alone and together with others, its ties, and the time it took.
+
+    Then one for each signal and for reading images, where that took any.
+    """
+    reports = [RuleReport(**report) for report in record.result["rules"]]
+    spent = {name: Cost(**each) for name, each in last_cost(exp_dir, "filter").get("strategies", {}).items()}
+    others = [name for name in spent if name not in {report.name for report in reports}]
+    width = max([len(name) for name in (*others, *(report.name for report in reports))], default=0)
+    return [
+        f"  {report.name:<{width}}  kept {report.kept:>10,}   dropped {report.dropped:>10,}"
+        f"   only it dropped {report.only_dropped:>10,}   no verdict {report.no_verdict:>8,}"
+        f"{_describe_ties(report)}   {_describe_effort(spent.get(report.name))}".rstrip()
+        for report in reports
+    ] + [f"  {name:<{width}}  {_describe_effort(spent[name])}" for name in others]
+
+
+def _describe_ties(report: RuleReport) -> str:
+    """Spell how many of the rows that tie at the cut are kept; nothing where all of them are."""
+    return f"   tied at the cut {report.tied:,}, the {report.tied_kept:,} smallest uids kept" if report.tied else ""
+
+
+def _describe_effort(effort: Cost | None) -> str:
+    """Spell what a strategy cost; of rows that it had judged before, nothing."""
+    if effort is None:
+        return ""
+    if effort.rows == 0:
+        return "as kept before"
+    told = f"{effort.seconds:.1f} s" if effort.seconds >= 0.05 else "<0.1 s"
+    return told if effort.rows >= effort.asked else f"{told} for {effort.rows:,} rows, the others as kept before"
