@@ -18,12 +18,12 @@ if TYPE_CHECKING:
         register_task,
     )
     from benchmark.runtime.errors import UserError
-    from benchmark.selection.filtering import PoolView
+    from benchmark.selection.views import PoolView
 
 # Where each name stands. Loaded late (PEP 562), so that importing a module of the package costs nothing else.
 _HOME = {
     "Pool": "benchmark.pool.pool",
-    "PoolView": "benchmark.selection.filtering",
+    "PoolView": "benchmark.selection.views",
     "Subset": "benchmark.pool.subset",
     "UserError": "benchmark.runtime.errors",
     "compare": "benchmark.api.results",

@@ -114,6 +114,23 @@ class Strategy:
         return self.loaded.undeclared()
 
     @property
+    def label(self) -> str:
+        """Return what messages call it, such as `filter 'basic'`."""
+        return f"{self.kind} {self.name!r}"
+
+    @property
+    def is_filter(self) -> bool:
+        return self.kind == "filter"
+
+    @property
+    def is_selector(self) -> bool:
+        return self.kind == "selector"
+
+    @property
+    def is_signal(self) -> bool:
+        return self.kind == "signal"
+
+    @property
     def has_cut(self) -> bool:
         """Tell whether the filter scores, and a cut turns its scores into choices."""
         return self.fraction is not None or self.threshold is not None

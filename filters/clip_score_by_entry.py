@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
-from benchmark.selection.filtering import PoolView
+from benchmark import PoolView, Subset, register_selector
 from benchmark.toolbox.concepts import match_entries, read_entries
 
 

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
+from benchmark import PoolView, Subset, register_selector
 from benchmark.pool.uids import uid_order
-from benchmark.selection.filtering import PoolView
 
 
 @register_selector(columns=["sha256"])

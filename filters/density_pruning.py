@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
-from benchmark.selection.filtering import PoolView
+from benchmark import PoolView, Subset, register_selector
 from benchmark.toolbox.clusters import embedded_rows, fit_centroids, nearest_centroids
 from benchmark.toolbox.embeddings import row_blocks
 

@@ -5,10 +5,8 @@ import math
 
 import numpy as np
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
+from benchmark import PoolView, Subset, register_selector
 from benchmark.pool.uids import format_uids
-from benchmark.selection.filtering import PoolView
 from benchmark.toolbox.concepts import match_entries, read_entries
 
 ROUNDING = 1e-12  # of a probability that should be a simple fraction

@@ -3,9 +3,7 @@
 import numpy as np
 from tqdm import tqdm
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
-from benchmark.selection.filtering import PoolView
+from benchmark import PoolView, Subset, register_selector
 from benchmark.toolbox.clusters import embedded_rows
 from benchmark.toolbox.embeddings import unit_rows
 

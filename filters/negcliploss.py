@@ -5,9 +5,8 @@ import math
 import numpy as np
 from tqdm import tqdm
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
-from benchmark.selection.filtering import PoolView, top_fraction
+from benchmark import PoolView, Subset, register_selector
+from benchmark.selection.scoring import top_fraction
 from benchmark.toolbox.embeddings import pair_similarities, unit_rows
 
 BLOCK_ROWS = 1024  # a block of logits is at most this many rows and columns

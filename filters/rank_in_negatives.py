@@ -3,9 +3,7 @@
 import numpy as np
 from tqdm import tqdm
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
-from benchmark.selection.filtering import PoolView
+from benchmark import PoolView, Subset, register_selector
 from benchmark.toolbox.embeddings import pair_similarities, row_cosines, unit_rows
 
 BLOCK_ROWS = 4096

@@ -4,9 +4,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmark import register_selector
-from benchmark.pool.subset import Subset
-from benchmark.selection.filtering import PoolView
+from benchmark import PoolView, Subset, register_selector
 
 
 @register_selector(columns=["{score}"])

@@ -23,7 +23,7 @@ from benchmark.runtime.console import say
 from benchmark.runtime.context import Context
 from benchmark.runtime.files import digest
 from benchmark.scales import SCALES
-from benchmark.selection.rules import Rule, make_rule
+from benchmark.selection.rules import Rule, make_rule, resolve_rules
 from leaderboard.entries import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME, Entry, StrategyUsed, read_entry, write_entry
 
 
@@ -72,7 +72,7 @@ def restamped(entry: Entry, pool_seed: int, work_dir: Path, workers: int) -> Ent
     if pool.compute_fingerprint() != entry.pool.fingerprint:
         raise ValueError(f"it is of another pool than {pool_dir}")
     rules = tuple(rule_of(used) for used in entry.strategy)
-    now = [rule.as_json(pool) for rule in rules]
+    now = [rule.as_json() for rule in resolve_rules(pool, rules)]
     strategy = tuple(StrategyUsed(**stamped(used, each)) for used, each in zip(entry.strategy, now, strict=True))
     for used, each in zip(strategy, now, strict=True):
         if (

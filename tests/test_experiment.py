@@ -21,7 +21,8 @@ from benchmark.runtime.context import Context
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.records import Record, write_record
 from benchmark.scales import SCALES
-from benchmark.selection.rules import Cut, Rule, as_recorded, make_rule
+from benchmark.selection.rule_records import as_recorded
+from benchmark.selection.rules import Cut, Rule, make_rule
 from leaderboard.entries import StrategyUsed, read_entry, write_entry
 from tests.conftest import loaded_plugin, uid, write_pool
 
@@ -127,7 +128,9 @@ def test_a_changed_helper_is_another_experiment_and_changed_words_are_the_same(t
             path.write_text(NAMED.replace("Words", words))
             helper.write_text(f"# {words}\nLEVEL = {level}\n")
             load_plugins([path])
-            places.append((default_exp_dir(SCALES["small"], small_pool, choice), choice.rules[0].kept_dir(small_pool)))
+            places.append(
+                (default_exp_dir(SCALES["small"], small_pool, choice), choice.rules[0].resolve(small_pool).cache_dir)
+            )
             if level == 1:
                 filter_stage(tmp_path / "exp", small_pool, choice, Context())
         assert places[0] == places[1] and places[0][0] != places[2][0] and places[0][1] != places[2][1]

@@ -22,7 +22,7 @@ from benchmark.registry import (
 )
 from benchmark.runtime.errors import UnknownNameError, UserError
 from benchmark.runtime.names import nearest_name
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.frame_scoring import score_frame
 from benchmark.selection.rules import Rule, make_rule
 
@@ -136,6 +136,6 @@ def _refuse_unknown(strategy: Strategy, options: Mapping[str, object], cuts: Seq
         if name not in known:
             told = f"Options: {', '.join(known)}." if known else "It has none."
             raise UnknownNameError(
-                f"{strategy.kind} {strategy.name!r} has no option {name!r}.{nearest_name(name, known)} {told}",
+                f"{strategy.label} has no option {name!r}.{nearest_name(name, known)} {told}",
                 code="unknown-option",
             )

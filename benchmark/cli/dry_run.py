@@ -26,7 +26,7 @@ from benchmark.runtime.paths import index_dir_of, is_remote
 from benchmark.runtime.ranges import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, max_cache_bytes
 from benchmark.runtime.storage import format_bytes
 from benchmark.scales import Scale
-from benchmark.selection.rules import Rule
+from benchmark.selection.rules import ResolvedRule
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class TrainingReads:
         return f"train: {self.passes:.2f} passes over the subset{held}"
 
 
-def filter_reads(pool: Pool, rules: Sequence[Rule]) -> list[Reading]:
+def filter_reads(pool: Pool, rules: Sequence[ResolvedRule]) -> list[Reading]:
     """Return what choosing a subset reads of the metadata, the .npz and the images."""
-    rules = [each for rule in rules for each in rule.with_signals(pool)]
-    columns = {"uid", *(name for rule in rules for name in rule.strategy.needed_columns(rule.options))}
-    features = {name for rule in rules for name in rule.strategy.needed_features(rule.options)}
+    rules = [each for rule in rules for each in rule.with_signals]
+    columns = {"uid", *(name for rule in rules for name in rule.columns)}
+    features = {name for rule in rules for name in rule.features}
     metadata_bytes = metadata_requests = feature_bytes = feature_requests = 0
     for path in pool.metadata_paths:
         footer = pool.footer(path)

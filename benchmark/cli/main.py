@@ -576,7 +576,7 @@ def _pool_check(options: argparse.Namespace) -> int:
     from benchmark.pool.pool import Pool
     from benchmark.registry import load_strategies
     from benchmark.runtime.paths import as_location
-    from benchmark.selection.filtering import filter_lines, filters_of
+    from benchmark.selection.runnable import filter_lines, filters_of
 
     load_strategies(options.plugins)
     report = check_pool(as_location(options.pool_dir), workers=options.workers)
@@ -611,7 +611,7 @@ def _pool_import(options: argparse.Namespace) -> int:
     from benchmark.pool.pool import Pool
     from benchmark.registry import load_strategies
     from benchmark.runtime.paths import as_location
-    from benchmark.selection.filtering import filter_lines, filters_of
+    from benchmark.selection.runnable import filter_lines, filters_of
 
     columns: dict[str, str] = {}
     for text in options.column:

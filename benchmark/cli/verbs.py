@@ -62,7 +62,7 @@ from benchmark.runtime.records import read_record
 from benchmark.runtime.stopping import OtherRankFailed
 from benchmark.runtime.storage import has_file, storage_errors
 from benchmark.scales import SCALES, Scale, get_scale
-from benchmark.selection.rules import make_rule
+from benchmark.selection.rules import make_rule, resolve_rules
 from benchmark.toolbox.hub_rows import rows_folder
 
 if TYPE_CHECKING:
@@ -498,15 +498,16 @@ def _say_reads(config: Config, pool_dir: Path, choice: Choice, scale: Scale | No
     from benchmark.selection.pilot import pilot_lines
 
     pool = Pool(pool_dir, strict=_is_strict(config), signals_dir=as_signals_dir(config["signals_dir"]))
-    needs_index = scale is not None or any(rule.sees_images(pool) for rule in choice.rules)
+    rules = resolve_rules(pool, choice.rules, device=choice.device)
+    needs_index = scale is not None or any(rule.sees_images for rule in rules)
     if needs_index and _says_indexing(pool):
         return
-    for reading in filter_reads(pool, choice.rules):
+    for reading in filter_reads(pool, rules):
         say(f"filter: {reading}")
     if choice.rules:
         within = load_subset(choice.within_path) if choice.within_path else None
         workers = as_workers(config["workers"]) or 0
-        for line in pilot_lines(pool, choice.rules, within=within, workers=workers, device=choice.device):
+        for line in pilot_lines(pool, rules, within=within, workers=workers, device=choice.device):
             say(line)
     if scale is not None:
         for line in most_training_lines(pool, scale):

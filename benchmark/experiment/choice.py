@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.subset import is_reference_subset
 from benchmark.runtime.files import Json, digest, sha256_of
 from benchmark.scales import Scale
-from benchmark.selection.rules import Rule, without_sources
+from benchmark.selection.rule_records import without_sources
+from benchmark.selection.rules import ResolvedRule, Rule, resolve_rules
 
 FILTER_VERSION = 2  # 2: `repeated_uids` counts chosen rows
 
@@ -26,22 +28,41 @@ class Choice:
 
     def inputs(self, pool: Pool) -> dict[str, Json]:
         """Return what identifies the subset; its hash names the experiment's folder."""
-        inputs: dict[str, Json] = {
-            "pool": pool.compute_fingerprint(),
-            "filters": [rule.as_json(pool) for rule in self.rules],
-            "within": sha256_of(self.within_path) if self.within_path else None,
-            "subset": sha256_of(self.subset_path) if self.subset_path else None,
-        }
-        if pool.has_images and any(rule.sees_images(pool) for rule in self.rules):
-            inputs["images"] = pool.ensure_index().content_hash  # the fingerprint is of the metadata alone
-        if self.device != "cpu" and any(rule.takes_device(pool) for rule in self.rules):
-            inputs["device"] = self.device
-        return inputs
+        return self.resolve(pool).inputs
+
+    def resolve(self, pool: Pool) -> ResolvedChoice:
+        """Return the choice with what the pool has for its rules; raises UserError that lists all that is missing."""
+        rules = tuple(resolve_rules(pool, self.rules, device=self.device))
+        return ResolvedChoice(self, rules, subset_inputs(pool, rules, self))
 
     @property
     def name(self) -> str:
         """Return the readable part of the folder's name."""
         return "subset" if self.subset_path else "+".join(rule.name for rule in self.rules)
+
+
+@dataclass(frozen=True)
+class ResolvedChoice:
+    """A choice with what a pool has for its rules, looked up once."""
+
+    choice: Choice
+    rules: tuple[ResolvedRule, ...]
+    inputs: dict[str, Json]  # what identifies the subset
+
+
+def subset_inputs(pool: Pool, rules: Sequence[ResolvedRule], choice: Choice = Choice()) -> dict[str, Json]:
+    """Return what identifies the subset that resolved rules choose of a pool, within or instead of a file's."""
+    inputs: dict[str, Json] = {
+        "pool": pool.compute_fingerprint(),
+        "filters": [rule.as_json() for rule in rules],
+        "within": sha256_of(choice.within_path) if choice.within_path else None,
+        "subset": sha256_of(choice.subset_path) if choice.subset_path else None,
+    }
+    if pool.has_images and any(rule.sees_images for rule in rules):
+        inputs["images"] = pool.ensure_index().content_hash  # the fingerprint is of the metadata alone
+    if choice.device != "cpu" and any(rule.takes_device for rule in rules):
+        inputs["device"] = choice.device
+    return inputs
 
 
 def default_exp_dir(scale: Scale, pool: Pool, choice: Choice) -> Path:

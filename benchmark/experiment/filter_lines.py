@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmark.runtime.costs import last_cost
 from benchmark.runtime.records import Record
-from benchmark.selection.filtering import RuleReport
-from benchmark.selection.judging import Cost
+from benchmark.selection.engine import RuleReport
+from benchmark.selection.shard_evaluation import Cost
 
 
 def describe_filters(exp_dir: Path, record: Record) -> list[str]:

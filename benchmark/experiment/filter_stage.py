@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmark.experiment.choice import FILTER_VERSION, Choice, is_reference
+from benchmark.experiment.choice import FILTER_VERSION, Choice, ResolvedChoice, is_reference
 from benchmark.experiment.entry import entry_name
 from benchmark.experiment.folder import refuse_changed, refuse_foreign_checkpoint
 from benchmark.pool.pool import Pool, Shard
@@ -26,27 +26,27 @@ from benchmark.runtime.locks import LOCK_NAME, locked
 from benchmark.runtime.paths import is_remote
 from benchmark.runtime.records import Record, finished, read_record, write_record
 from benchmark.runtime.storage import file_hash
-from benchmark.selection.filtering import FilterOutcome, check_pool_has, write_filtered
-from benchmark.selection.rules import as_recorded
-from benchmark.selection.signals import read_undeclared
+from benchmark.selection.cache import read_undeclared
+from benchmark.selection.engine import FilterOutcome, write_filtered
+from benchmark.selection.rule_records import as_recorded
 
 AGAIN_NAME = f"subset-again.npy{TEMPORARY_SUFFIX}"
 
 
 def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, context: Context) -> Record:
     """Choose the subset, or reuse the one that is there and fits; return its record."""
-    check_pool_has(pool, choice.rules)
-    inputs, pool_inputs = choice.inputs(pool), _pool_inputs(pool, choice)
+    resolved = choice.resolve(pool)
+    pool_inputs = _pool_inputs(pool, resolved)
     # Looked at before the folder is touched, so that a refusal leaves nothing behind.
-    _finished_choice(exp_dir, inputs)
+    _finished_choice(exp_dir, resolved.inputs)
     with locked(exp_dir):
         remove_temporary(exp_dir)
-        record = _finished_choice(exp_dir, inputs)
+        record = _finished_choice(exp_dir, resolved.inputs)
         if record is None or not (exp_dir / SUBSET_NAME).exists():
-            return _choose_first(exp_dir, pool, choice, inputs, pool_inputs, context)
+            return _choose_first(exp_dir, pool, resolved, pool_inputs, context)
         refuse_changed(exp_dir / SUBSET_NAME, record.result["sha256"])
-        if record.result.get("undeclared") or _undeclared(pool, choice):
-            return _choose_again(exp_dir, pool, choice, record, context)
+        if record.result.get("undeclared") or _undeclared(resolved):
+            return _choose_again(exp_dir, pool, resolved, record, context)
         before = last_cost(exp_dir, "filter").get("inputs")
         if None not in (before, pool_inputs) and before != pool_inputs:
             raise UserError(
@@ -62,26 +62,26 @@ def filter_stage(exp_dir: Path, pool: Pool, choice: Choice, context: Context) ->
 def _choose_first(
     exp_dir: Path,
     pool: Pool,
-    choice: Choice,
-    inputs: dict[str, Json],
+    resolved: ResolvedChoice,
     pool_inputs: str | None,
     context: Context,
 ) -> Record:
     """Choose the subset of an experiment that has none; the caller has locked the folder."""
+    choice = resolved.choice
     try:
         with cost(exp_dir, "filter", workers=context.workers or 0, executor=context.executor) as spent:
             if choice.subset_path is not None:
                 result = _take(exp_dir, pool, choice.subset_path, choice.max_missing)
             else:
-                outcome = _choose(exp_dir / SUBSET_NAME, pool, choice, context)
+                outcome = _choose(exp_dir / SUBSET_NAME, pool, resolved, context)
                 result = _outcome_as_json(outcome)
-                spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
+                spent["strategies"] = {name: asdict(each) for name, each in outcome.costs.items()}
             spent["inputs"] = pool_inputs
-            result |= _more_of_result(exp_dir / SUBSET_NAME, pool, choice, inputs)
+            result |= _more_of_result(exp_dir / SUBSET_NAME, pool, resolved)
     except BaseException:
         _remove_if_empty(exp_dir)
         raise
-    record = Record("filter", FILTER_VERSION, inputs, result)
+    record = Record("filter", FILTER_VERSION, resolved.inputs, result)
     for path in sorted(exp_dir.glob("seed-*/checkpoint/checkpoint.json")):
         trained = read_record(path)
         assert trained is not None
@@ -108,60 +108,59 @@ def _finished_choice(exp_dir: Path, inputs: dict[str, Json]) -> Record | None:
     return finished(record_path, "filter", FILTER_VERSION, wanted)
 
 
-def _undeclared(pool: Pool, choice: Choice) -> dict[str, list[list[str]]]:
+def _undeclared(resolved: ResolvedChoice) -> dict[str, list[list[str]]]:
     """Return what the rules of a choice, and their signals, are known to read undeclared: kind and name of each."""
     found: dict[str, list[list[str]]] = {}
-    for rule in (each for chosen in choice.rules for each in chosen.with_signals(pool)):
-        undeclared = [*rule.strategy.undeclared(), *read_undeclared(rule.kept_dir(pool, choice.device))]
+    for rule in (each for chosen in resolved.rules for each in chosen.with_signals):
+        undeclared = [*rule.strategy.undeclared(), *read_undeclared(rule.cache_dir)]
         if undeclared:
             found[rule.name] = [[each.kind, each.name] for each in dict.fromkeys(undeclared)]
     return found
 
 
-def _choose(path: Path, pool: Pool, choice: Choice, context: Context) -> FilterOutcome:
+def _choose(path: Path, pool: Pool, resolved: ResolvedChoice, context: Context) -> FilterOutcome:
     """Let the rules choose, and write the subset file."""
+    choice = resolved.choice
     within = load_subset(choice.within_path) if choice.within_path else None
-    for rule in choice.rules:
+    for rule in resolved.rules:
         for package, version in rule.strategy.package_versions().items():
             if version is None:
                 warn(f"filter {rule.name!r}: {rule.strategy.packages[package]}")
     return write_filtered(
         pool,
-        choice.rules,
+        resolved.rules,
         path,
         within=within,
         workers=context.workers or 0,
         plugins=context.plugins,
         executor=context.executor,
-        device=choice.device,
     )
 
 
-def _more_of_result(path: Path, pool: Pool, choice: Choice, inputs: dict[str, Json]) -> dict[str, Json]:
+def _more_of_result(path: Path, pool: Pool, resolved: ResolvedChoice) -> dict[str, Json]:
     """Return the record's results that a choice has however it came about."""
     found: dict[str, Json] = {
-        "reference": is_reference(choice),
+        "reference": is_reference(resolved.choice),
         "sha256": sha256_of(path),
-        "name": entry_name(Record("filter", FILTER_VERSION, inputs, {}), pool.dir),
+        "name": entry_name(Record("filter", FILTER_VERSION, resolved.inputs, {}), pool.dir),
     }
-    if undeclared := _undeclared(pool, choice):
+    if undeclared := _undeclared(resolved):
         found["undeclared"] = undeclared  # so that it is chosen again the next time
     return found
 
 
-def _choose_again(exp_dir: Path, pool: Pool, choice: Choice, before: Record, context: Context) -> Record:
+def _choose_again(exp_dir: Path, pool: Pool, resolved: ResolvedChoice, before: Record, context: Context) -> Record:
     """Choose once more, as what a rule read undeclared may have changed; the caller has locked the folder.
 
     Raises UserError, and leaves all as it was, where another subset comes out than something here was made from.
     """
     path = exp_dir / AGAIN_NAME
-    inputs = choice.inputs(pool)
     try:
         with cost(exp_dir, "filter", workers=context.workers or 0, executor=context.executor) as spent:
-            outcome = _choose(path, pool, choice, context)
-            result = _outcome_as_json(outcome) | _more_of_result(path, pool, choice, inputs)
-            spent["strategies"] = {name: asdict(effort) for name, effort in outcome.efforts.items()}
-            spent["inputs"] = _pool_inputs(pool, choice)
+            outcome = _choose(path, pool, resolved, context)
+            result = _outcome_as_json(outcome) | _more_of_result(path, pool, resolved)
+            spent["strategies"] = {name: asdict(each) for name, each in outcome.costs.items()}
+            spent["inputs"] = _pool_inputs(pool, resolved)
         made = [*exp_dir.glob("seed-*/checkpoint/checkpoint.json"), *exp_dir.glob(SHARDS_NAME)]
         if result["sha256"] != before.result["sha256"] and made:
             raise UserError(
@@ -172,21 +171,21 @@ def _choose_again(exp_dir: Path, pool: Pool, choice: Choice, before: Record, con
         rename(path, exp_dir / SUBSET_NAME)
     finally:
         path.unlink(missing_ok=True)
-    record = Record("filter", FILTER_VERSION, inputs, result)
+    record = Record("filter", FILTER_VERSION, resolved.inputs, result)
     write_record(exp_dir / SUBSET_RECORD_NAME, record)
     _say_chosen(exp_dir, result)
     return record
 
 
-def _pool_inputs(pool: Pool, choice: Choice) -> str | None:
+def _pool_inputs(pool: Pool, resolved: ResolvedChoice) -> str | None:
     """Identify the files that rules read, which the fingerprint, of uids alone, does not.
 
     It is kept beside the costs, outside every hash: the same pool elsewhere is the same. None where no file is read, or
     a remote one, which is not read for this.
     """
-    if not choice.rules or is_remote(pool.dir):
+    if not resolved.rules or is_remote(pool.dir):
         return None
-    used = [each.strategy for rule in choice.rules for each in rule.with_signals(pool)]
+    used = [each.strategy for rule in resolved.rules for each in rule.with_signals]
     with_features = any(strategy.features for strategy in used)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing large files leaves the others free
         hashing = threads.map(partial(_hash_shard, with_features), pool.shards)

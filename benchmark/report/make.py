@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.experiment.choice import Choice
+from benchmark.experiment.choice import subset_inputs
 from benchmark.experiment.folder import ENTRY_NAME, open_experiment, refuse_changed
 from benchmark.pool.pool import Pool, planted_path
 from benchmark.pool.subset import load_subset
@@ -21,7 +21,8 @@ from benchmark.runtime.locks import locked
 from benchmark.runtime.records import Record, read_record, write_record
 from benchmark.runtime.storage import has_file
 from benchmark.scales import Scale
-from benchmark.selection.rules import Rule, as_recorded, filter_defaults, make_rule, without_sources
+from benchmark.selection.rule_records import as_recorded, without_sources
+from benchmark.selection.rules import ResolvedRule, filter_defaults, make_rule
 
 REPORT_VERSION = 4
 REPORT_DIR_NAME = "report"
@@ -49,8 +50,8 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "entry": sha256_of(exp_dir / ENTRY_NAME) if (exp_dir / ENTRY_NAME).exists() else None,
         "metadata": metadata_contents(pool, [*rules, *(each.rule for each in compared if each.is_direct)]),
         "board": standing.digest,
-        "compared": [each.as_json(pool) for each in compared],
-        "scored": [without_sources(rule.as_json(pool)) for rule in rules],
+        "compared": [each.as_json() for each in compared],
+        "scored": [without_sources(rule.as_json()) for rule in rules],
         "descriptions": digest([descriptions, changed_rules]),
     }
     report_dir = exp_dir / REPORT_DIR_NAME
@@ -114,7 +115,7 @@ def _summary_pictures(survey: Survey) -> dict[str, bytes]:
     return files
 
 
-def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, str]]:
+def _scoring_rules(record: Record, pool: Pool) -> tuple[list[ResolvedRule], dict[str, str]]:
     """Return the experiment's rules with a cut, and why the scores of others cannot be had again."""
     rules, changed = [], {}
     for made in record.inputs["filters"]:
@@ -127,8 +128,8 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
         try:
             # The record has assets by their hash; they are looked for anew.
             options = {key: value for key, value in made["options"].items() if key not in STRATEGIES[name].assets}
-            rule = make_rule(name, {**options, **made["cut"]})
-            now = as_recorded(rule.as_json(pool), made)
+            rule = make_rule(name, {**options, **made["cut"]}).resolve(pool)
+            now = as_recorded(rule.as_json(), made)
         except (ValueError, FileNotFoundError) as error:
             changed[name] = str(error)
             continue
@@ -136,8 +137,8 @@ def _scoring_rules(record: Record, pool: Pool) -> tuple[list[Rule], dict[str, st
             changed[name] = "its file changed after the subset was made"
         elif now["options"] != made["options"]:
             changed[name] = "its assets are not in the usual places"
-        elif rule.sees_images(pool) and (record.inputs["within"] or not rule.kept_dir(pool).is_dir()):
-            changed[name] = "it looks at images, and what it said of them is not kept for all rows"
+        elif rule.sees_images and (record.inputs["within"] or not rule.cache_dir.is_dir()):
+            changed[name] = "it looks at images, and its values are not cached for all rows"
         else:
             rules.append(rule)
     return rules, changed
@@ -151,8 +152,8 @@ def _keep_if_default(pool: Pool, record: Record, subset_path: Path) -> None:
         return
     if any(option.is_required for option in strategy.options.values()):
         return
-    rule = make_rule(strategy.name, filter_defaults(strategy))
-    if record.inputs == as_recorded(Choice(rules=(rule,)).inputs(pool), record.inputs):
+    rule = make_rule(strategy.name, filter_defaults(strategy)).resolve(pool)
+    if record.inputs == as_recorded(subset_inputs(pool, [rule]), record.inputs):
         keep_default_subset(pool, rule, load_subset(subset_path))
 
 

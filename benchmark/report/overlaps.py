@@ -15,20 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.experiment.choice import FILTER_VERSION, Choice
+from benchmark.experiment.choice import FILTER_VERSION, subset_inputs
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.pool.uids import count_of, unique_uids
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
+from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import Json, digest, sha256_of
 from benchmark.runtime.locks import locked
 from benchmark.runtime.paths import cache_dir
 from benchmark.runtime.records import Record, read_record, write_record
 from benchmark.runtime.storage import file_hash
 from benchmark.selection.assets import NO_WEIGHTS, find_default
-from benchmark.selection.filtering import run_filters
-from benchmark.selection.rules import Rule, as_recorded, filter_defaults, make_rule, without_sources
+from benchmark.selection.engine import run_filters
+from benchmark.selection.rule_records import as_recorded, without_sources
+from benchmark.selection.rules import ResolvedRule, filter_defaults, make_rule
 
 CACHE_VERSION = 1
 DIRECT_ROWS = 200_000
@@ -55,14 +57,14 @@ class StrategyOverlap:
 class Comparable:
     """A shipped strategy with its defaults, and where its subset of the pool is to be had."""
 
-    rule: Rule
+    rule: ResolvedRule
     known_path: Path | None  # of its subset; None where it is not known yet
     is_direct: bool  # it may be run here
 
-    def as_json(self, pool: Pool) -> dict[str, Json]:
+    def as_json(self) -> dict[str, Json]:
         """Return what a report depends on: where a filter may be run, its subset follows from the rule."""
         known = None if self.is_direct or self.known_path is None else sha256_of(self.known_path)
-        return {**without_sources(self.rule.as_json(pool)), "subset": known}
+        return {**without_sources(self.rule.as_json()), "subset": known}
 
 
 def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, str]]:
@@ -71,13 +73,17 @@ def comparables(pool: Pool, exp_dir: Path) -> tuple[list[Comparable], dict[str, 
     beside = _experiments_beside(exp_dir)
     for name in sorted(STRATEGIES):
         strategy = STRATEGIES[name]
-        if strategy.source_path.parent != FILTERS_DIR or strategy.kind == "signal":
+        if strategy.source_path.parent != FILTERS_DIR or strategy.is_signal:
             continue
         if reason := _why_not(pool, strategy):
             skipped[name] = reason
             continue
-        rule = make_rule(name, filter_defaults(strategy))
-        is_direct = strategy.kind == "filter" and not rule.sees_images(pool) and pool.count_rows() <= DIRECT_ROWS
+        try:
+            rule = make_rule(name, filter_defaults(strategy)).resolve(pool)
+        except UserError as error:  # a signal of it lacks something; without paths, as below
+            skipped[name] = f"the pool lacks what it needs ({error.code})"
+            continue
+        is_direct = strategy.is_filter and not rule.sees_images and pool.count_rows() <= DIRECT_ROWS
         found.append(Comparable(rule, _known_path(pool, rule, beside), is_direct))
     return found, skipped
 
@@ -97,7 +103,7 @@ def overlaps_with(
             chosen = load_subset(each.known_path)
         elif each.is_direct:
             try:
-                chosen = run_filters(pool, [rule]).subset
+                chosen = run_filters(pool, [rule.rule]).subset
             except (ValueError, FileNotFoundError) as error:
                 failures[rule.name] = str(error)
                 continue
@@ -113,12 +119,12 @@ def overlaps_with(
     return overlaps, unknown, failures
 
 
-def spell_cut(rule: Rule) -> str:
+def spell_cut(rule: ResolvedRule) -> str:
     """Spell a rule's cut, empty where it has none."""
     return "" if rule.cut is None else f"{rule.cut.kind} {rule.cut.value:g}"
 
 
-def keep_default_subset(pool: Pool, rule: Rule, subset: Subset) -> None:
+def keep_default_subset(pool: Pool, rule: ResolvedRule, subset: Subset) -> None:
     """Keep what a strategy with its defaults chose, for the reports of other experiments on the pool."""
     path = _cached_path(pool, rule)
     with locked(path.parent):
@@ -127,8 +133,8 @@ def keep_default_subset(pool: Pool, rule: Rule, subset: Subset) -> None:
         write_record(path.with_suffix(".json"), Record("default subset", CACHE_VERSION, _cache_key(pool, rule), result))
 
 
-def _known_path(pool: Pool, rule: Rule, beside: Sequence[tuple[Path, Record]]) -> Path | None:
-    wanted = Choice(rules=(rule,)).inputs(pool)
+def _known_path(pool: Pool, rule: ResolvedRule, beside: Sequence[tuple[Path, Record]]) -> Path | None:
+    wanted = subset_inputs(pool, [rule])
     candidates = [(folder / SUBSET_NAME, record.result["sha256"]) for folder, record in beside]
     inputs = [record.inputs for _, record in beside]
     places = [place for place, there in zip(candidates, inputs, strict=True) if there == as_recorded(wanted, there)]
@@ -162,22 +168,22 @@ def _experiments_beside(exp_dir: Path) -> list[tuple[Path, Record]]:
     return found
 
 
-def _cache_key(pool: Pool, rule: Rule) -> dict[str, Json]:
+def _cache_key(pool: Pool, rule: ResolvedRule) -> dict[str, Json]:
     """Return what a default subset hangs on; also what is in metadata and features, not in the fingerprint."""
     return {
         "pool": pool.compute_fingerprint(),
-        "rule": without_sources(rule.as_json(pool)),
+        "rule": without_sources(rule.as_json()),
         "metadata": metadata_contents(pool, [rule]),
         "filter": FILTER_VERSION,
     }
 
 
-def metadata_contents(pool: Pool, rules: Sequence[Rule]) -> str:
+def metadata_contents(pool: Pool, rules: Sequence[ResolvedRule]) -> str:
     """Return a hash of what is in every metadata shard, and in the .npz beside it where one of the rules reads that.
 
     A file is read again only when its size or time changed.
     """
-    with_features = any(each.strategy.features for rule in rules for each in rule.with_signals(pool))
+    with_features = any(each.strategy.features for rule in rules for each in rule.with_signals)
     files = [(shard.path, shard.state) for shard in pool.shards]
     if with_features:
         files += [(shard.npz_path, shard.npz_state) for shard in pool.shards if shard.npz_state is not None]
@@ -189,7 +195,7 @@ def _cached_subsets() -> Path:
     return cache_dir() / "subsets"
 
 
-def _cached_path(pool: Pool, rule: Rule) -> Path:
+def _cached_path(pool: Pool, rule: ResolvedRule) -> Path:
     return _cached_subsets() / f"{rule.name}-{digest(_cache_key(pool, rule))[:32]}.npy"
 
 

@@ -13,7 +13,7 @@ from benchmark.report.overlaps import StrategyOverlap
 from benchmark.report.standing import Standing, TaskStanding
 from benchmark.report.survey import FractionCurves, Grouping, Sheet, Survey
 from benchmark.runtime.records import Record
-from benchmark.selection.filtering import RuleReport
+from benchmark.selection.engine import RuleReport
 
 MAX_CAPTION = 240  # characters
 MANY_KINDS = 3  # groups that the summary names at either end

@@ -21,8 +21,8 @@ from benchmark.pool.subset import Subset
 from benchmark.pool.uids import UID_DTYPE, count_of, format_uids, sort_uids
 from benchmark.runtime.keyed import keyed_uint64
 from benchmark.runtime.tables import read_parquet
-from benchmark.selection.filtering import score_pool, top_fraction
-from benchmark.selection.rules import Cut, Rule
+from benchmark.selection.rules import Cut, ResolvedRule
+from benchmark.selection.scoring import score_pool, top_fraction
 from benchmark.toolbox.language import language_of, load_language_model
 
 SCORE_COLUMNS = ("clip_l14_similarity_score", "clip_b32_similarity_score")
@@ -127,7 +127,7 @@ class Survey:
     failures: dict[str, str]  # rules whose scores could not be had again, and why
 
 
-def survey_pool(pool: Pool, subset: Subset, rules: Sequence[Rule] = (), *, is_within: bool = False) -> Survey:
+def survey_pool(pool: Pool, subset: Subset, rules: Sequence[ResolvedRule] = (), *, is_within: bool = False) -> Survey:
     """Count and show what the subset keeps of the pool.
 
     Of a pool of shards alone these are its samples and their pictures: there are no columns to count by.
@@ -169,7 +169,7 @@ def survey_pool(pool: Pool, subset: Subset, rules: Sequence[Rule] = (), *, is_wi
         partitions.append(languages.partition())
     groupings = [each.grouping(is_kept) for each in partitions]
     histograms, curves, failures = _score_rules(pool, uids, is_kept, rules, partitions, is_within)
-    cut_columns = {column for rule in rules for column in rule.strategy.needed_columns(rule.options)}
+    cut_columns = {column for rule in rules for column in rule.columns}
     for name, counts in scores.items():
         groupings.append(Grouping(f"By {short_name(name)} similarity", counts.groups()))
         if name not in cut_columns or failures:
@@ -373,7 +373,7 @@ def _score_rules(
     pool: Pool,
     uids: np.ndarray,
     is_kept: np.ndarray,
-    rules: Sequence[Rule],
+    rules: Sequence[ResolvedRule],
     partitions: Sequence[_Partition],
     is_within: bool,
 ) -> tuple[list[Histogram], list[FractionCurves], dict[str, str]]:

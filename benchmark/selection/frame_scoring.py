@@ -1,8 +1,9 @@
-"""What a filter says of a DataFrame's rows: no pool, nothing on disk; what stands beside the frame is handed over."""
+"""Scores of a DataFrame's rows: no pool, nothing on disk; what stands beside the frame is handed over."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from benchmark.registry import STRATEGIES, check_options
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.names import nearest_name
 from benchmark.runtime.paths import user_assets_dir
-from benchmark.selection.assets import NO_WEIGHTS, find_default
-from benchmark.selection.judging import SLICE_FEATURES, SLICE_ROWS, call_strategy, failure, file_not_found
+from benchmark.selection.assets import NO_WEIGHTS, find_assets, find_default
 from benchmark.selection.rules import Rule
-from benchmark.selection.signals import common_type
+from benchmark.selection.shard_evaluation import SLICE_FEATURES, SLICE_ROWS
+from benchmark.selection.strategy_calls import call_strategy, failure, file_not_found
+from benchmark.selection.values import common_type
 
 Images = Sequence["Image.Image | None"]
 
@@ -35,7 +37,7 @@ def score_frame(
     `features` are arrays of the .npz, each (rows, dimension), `images` one RGB picture per row or None. Signals that
     are registered are computed as well, others are columns of the frame. Raises UserError that lists what is missing.
     """
-    if rule.strategy.kind == "selector":
+    if rule.strategy.is_selector:
         raise UserError(
             f"selector {rule.name!r} chooses from a whole pool and scores no rows; use it in select()",
             code="scores-expected",
@@ -75,7 +77,7 @@ class _FrameScoring:
         nearest = "".join(nearest_name(name, columns) for code, name, _ in missing if code == "column-missing")
         told = " and ".join(text for _, _, text in missing)
         raise UserError(
-            f"{rule.strategy.kind} {rule.name!r} needs {told}.{nearest} The frame has the columns {columns}.",
+            f"{rule.strategy.label} needs {told}.{nearest} The frame has the columns {columns}.",
             code=missing[0][0],
         )
 
@@ -83,7 +85,9 @@ class _FrameScoring:
         """Return a rule's values: (rows,), by row number."""
         if rule.key not in self.found:
             # Beside a frame lie no assets: the user's folder alone is looked through.
-            self.found[rule.key] = self._compute(rule.with_assets(user_assets_dir()))
+            self.found[rule.key] = self._compute(
+                replace(rule, options=find_assets(rule.strategy, rule.options, user_assets_dir()))
+            )
         return self.found[rule.key]
 
     def _missing(self, rule: Rule) -> list[tuple[str, str, str]]:
@@ -132,14 +136,14 @@ class _FrameScoring:
         kind = np.dtype(bool)
         if parts:
             try:
-                kind = common_type([(values.dtype, bool(is_scored.any())) for values, is_scored in parts])
+                kind = common_type([(values.dtype, bool(has_value.any())) for values, has_value in parts])
             except ValueError as error:
-                raise UserError(f"{strategy.kind} {rule.name!r} {error}", code="strategy-result") from error
-        found, is_scored = np.zeros(len(table), dtype=kind), np.zeros(len(table), dtype=bool)
-        for start, (part, is_part_scored) in zip(range(0, len(rows), step), parts, strict=True):
+                raise UserError(f"{strategy.label} {error}", code="strategy-result") from error
+        found, has_value = np.zeros(len(table), dtype=kind), np.zeros(len(table), dtype=bool)
+        for start, (part, has_part_value) in zip(range(0, len(rows), step), parts, strict=True):
             found[rows[start : start + step]] = part.astype(kind)
-            is_scored[rows[start : start + step]] = is_part_scored
-        return _as_column(found, is_scored).rename(rule.name)
+            has_value[rows[start : start + step]] = has_part_value
+        return _as_column(found, has_value).rename(rule.name)
 
     def _call(self, rule: Rule, table: pd.DataFrame, rows: np.ndarray, model: Any) -> tuple[np.ndarray, np.ndarray]:
         strategy = rule.strategy
@@ -166,14 +170,14 @@ class _FrameScoring:
 
 
 def _is_signal(name: str) -> bool:
-    return name in STRATEGIES and STRATEGIES[name].kind == "signal"
+    return name in STRATEGIES and STRATEGIES[name].is_signal
 
 
-def _as_column(values: np.ndarray, is_scored: np.ndarray) -> pd.Series:
+def _as_column(values: np.ndarray, has_value: np.ndarray) -> pd.Series:
     """Return values as a column of a frame: bools and whole numbers of the nullable types where any is missing."""
     if values.dtype == object:
-        return pd.Series(values, dtype="str").where(pd.Series(is_scored))
+        return pd.Series(values, dtype="str").where(pd.Series(has_value))
     series = pd.Series(values)
-    if is_scored.all():
+    if has_value.all():
         return series
-    return series.where(is_scored) if values.dtype.kind == "f" else series.convert_dtypes().mask(~is_scored)
+    return series.where(has_value) if values.dtype.kind == "f" else series.convert_dtypes().mask(~has_value)

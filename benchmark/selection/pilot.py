@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,73 +19,75 @@ from benchmark.pool.subset import Subset
 from benchmark.pool.uids import count_of, parse_uids
 from benchmark.runtime.storage import format_bytes
 from benchmark.runtime.tables import iter_batches, read_footer, without_view_types, without_views
-from benchmark.selection.filtering import DECODING, check_pool_has
-from benchmark.selection.judging import Cost, RuleEvaluator
-from benchmark.selection.rules import Rule
-from benchmark.selection.signals import NOT_ASKED, KeptValues, user_signal
+from benchmark.selection.cache import CachedValues
+from benchmark.selection.engine import DECODING
+from benchmark.selection.evaluator import RuleEvaluator
+from benchmark.selection.rules import ResolvedRule, resolve_rules
+from benchmark.selection.shard_evaluation import Cost
+from benchmark.selection.user_signals import UserSignal
+from benchmark.selection.values import NOT_EVALUATED
 
 PILOT_ROWS = 10_000
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a part of the work will cost on the rows that are still to be asked."""
+    """What a part of the work will cost on the rows that are still to be evaluated."""
 
     what: str
-    rows: int  # still to be asked
-    kept: int  # rows whose values are kept from before
+    rows: int  # still to be evaluated
+    cached: int  # rows
     seconds_per_row: float  # of one process
-    bytes_per_row: float = 0.0  # that the kept values take
+    bytes_per_row: float = 0.0  # that the cached values take
     copied: str | None = None  # the column that the scores only copy
 
     def line(self, workers: int) -> str:
         """Say it in one line."""
         if not self.rows:
-            return f"{self.what}: all {self.kept:,} rows are kept from before"
-        told = f"{self.what}: {self.rows:,} rows to ask"
-        if self.kept:
-            told += f", {self.kept:,} kept from before"
+            return f"{self.what}: all {self.cached:,} rows are cached"
+        line = f"{self.what}: {self.rows:,} rows to evaluate"
+        if self.cached:
+            line += f", {self.cached:,} cached"
         if self.seconds_per_row:
-            told += f"; {1 / self.seconds_per_row:,.0f} rows/s"
-        told += f"; {spell_times(self.rows * self.seconds_per_row, workers)}"
+            line += f"; {1 / self.seconds_per_row:,.0f} rows/s"
+        line += f"; {spell_times(self.rows * self.seconds_per_row, workers)}"
         if self.copied is not None:
-            return f"{told}; only copies {self.copied}, so nothing is kept"
-        return f"{told}; {format_bytes(round(self.rows * self.bytes_per_row))} to keep" if self.bytes_per_row else told
+            return f"{line}; only copies {self.copied}, so nothing is cached"
+        return f"{line}; {format_bytes(round(self.rows * self.bytes_per_row))} to cache" if self.bytes_per_row else line
 
 
 def pilot_lines(
-    pool: Pool, rules: Sequence[Rule], *, within: Subset | None = None, workers: int = 0, device: str = "cpu"
+    pool: Pool, rules: Sequence[ResolvedRule], *, within: Subset | None = None, workers: int = 0, device: str = "cpu"
 ) -> list[str]:
     """Run the pilot and say what it found; nothing is written beside the pool.
 
-    Raises ValueError or FileNotFoundError where the pool lacks what a rule needs, or where a strategy fails.
+    The rules are resolved against the pool and the device. Raises UserError where a strategy fails.
     """
-    check_pool_has(pool, rules)
-    rules = [rule.with_assets(pool.dir) for rule in rules]
-    shard, asked = _pilot_rows(pool, within)
+    shard, requested = _pilot_rows(pool, within)
     path = shard.path
     with tempfile.TemporaryDirectory(prefix="winnow-") as folder:
-        # Values are kept there for as long as the pilot takes, and show what they take.
+        # Values are cached there for as long as the pilot takes, and show what they take.
         scratch = pool.with_signals_dir(Path(folder))
-        _bring_user_signals(pool, scratch, rules, pool.read_uids(path, asked))
-        judge = RuleEvaluator(scratch, rules, device=device)
-        forecasts = _forecasts(pool, judge, shard, asked, within)
-    lines = [f"pilot: {int(asked.sum()):,} rows of {path.name} on {device}"]
+        _bring_user_signals(scratch, rules, pool.read_uids(path, requested))
+        evaluator = RuleEvaluator(scratch, resolve_rules(scratch, [rule.rule for rule in rules], device=device))
+        cache_dirs = {each.key: each.cache_dir for rule in rules for each in rule.with_signals}
+        forecasts = _forecasts(pool, evaluator, cache_dirs, shard, requested, within)
+    lines = [f"pilot: {int(requested.sum()):,} rows of {path.name} on {device}"]
     lines += [f"  {each.line(workers)}" for each in forecasts]
     lines += [
-        f"  {rule.strategy.kind} {rule.name!r}: sees the whole pool at once, so it is not tried"
+        f"  {rule.strategy.label}: sees the whole pool at once, so it is not tried"
         for rule in rules
-        if rule.strategy.kind == "selector"
+        if rule.strategy.is_selector
     ]
     total = sum(each.rows * each.seconds_per_row for each in forecasts)
-    untried = ", without the selectors" if any(rule.strategy.kind == "selector" for rule in rules) else ""
+    untried = ", without the selectors" if any(rule.strategy.is_selector for rule in rules) else ""
     return [*lines, f"  together{untried}: {spell_times(total, workers)}"]
 
 
 def spell_times(seconds: float, workers: int) -> str:
     """Spell how long work takes one process and, where there are several, all of them."""
-    told = f"{_spell(seconds)} of one process"
-    return told if workers <= 1 or seconds < 60 else f"{told}, {_spell(seconds / workers)} with workers={workers}"
+    spelt = f"{_spell(seconds)} of one process"
+    return spelt if workers <= 1 or seconds < 60 else f"{spelt}, {_spell(seconds / workers)} with workers={workers}"
 
 
 def _spell(seconds: float) -> str:
@@ -96,24 +98,24 @@ def _spell(seconds: float) -> str:
 
 def _pilot_rows(pool: Pool, within: Subset | None) -> tuple[Shard, np.ndarray]:
     """Return the first metadata shard with rows, and a mask of its first ones."""
-    shard, asked = pool.shards[0], np.zeros(0, dtype=bool)
+    shard, requested = pool.shards[0], np.zeros(0, dtype=bool)
     for shard in pool.shards:
-        asked = np.ones(pool.footer(shard.path).num_rows, dtype=bool)
+        requested = np.ones(pool.footer(shard.path).num_rows, dtype=bool)
         if within is not None:
-            asked = count_of(pool.read_uids(shard.path), within.uids) > 0
-        asked &= np.cumsum(asked) <= PILOT_ROWS
-        if asked.any():
+            requested = count_of(pool.read_uids(shard.path), within.uids) > 0
+        requested &= np.cumsum(requested) <= PILOT_ROWS
+        if requested.any():
             break
-    return shard, asked
+    return shard, requested
 
 
-def _bring_user_signals(pool: Pool, scratch: Pool, rules: Sequence[Rule], uids: np.ndarray) -> None:
+def _bring_user_signals(scratch: Pool, rules: Sequence[ResolvedRule], uids: np.ndarray) -> None:
     """Write what the user's parquets say of these uids into the scratch pool's folder of signals."""
     wanted = Subset.of(uids).uids
-    for rule in (each for chosen in rules for each in chosen.with_signals(pool)):
-        for name, signal in rule.signal_rules(pool).items():
-            if signal is None:
-                for number, path in enumerate(user_signal(pool, name, rule.name).paths):
+    for rule in (each for chosen in rules for each in chosen.with_signals):
+        for name, signal in rule.signals.items():
+            if isinstance(signal, UserSignal):
+                for number, path in enumerate(signal.paths):
                     found = read_footer(path).schema.to_arrow_schema()
                     schema = without_view_types(pa.schema([found.field(each) for each in ("uid", name)]))
                     with pq.ParquetWriter(scratch.signals_dir / f"{name}-{number}.parquet", schema) as writer:
@@ -124,62 +126,68 @@ def _bring_user_signals(pool: Pool, scratch: Pool, rules: Sequence[Rule], uids: 
 
 
 def _forecasts(
-    pool: Pool, judge: RuleEvaluator, shard: Shard, asked: np.ndarray, within: Subset | None
+    pool: Pool,
+    evaluator: RuleEvaluator,
+    cache_dirs: Mapping[str, Path],
+    shard: Shard,
+    requested: np.ndarray,
+    within: Subset | None,
 ) -> list[Forecast]:
     """Return what reading, images and every filter and signal will cost."""
     path = shard.path
     num_rows = pool.count_rows() if within is None else within.num_distinct
-    numbers = [n for n, rule in enumerate(judge.all_rules) if rule.strategy.kind != "selector"]
-    kept = {number: _num_kept(pool, judge, number, within) for number in numbers}
-    left = {number: max(0, num_rows - kept[number]) for number in numbers}
-    is_seen = any(left[number] and judge.all_rules[number].strategy.images for number in numbers)
-    places = locate_images(pool, Subset.of(pool.read_uids(path, asked)), [path])[0] if is_seen else None
-    num_asked = max(1, int(asked.sum()))
-    found = judge.values(shard, [number for number in numbers if left[number]], asked=asked, places=places)
-    reading = _reading_seconds(pool, path, [judge.all_rules[number] for number in numbers if left[number]])
+    numbers = [n for n, rule in enumerate(evaluator.all_rules) if not rule.strategy.is_selector]
+    cached = {
+        number: _num_cached(pool, evaluator, number, cache_dirs[evaluator.all_rules[number].key], within)
+        for number in numbers
+    }
+    left = {number: max(0, num_rows - cached[number]) for number in numbers}
+    is_seen = any(left[number] and evaluator.all_rules[number].strategy.images for number in numbers)
+    places = locate_images(pool, Subset.of(pool.read_uids(path, requested)), [path])[0] if is_seen else None
+    num_requested = max(1, int(requested.sum()))
+    found = evaluator.values(shard, [number for number in numbers if left[number]], requested=requested, places=places)
+    reading = _reading_seconds(pool, path, [evaluator.all_rules[number] for number in numbers if left[number]])
     forecasts = []
     if reading:
-        forecasts.append(Forecast("columns and arrays read", num_rows, 0, reading / len(asked)))
+        forecasts.append(Forecast("columns and arrays read", num_rows, 0, reading / len(requested)))
     if is_seen:
-        rows = max(left[n] for n in numbers if judge.all_rules[n].strategy.images)
-        forecasts.append(Forecast(DECODING, rows, 0, found.image_effort.seconds / num_asked))
+        rows = max(left[n] for n in numbers if evaluator.all_rules[n].strategy.images)
+        forecasts.append(Forecast(DECODING, rows, 0, found.image_cost.seconds / num_requested))
     for number in reversed(numbers):  # signals stand behind what uses them
-        rule = judge.all_rules[number]
-        effort = found.efforts.get(judge.labels[number], Cost())
-        folder = judge.kept_dirs[number]
+        rule = evaluator.all_rules[number]
+        cost = found.costs.get(evaluator.labels[number], Cost())
         forecasts.append(
             Forecast(
-                f"{rule.strategy.kind} {rule.name!r}",
+                rule.strategy.label,
                 left[number],
-                kept[number],
-                effort.seconds / max(1, effort.rows),
-                _bytes_per_row(folder / f"{path.stem}.parquet", num_asked),
-                min(found.copied.get(number, ()), default=None) if effort.rows else None,
+                cached[number],
+                cost.seconds / max(1, cost.rows),
+                _bytes_per_row(rule.cache_dir / f"{path.stem}.parquet", num_requested),
+                min(found.copied.get(number, ()), default=None) if cost.rows else None,
             )
         )
     return forecasts
 
 
-def _num_kept(pool: Pool, judge: RuleEvaluator, number: int, within: Subset | None) -> int:
-    """Count the rows of which a strategy's values are kept from before."""
-    folder = judge.all_rules[number].kept_dir(pool, judge.device)
-    num_kept = 0
+def _num_cached(pool: Pool, evaluator: RuleEvaluator, number: int, folder: Path, within: Subset | None) -> int:
+    """Count the rows of which a strategy's values are cached in a folder."""
+    num_cached = 0
     for shard in pool.shards if folder.exists() else []:
         path = shard.path
-        states = KeptValues(
-            folder / f"{path.stem}.parquet", partial(judge.inputs, shard, number), pool.footer(path).num_rows
+        states = CachedValues(
+            folder / f"{path.stem}.parquet", partial(evaluator.inputs, shard, number), pool.footer(path).num_rows
         ).states()
-        known = states != NOT_ASKED
+        known = states != NOT_EVALUATED
         if within is not None and known.any():
             known &= count_of(pool.read_uids(path), within.uids) > 0
-        num_kept += int(known.sum())
-    return num_kept
+        num_cached += int(known.sum())
+    return num_cached
 
 
-def _reading_seconds(pool: Pool, path: Path, rules: Sequence[Rule]) -> float:
+def _reading_seconds(pool: Pool, path: Path, rules: Sequence[ResolvedRule]) -> float:
     """Time the reading of what the rules need of a metadata shard beside the images."""
-    columns = {name for rule in rules for name in rule.strategy.needed_columns(rule.options)}
-    features = {name for rule in rules for name in rule.strategy.needed_features(rule.options)}
+    columns = {name for rule in rules for name in rule.columns}
+    features = {name for rule in rules for name in rule.features}
     if not columns and not features:
         return 0.0
     began = time.perf_counter()
@@ -188,8 +196,8 @@ def _reading_seconds(pool: Pool, path: Path, rules: Sequence[Rule]) -> float:
     return time.perf_counter() - began
 
 
-def _bytes_per_row(path: Path, num_asked: int) -> float:
-    """Return what a row takes in a file of kept values, of whose rows some were asked."""
+def _bytes_per_row(path: Path, num_requested: int) -> float:
+    """Return what a row takes in a file of cached values, of whose rows some were requested."""
     if not path.exists():
         return 0.0
     footer = read_footer(path)
@@ -198,4 +206,4 @@ def _bytes_per_row(path: Path, num_asked: int) -> float:
         for number in range(footer.num_columns):
             chunk = footer.row_group(group).column(number)
             sizes[chunk.path_in_schema] += chunk.total_compressed_size
-    return (sizes["value"] + sizes["state"]) / num_asked + sizes.get("uid", 0) / footer.num_rows
+    return (sizes["value"] + sizes["state"]) / num_requested + sizes.get("uid", 0) / footer.num_rows

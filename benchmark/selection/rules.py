@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from benchmark.pool.index import shards_dir_of
+from benchmark.pool.pool import planted_path
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_chooser, get_strategy
-from benchmark.runtime.errors import UserError
+from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.files import Json, digest
-from benchmark.runtime.watch import Undeclared
+from benchmark.runtime.storage import has_file
 from benchmark.selection.assets import find_assets, hash_assets
-from benchmark.selection.signals import KEPT_VERSION, user_signal
+from benchmark.selection.cache import CACHE_VERSION
+from benchmark.selection.rule_records import without_sources
+from benchmark.selection.user_signals import UserSignal, find_user_signal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Rule:
-    """A strategy with its options, and its cut where it scores. Plain data, so that worker processes can be sent it."""
+    """A strategy with its options, and its cut where it scores."""
 
     name: str
     options: dict[str, Json] = field(default_factory=dict)
@@ -56,91 +60,228 @@ class Rule:
         """Return what tells rules apart but for their cuts; 1, 1.0 and true are different options."""
         return json.dumps([self.name, self.options], sort_keys=True)
 
-    def with_assets(self, pool_dir: Path) -> Rule:
-        """Return the rule with the paths of its assets among its options; raises FileNotFoundError."""
-        return replace(self, options=find_assets(self.strategy, self.options, pool_dir))
-
-    def signal_rules(self, pool: Pool) -> dict[str, Rule | None]:
-        """Return the signals that it uses: a registered one with its options, None for a column of a user's parquet.
-
-        A registered signal takes those of the rule's options that it has itself.
-        """
-        found: dict[str, Rule | None] = {}
-        for name in self.strategy.signals:
-            signal = STRATEGIES.get(name)
-            if signal is None or signal.kind != "signal":
-                found[name] = None
-                continue
-            options = {key: value for key, value in self.options.items() if key in signal.options}
-            found[name] = Rule(name, check_options(signal, options)).with_assets(pool.dir)
+    def resolve(self, pool: Pool, *, device: str = "cpu") -> ResolvedRule:
+        """Return the rule with what the pool has for it; see `resolve_rules`."""
+        (found,) = resolve_rules(pool, [self], device=device)
         return found
 
-    def with_signals(self, pool: Pool) -> list[Rule]:
+
+@dataclass(frozen=True)
+class ResolvedRule:
+    """A rule with all that a pool has for it, looked up once. Plain data, so that worker processes can be sent it."""
+
+    rule: Rule  # with the paths of its assets among its options
+    columns: tuple[str, ...]  # of the metadata
+    features: tuple[str, ...]  # arrays of the .npz
+    signals: dict[str, ResolvedRule | UserSignal]  # by name: registered ones, or columns of a user's parquet files
+    device: str  # that its own model runs on; "cpu" where it takes none
+    description: dict[str, Json]  # what a record states of it, but for its cut
+    identity: dict[str, Json]  # what its values depend on beside the pool: without source file and cut, with a GPU
+    cache_dir: Path  # of its values on this pool
+
+    @property
+    def cached_identity(self) -> dict[str, Json]:
+        """Return what cached values depend on beside the pool: `identity`, and the version of how they are cached."""
+        return {"version": CACHE_VERSION, **self.identity}
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+    @property
+    def options(self) -> dict[str, Json]:
+        return self.rule.options
+
+    @property
+    def cut(self) -> Cut | None:
+        return self.rule.cut
+
+    @property
+    def key(self) -> str:
+        return self.rule.key
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.rule.strategy
+
+    @property
+    def asset_hashes(self) -> dict[str, Json]:
+        """Return the sha256 of every asset, by its option: one, a list of them, or None."""
+        hashes: dict[str, Json] = self.description["options"]
+        return {option: hashes[option] for option in self.strategy.assets}
+
+    @property
+    def with_signals(self) -> list[ResolvedRule]:
         """Return the rule and every registered signal that it uses, itself or through others, each once."""
         found = {self.key: self}
         waiting = [self]
         while waiting:
-            inner = [each for each in waiting.pop().signal_rules(pool).values() if each is not None]
+            inner = [each for each in waiting.pop().signals.values() if isinstance(each, ResolvedRule)]
             waiting += [each for each in inner if each.key not in found]
             found |= {each.key: each for each in inner}
         return list(found.values())
 
-    def sees_images(self, pool: Pool) -> bool:
-        """Tell whether the rule hangs on the images, itself or through its signals."""
-        return any(rule.strategy.images for rule in self.with_signals(pool))
+    @property
+    def sees_images(self) -> bool:
+        """Tell whether the rule depends on the images, itself or through its signals."""
+        return any(each.strategy.images for each in self.with_signals)
 
-    def takes_device(self, pool: Pool) -> bool:
-        """Tell whether a model of the rule, or of its signals, runs on the device that is asked for."""
-        return any(rule.strategy.takes_device for rule in self.with_signals(pool))
+    @property
+    def takes_device(self) -> bool:
+        """Tell whether a model of the rule, or of its signals, runs on the requested device."""
+        return any(each.strategy.takes_device for each in self.with_signals)
 
-    def as_json(self, pool: Pool) -> dict[str, Json]:
+    @property
+    def is_single_process(self) -> bool:
+        """Tell whether it, or a signal of it, is known to this process only: of a script or notebook."""
+        return any(each.strategy.loaded is None for each in self.with_signals)
+
+    def as_json(self) -> dict[str, Json]:
         """Return what a record says of the rule: name, options, cut, hashes of assets, and of its code (`identity`).
 
         And its signals, and the versions of optional packages, where it declares any; and as `source` the sha256 of its
-        file as it ran, which identifies nothing where there is an `identity`: see `without_sources`. Raises
-        FileNotFoundError where an asset or a signal is nowhere.
+        file as it ran, which identifies nothing where there is an `identity`: see `without_sources`.
         """
-        return {**self._described(pool, "cpu"), "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
+        return {**self.description, "cut": None if self.cut is None else {self.cut.kind: self.cut.value}}
 
-    def kept_identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
-        """Return what kept values hang on beside the pool: `identity`, and the version of how they are kept."""
-        return {"version": KEPT_VERSION, **self.identity(pool, device)}
 
-    def kept_dir(self, pool: Pool, device: str = "cpu") -> Path:
-        """Return the folder in which the values of a pool are kept."""
-        return kept_dir_of(pool, self.kept_identity(pool, device))
+def resolve_rules(pool: Pool, rules: Sequence[Rule], *, device: str = "cpu") -> list[ResolvedRule]:
+    """Look up once what the pool has for the rules: columns, arrays, assets and their hashes, signals, identities.
 
-    def identity(self, pool: Pool, device: str = "cpu") -> dict[str, Json]:
-        """Return what its values hang on beside the pool: all of `as_json` but cut and source file, and a GPU."""
-        found: dict[str, Json] = without_sources(self._described(pool, device))
-        return found
+    `device` is what models run on. Raises UserError, which is also a FileNotFoundError where a file is missing, that
+    lists everything that is missing.
+    """
+    if rules and not pool.metadata_paths:
+        raise UserError(
+            f"{pool.dir} has shards only, and filters need metadata: `winnow pool import` makes them from the tars; "
+            "or give subset= of a file",
+            code="metadata-missing",
+        )
+    found = [_find(pool, rule) for rule in rules]
+    if missing := [error for each in found for error in each.missing]:
+        raise _all_missing(missing)
+    return [_resolved(pool, each, device) for each in found]
 
-    def undeclared(self, pool: Pool) -> dict[str, list[Undeclared]]:
-        """Return what its values may hang on that it has not declared, by strategy: itself, and its signals."""
-        found = {rule.name: rule.strategy.undeclared() for rule in self.with_signals(pool)}
-        return {name: inputs for name, inputs in found.items() if inputs}
 
-    def runs_here_alone(self, pool: Pool) -> bool:
-        """Tell whether it, or a signal of it, is known to this process alone: of a script or notebook."""
-        return any(rule.strategy.loaded is None for rule in self.with_signals(pool))
+def missing_for(pool: Pool, rule: Rule) -> list[str]:
+    """Say what the pool lacks for a rule, without hashing what it has; nothing where the rule can run."""
+    if not pool.metadata_paths:
+        return ["needs metadata; `winnow pool import` makes it from tars"]
+    return list(dict.fromkeys(str(error) for error in _find(pool, rule).missing))
 
-    def _described(self, pool: Pool, device: str) -> dict[str, Json]:
-        found: dict[str, Json] = {
-            "name": self.name,
-            "options": hash_assets(self.strategy, self.with_assets(pool.dir).options),
-            "source": self.strategy.source_hash,
-            "identity": self.strategy.identity,
-        }
-        if versions := self.strategy.package_versions():
-            found["packages"] = versions
-        if device != "cpu" and self.strategy.takes_device:
-            found["device"] = device  # its rounding is another
-        if self.strategy.signals:
-            found["signals"] = {
-                name: user_signal(pool, name, self.name).sha256 if rule is None else rule._described(pool, device)
-                for name, rule in self.signal_rules(pool).items()
-            }
-        return found
+
+@dataclass(frozen=True)
+class _Found:
+    """What a pool has for a rule, and what it lacks."""
+
+    rule: Rule  # with the paths of the assets that were found
+    columns: tuple[str, ...]
+    features: tuple[str, ...]
+    signals: dict[str, _Found | UserSignal]
+    missing: list[UserError]  # its signals' too
+
+
+def _find(pool: Pool, rule: Rule) -> _Found:
+    strategy = rule.strategy
+    columns = tuple(strategy.needed_columns(rule.options))
+    features = tuple(strategy.needed_features(rule.options))
+    missing: list[UserError] = []
+
+    missing += _refused(pool.check_columns, columns, strategy.label)
+    missing += _refused(pool.check_features, features, strategy.label)
+    options = rule.options
+    try:
+        options = find_assets(strategy, options, pool.dir)
+    except UserError as error:
+        missing.append(error)
+    signals: dict[str, _Found | UserSignal] = {}
+    inner: list[UserError] = []
+    for name in strategy.signals:
+        signal = STRATEGIES.get(name)
+        if signal is not None and signal.is_signal:
+            # It takes those of the rule's options that it has itself.
+            own = {key: value for key, value in options.items() if key in signal.options}
+            signals[name] = found = _find(pool, Rule(name, check_options(signal, own)))
+            inner += found.missing
+            continue
+        try:
+            signals[name] = find_user_signal(pool, name, rule.name)
+        except UserError as error:
+            missing.append(error)
+    if strategy.planted and not has_file(planted_path(pool)):
+        missing.append(
+            NotFoundError(
+                f"{strategy.label} is a reference for embedded pools; {planted_path(pool)} is not there",
+                code="no-embedded-pool",
+            )
+        )
+    if strategy.images and not pool.has_images:
+        missing.append(
+            NotFoundError(
+                f"{strategy.label} needs the images, but there is no tar in {shards_dir_of(pool.dir)}",
+                code="images-missing",
+            )
+        )
+    return _Found(replace(rule, options=options), columns, features, signals, [*missing, *inner])
+
+
+def _refused(check: Callable[[Sequence[str], str], None], names: Sequence[str], needed_by: str) -> list[UserError]:
+    """Return what a check of names refuses: looked at one by one only where it refuses something."""
+    errors = []
+    try:
+        check(names, needed_by)
+    except UserError:
+        for name in names:
+            try:
+                check([name], needed_by)
+            except UserError as error:
+                errors.append(error)
+        assert errors
+    return errors
+
+
+def _all_missing(errors: Sequence[UserError]) -> UserError:
+    """Return one error for all of these, of the first one's class and code."""
+    sentences = list(dict.fromkeys(str(error) for error in errors))
+    if len(sentences) == 1:
+        return errors[0]
+    told = "".join(f"\n  - {sentence}" for sentence in sentences)
+    return type(errors[0])(f"{len(sentences)} things are missing for the filters:{told}", code=errors[0].code)
+
+
+def _resolved(pool: Pool, found: _Found, device: str) -> ResolvedRule:
+    strategy, rule = found.rule.strategy, found.rule
+    signals = {
+        name: each if isinstance(each, UserSignal) else _resolved(pool, each, device)
+        for name, each in found.signals.items()
+    }
+    description: dict[str, Json] = {
+        "name": rule.name,
+        "options": hash_assets(strategy, rule.options),
+        "source": strategy.source_hash,
+        "identity": strategy.identity,
+    }
+    if versions := strategy.package_versions():
+        description["packages"] = versions
+    own_device = device if strategy.takes_device else "cpu"
+    # Records state the device apart; a GPU's rounding is another.
+    identity = description if own_device == "cpu" else {**description, "device": own_device}
+    identity = without_sources(identity)
+    if signals:
+        hashes = {name: each.sha256 for name, each in signals.items() if isinstance(each, UserSignal)}
+        inner = {name: each for name, each in signals.items() if isinstance(each, ResolvedRule)}
+        description["signals"] = {n: hashes[n] if n in hashes else inner[n].description for n in signals}
+        identity["signals"] = {n: hashes[n] if n in hashes else inner[n].identity for n in signals}
+    return ResolvedRule(
+        rule,
+        found.columns,
+        found.features,
+        signals,
+        own_device,
+        description,
+        identity,
+        pool.signals_dir / f"{rule.name}-{digest({'version': CACHE_VERSION, **identity})[:16]}",
+    )
 
 
 def filter_defaults(strategy: Strategy) -> dict[str, Any]:
@@ -184,51 +325,3 @@ def known_strategies() -> Sequence[Strategy]:
 def known_signals() -> Sequence[Strategy]:
     """Return the loaded signals, by name."""
     return [STRATEGIES[name] for name in sorted(STRATEGIES) if STRATEGIES[name].kind == "signal"]
-
-
-def kept_dir_of(pool: Pool, kept_identity: dict[str, Json]) -> Path:
-    """Return the folder in which the values of a rule with this `kept_identity` are kept."""
-    return pool.signals_dir / f"{kept_identity['name']}-{digest(kept_identity)[:16]}"
-
-
-def without_sources(value: Any) -> Any:
-    """Return rules, as they stand in records, by what identifies them: `source` goes where there is an `identity`."""
-    return _changed_rules(value, lambda rule: {k: v for k, v in rule.items() if k != "source" or not rule["identity"]})
-
-
-def as_recorded(now: Any, there: Any) -> Any:
-    """Return rules as a record would state them that fits, so that the two can be compared value by value.
-
-    Of the same `identity` the file may be another (its comments). A record made before there was an `identity` states
-    the whole file's hash alone, and fits a rule of the same file: what a helper was then is known to nobody.
-    """
-    if isinstance(now, list) and isinstance(there, list) and len(now) == len(there):
-        return [as_recorded(*pair) for pair in zip(now, there, strict=True)]
-    if not (isinstance(now, dict) and isinstance(there, dict)):
-        return now
-    found = {key: as_recorded(value, there.get(key)) for key, value in now.items()}
-    if _is_rule(now) and now["identity"] and now["identity"] == there.get("identity"):
-        found["source"] = there.get("source")
-    elif _is_rule(now) and "identity" not in there:
-        del found["identity"]
-        # Then only declared packages were stated, by a rule that declared any.
-        stated = {name: found.get("packages", {}).get(name) for name in there.get("packages", {})}
-        found = {
-            **{key: value for key, value in found.items() if key != "packages"},
-            **({"packages": stated} if stated else {}),
-        }
-    return found
-
-
-def _is_rule(value: dict[str, Any]) -> bool:
-    return {"name", "options", "source", "identity"} <= set(value)
-
-
-def _changed_rules(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Return a JSON value with every rule in it changed."""
-    if isinstance(value, list):
-        return [_changed_rules(each, change) for each in value]
-    if isinstance(value, dict):
-        inner = {key: _changed_rules(each, change) for key, each in value.items()}
-        return change(inner) if _is_rule(inner) else inner
-    return value

@@ -19,10 +19,10 @@ from benchmark.pool.uids import parse_uids
 from benchmark.runtime.ranges import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, RangeReader
 from benchmark.runtime.storage import format_bytes
 from benchmark.scales import SCALES
-from benchmark.selection import judging, pilot
-from benchmark.selection.filtering import run_filters
+from benchmark.selection import pilot, shard_evaluation
+from benchmark.selection.engine import run_filters
 from benchmark.selection.pilot import pilot_lines, spell_times
-from benchmark.selection.rules import Rule, make_rule
+from benchmark.selection.rules import make_rule, resolve_rules
 from tests.conftest import loaded_plugin, uid, user_error, write_pool
 
 MIB = 1 << 20
@@ -73,7 +73,7 @@ def test_a_sample_across_two_blocks_needs_both(tmp_path, monkeypatch):
 
 def test_filters_read_their_columns_and_arrays(pico_pool, strategies):
     pool = Pool(pico_pool)
-    (columns,) = filter_reads(pool, [make_rule("clip_score", {})])
+    (columns,) = filter_reads(pool, [make_rule("clip_score", {}).resolve(pool)])
     footers = [pq.read_metadata(path) for path in pool.metadata_paths]
     wanted = ("uid", "clip_l14_similarity_score")
     chunks = [
@@ -85,7 +85,7 @@ def test_filters_read_their_columns_and_arrays(pico_pool, strategies):
     ]
     assert columns.num_bytes == sum(chunk.total_compressed_size for chunk in chunks)
     assert columns.num_requests == len(chunks) + len(footers)
-    _, arrays = filter_reads(pool, [make_rule("semdedup", {})])
+    _, arrays = filter_reads(pool, [make_rule("semdedup", {}).resolve(pool)])
     rows = pool.count_rows()
     sizes = [np.load(path.with_suffix(".npz"))["l14_img"].nbytes for path in pool.metadata_paths]
     assert sum(sizes) <= arrays.num_bytes <= sum(sizes) + 200 * len(sizes) and rows
@@ -93,7 +93,7 @@ def test_filters_read_their_columns_and_arrays(pico_pool, strategies):
 
 def test_images_are_counted(pico_pool, strategies):
     pool = Pool(pico_pool)
-    *_, images = filter_reads(pool, [Rule("text_masked_clip", make_rule("text_masked_clip", {}).options)])
+    *_, images = filter_reads(pool, [make_rule("text_masked_clip", {}).resolve(pool)])
     assert images.num_requests == len(pool.load_index())
     assert images.num_bytes == int(pool.load_index().image_length.sum())
 
@@ -187,25 +187,28 @@ def test_a_pilot_tells_what_the_whole_will_take_and_what_is_kept(tmp_path, strat
     with loaded_plugin(tmp_path / "for_pilots.py", PILOT):
         pool = Pool(folder)
         rules = [make_rule(name, {}) for name in ("p_sum", "p_copy", "dedup")]
-        with user_error("column-missing", match="'dedup'.*'sha256'"):
-            pilot_lines(pool, rules)
-        first, reading, slow, copied, total, together = pilot_lines(pool, rules[:2])
+        with user_error("column-missing", match="selector 'dedup' needs the column 'sha256'"):
+            resolve_rules(pool, rules)
+        first, reading, slow, copied, total, together = pilot_lines(pool, resolve_rules(pool, rules[:2]))
         assert first.startswith("pilot: 20 rows of ")
-        assert "columns and arrays read: 100 rows to ask" in reading
-        rate = float(re.search(r"signal 'p_slow': 100 rows to ask; ([\d,]+) rows/s; < 1 minute", slow)[1])
-        assert 250 < rate <= 500 and re.search(r"; [\d.,]+ (bytes|kB) to keep", slow)
-        assert "filter 'p_copy': 100 rows to ask" in copied and "only copies score, so nothing is kept" in copied
-        assert "filter 'p_sum': 100 rows to ask" in total and together.strip() == "together: < 1 minute of one process"
+        assert "columns and arrays read: 100 rows to evaluate" in reading
+        rate = float(re.search(r"signal 'p_slow': 100 rows to evaluate; ([\d,]+) rows/s; < 1 minute", slow)[1])
+        assert 250 < rate <= 500 and re.search(r"; [\d.,]+ (bytes|kB) to cache", slow)
+        assert "filter 'p_copy': 100 rows to evaluate" in copied and "only copies score, so nothing is cached" in copied
+        assert (
+            "filter 'p_sum': 100 rows to evaluate" in total
+            and together.strip() == "together: < 1 minute of one process"
+        )
         assert [path.name for path in (folder / "signals").iterdir()] == ["mine.parquet"]
 
         within = Subset.of(parse_uids([uid(n) for n in range(10, 60)]))
         run_filters(pool, rules[:1], within=within)
-        lines = pilot_lines(Pool(folder), rules[:1])
-        assert lines[0].startswith("pilot: 20 rows") and "'p_slow': 50 rows to ask, 50 kept from before; " in lines[2]
-        lines = pilot_lines(Pool(folder), rules[:1], within=within)
+        lines = pilot_lines(pool := Pool(folder), resolve_rules(pool, rules[:1]))
+        assert lines[0].startswith("pilot: 20 rows") and "'p_slow': 50 rows to evaluate, 50 cached; " in lines[2]
+        lines = pilot_lines(pool := Pool(folder), resolve_rules(pool, rules[:1]), within=within)
         assert [line.strip() for line in lines[1:3]] == [
-            "signal 'p_slow': all 50 rows are kept from before",
-            "filter 'p_sum': all 50 rows are kept from before",
+            "signal 'p_slow': all 50 rows are cached",
+            "filter 'p_sum': all 50 rows are cached",
         ]
 
 
@@ -219,10 +222,12 @@ def test_a_pilot_over_images_reads_those_of_its_rows_alone(pico_pool, strategies
     monkeypatch.setattr(pilot, "PILOT_ROWS", 40)
     seen = []
     read = images.read_images
-    monkeypatch.setattr(judging, "read_images", lambda places: seen.append(len(places.rows)) or read(places))
+    monkeypatch.setattr(shard_evaluation, "read_images", lambda places: seen.append(len(places.rows)) or read(places))
     pool = Pool(pico_pool, signals_dir=tmp_path / "signals")
-    lines = pilot_lines(pool, [make_rule("clip_similarity", {}), make_rule("decontaminated", {})], workers=2)
+    lines = pilot_lines(
+        pool, resolve_rules(pool, [make_rule(name, {}) for name in ("clip_similarity", "decontaminated")]), workers=2
+    )
     told = "\n".join(lines)
     assert len(seen) == 1 and 30 < seen[0] <= 40  # one pass for both
-    assert "images read and decoded: 4,000 rows to ask" in told and "signal 'eval_similarity': 4,000 rows" in told
+    assert "images read and decoded: 4,000 rows to evaluate" in told and "signal 'eval_similarity': 4,000 rows" in told
     assert not (tmp_path / "signals").exists()

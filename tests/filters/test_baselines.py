@@ -21,7 +21,7 @@ import pytest
 from benchmark.cli.main import main
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import load_subset
-from benchmark.selection.filtering import Rule, run_filters
+from benchmark.selection.engine import Rule, run_filters
 from benchmark.selection.rules import make_rule
 from benchmark.toolbox.language import count_tokens, language_of, languages_of, load_language_model
 from scripts.make_wordnet_oracle import open_reader

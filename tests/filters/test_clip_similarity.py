@@ -24,8 +24,8 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import format_uids
 from benchmark.runtime.files import sha256_of
-from benchmark.selection import signals
-from benchmark.selection.filtering import run_filters
+from benchmark.selection import user_signals as signals
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.toolbox.encoders import Encoder, find_weights, load_encoder
 from tests.conftest import members, uid
@@ -136,20 +136,20 @@ def test_stopped_half_way_it_goes_on_with_the_rest(pool_dir, checkpoint, strateg
     assert kept_bytes(pool_dir) == []
     monkeypatch.setattr(Encoder, "encode_images", encode)
     outcome = run_filters(Pool(pool_dir), [rule(checkpoint)])
-    assert outcome.efforts["clip_cosine"].rows == 20 - sum(seen) - 2 and kept_bytes(pool_dir) == expected
+    assert outcome.costs["clip_cosine"].rows == 20 - sum(seen) - 2 and kept_bytes(pool_dir) == expected
 
 
 def test_another_cut_looks_at_no_image(pool_dir, checkpoint, strategies):
     run_filters(Pool(pool_dir), [rule(checkpoint)])
     outcome = run_filters(Pool(pool_dir), [rule(checkpoint, 0.5)])
-    assert len(outcome.subset) == 10 and outcome.efforts["clip_cosine"].rows == 0
+    assert len(outcome.subset) == 10 and outcome.costs["clip_cosine"].rows == 0
 
 
 def test_the_record_names_the_weights_by_their_hash(pool_dir, checkpoint, strategies, tmp_path):
     copy, other = tmp_path / "copy.safetensors", tmp_path / "other.safetensors"
     copy.write_bytes(checkpoint.read_bytes())
     save_file(build_model(MODEL, seed=4).state_dict(), other)
-    first, same, changed = (rule(path).as_json(Pool(pool_dir)) for path in (checkpoint, copy, other))
+    first, same, changed = (rule(path).resolve(Pool(pool_dir)).as_json() for path in (checkpoint, copy, other))
     assert first == same and str(checkpoint) not in str(first)
     assert first["options"]["checkpoint"] != changed["options"]["checkpoint"]
     assert first["signals"] != changed["signals"]
@@ -157,7 +157,7 @@ def test_the_record_names_the_weights_by_their_hash(pool_dir, checkpoint, strate
 
 def test_what_a_gpu_computed_is_kept_and_recorded_apart(pool_dir, checkpoint, strategies):
     pool = Pool(pool_dir)
-    here, there = (rule(checkpoint).identity(pool, device) for device in ("cpu", "cuda"))
+    here, there = (rule(checkpoint).resolve(pool, device=device).identity for device in ("cpu", "cuda"))
     assert here["signals"]["clip_cosine"] | {"device": "cuda"} == there["signals"]["clip_cosine"]
     assert Choice((rule(checkpoint),)).inputs(pool) | {"device": "cuda"} == Choice(
         (rule(checkpoint),), device="cuda"
@@ -169,7 +169,7 @@ def test_what_a_gpu_computed_is_kept_and_recorded_apart(pool_dir, checkpoint, st
 def test_weights_that_open_clip_knows_by_name_are_recorded_by_name_and_hash(pool_dir, checkpoint, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config: str(checkpoint))
     rule = Rule("clip_similarity", {"clip_model": "ViT-B-32", "checkpoint": "laion2b_s34b_b79k"})
-    named = rule.identity(Pool(pool_dir))["options"]["checkpoint"]
+    named = rule.resolve(Pool(pool_dir)).identity["options"]["checkpoint"]
     assert named == f"laion2b_s34b_b79k:{sha256_of(checkpoint)}"
 
     def unreachable(config):
@@ -177,7 +177,7 @@ def test_weights_that_open_clip_knows_by_name_are_recorded_by_name_and_hash(pool
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
     with pytest.raises(FileNotFoundError, match=r"laion2b_s34b_b79k of ViT-B-32 could not be fetched .*no network"):
-        rule.identity(Pool(pool_dir))
+        rule.resolve(Pool(pool_dir))
     with pytest.raises(ValueError, match=r"x=openai: ViT-B-32 has another activation .* a model ViT-B-32-quickgelu"):
         find_weights("ViT-B-32", "openai", "x")
     assert find_weights("ViT-B-32-quickgelu", "openai", "x") == Path("openai")

@@ -8,8 +8,9 @@ import pytest
 
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids, parse_uids, sort_uids
-from benchmark.selection.filtering import PoolView, run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
+from benchmark.selection.views import PoolView
 from tests.conftest import uid, write_pool
 
 ENGLISH = "a photo of a small brown dog in the garden"

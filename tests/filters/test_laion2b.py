@@ -79,8 +79,8 @@ def test_with_cld3_the_language_model_has_no_say(laion2b):
 
 def test_the_record_says_which_and_other_rules_say_nothing(strategies, tmp_path):
     pool = Pool(write_pool(tmp_path / "p", {"uid": [uid(1)]}))
-    assert make_rule("laion2b", {}).as_json(pool)["packages"] == {"cld3-py": VERSION}
-    assert "packages" not in make_rule("basic", {}).as_json(pool)
+    assert make_rule("laion2b", {}).resolve(pool).as_json()["packages"] == {"cld3-py": VERSION}
+    assert "packages" not in make_rule("basic", {}).resolve(pool).as_json()
 
 
 def test_the_fall_back_is_told_once_and_recorded(laion2b, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark.pool.uids import format_uids, parse_uids
-from benchmark.selection.filtering import PoolView
+from benchmark.selection.views import PoolView
 from benchmark.toolbox.concepts import match_entries
 from tests.conftest import uid
 

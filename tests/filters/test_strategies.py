@@ -18,8 +18,10 @@ from benchmark.models.build import build_model, build_tokenizer
 from benchmark.models.reference import ARCHITECTURE, load_reference_model, to_images
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids, parse_uids
-from benchmark.selection.filtering import PoolView, run_filters
+from benchmark.selection.assets import find_assets
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule, make_rule
+from benchmark.selection.views import PoolView
 from benchmark.toolbox.embeddings import cluster_centres, nearest_rows
 from benchmark.toolbox.encoders import load_encoder
 from benchmark.toolbox.language import count_tokens
@@ -141,7 +143,8 @@ def test_laion2b_has_no_verdict_on_missing_values(strategies):
 
 def test_laion2b_names_a_missing_language_model(strategies, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"filters.laion2b.language_model: there is no file"):
-        make_rule("laion2b", {"language_model": str(tmp_path / "no.bin")}).with_assets(tmp_path)
+        rule = make_rule("laion2b", {"language_model": str(tmp_path / "no.bin")})
+        find_assets(rule.strategy, rule.options, tmp_path)
 
 
 def negcliploss_scores(view, batch_size, partitions, tau, seed):

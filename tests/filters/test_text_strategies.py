@@ -9,8 +9,9 @@ import pytest
 
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids, parse_uids
-from benchmark.selection.filtering import PoolView, run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Rule
+from benchmark.selection.views import PoolView
 from benchmark.toolbox import wordnet
 from benchmark.toolbox.wordnet import TABLES_DIR, load_wordnet
 from tests.conftest import loaded_plugin, uid, write_pool

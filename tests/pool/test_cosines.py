@@ -14,7 +14,7 @@ from benchmark.pool import cosines
 from benchmark.pool.check import check_pool
 from benchmark.pool.cosines import APART, RUN_ROWS, RUNS, compare_cosines, sampled_rows
 from benchmark.pool.pool import Pool
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import make_rule
 from tests.conftest import uid, user_error
 
@@ -92,7 +92,7 @@ def test_one_bad_shard_of_many_is_found_by_check_and_before_any_row_is_judged(po
     sort_by_text(bad)
     problems = check_pool(pool_dir).problems
     assert len(problems) == 2 and all(str(bad.with_suffix(".npz")) in problem for problem in problems)
-    monkeypatch.setattr("benchmark.selection.filtering._Engine", None)
+    monkeypatch.setattr("benchmark.selection.engine._Engine", None)
     with pytest.raises(ValueError) as error:
         run_filters(Pool(pool_dir), [make_rule("normsim", {})])
     assert error.value.code == "npz-order" and bad.stem in str(error.value)

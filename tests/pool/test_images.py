@@ -16,7 +16,7 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.subset import Subset
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import find_uids, format_uids, parse_uids, sort_uids
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from tests.conftest import jpeg, loaded_plugin, members, uid, user_error, write_pool
 
@@ -122,7 +122,7 @@ def test_rows_without_a_readable_image_get_no_verdict_and_are_counted(tmp_path, 
     assert outcome.rows == 7 and outcome.reports[0].no_verdict == 4
     told = capsys.readouterr().err
     assert "filter 'i_width': 2 of 7 rows have no image in the shards, 2 one that cannot be decoded" in told
-    assert "4 rows were wanted but only 3 have a verdict" in told
+    assert "4 rows were wanted but only 3 have a score" in told
 
 
 def test_a_pool_without_any_readable_image_is_an_error(tmp_path):

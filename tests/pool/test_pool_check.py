@@ -18,7 +18,7 @@ from benchmark.pool import uids as uids_module
 from benchmark.pool.check import check_pool, index_pool
 from benchmark.pool.pool import Pool
 from benchmark.pool.tars import write_tar
-from benchmark.selection.filtering import filters_of
+from benchmark.selection.runnable import filters_of
 from tests.conftest import jpeg, members, uid, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]

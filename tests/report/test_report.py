@@ -24,8 +24,9 @@ from benchmark.pool.uids import parse_uids
 from benchmark.report import survey
 from benchmark.report.standing import task_standings
 from benchmark.report.survey import FRACTIONS, kept_at_fractions, survey_pool
-from benchmark.selection.filtering import run_filters, top_fraction
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
+from benchmark.selection.scoring import top_fraction
 from leaderboard.entries import BOARDS_DIR, Entry, PoolUsed, SubsetUsed, SuiteName, read_board, write_entry
 from leaderboard.table import make_table
 from tests.conftest import jpeg, members, uid, write_pool
@@ -492,7 +493,7 @@ def clip_score_rule(fraction=None, threshold=None):
 def test_a_rules_scores_are_parted_by_its_cut_and_by_what_other_rules_dropped(folder, cut, lowest, passing):
     pool = Pool(hostile_pool(folder))
     rule, _ = clip_score_rule(**cut)
-    (histogram,) = survey_pool(pool, Subset.of(parse_uids([uid(1), uid(8)])), [rule]).histograms
+    (histogram,) = survey_pool(pool, Subset.of(parse_uids([uid(1), uid(8)])), [rule.resolve(pool)]).histograms
     assert histogram.name == "clip_score" and histogram.num_missing == 0
     assert histogram.cut_score == pytest.approx(lowest)
     assert [int(part.sum()) for part in (histogram.kept, histogram.dropped_by_others)] == [2, passing - 1]
@@ -505,7 +506,7 @@ def test_inside_an_earlier_subset_the_place_of_a_fractions_cut_is_not_known(fold
     pool = Pool(hostile_pool(folder))
     rule, _ = clip_score_rule(fraction=0.5)
     subset = Subset.of(parse_uids([uid(3)]))
-    found = survey_pool(pool, subset, [rule], is_within=True)
+    found = survey_pool(pool, subset, [rule.resolve(pool)], is_within=True)
     assert found.histograms[0].cut_score is None and found.histograms[0].dropped.sum() == 7
     assert all(curves.cut_fraction is None for curves in found.curves)
 
@@ -529,7 +530,7 @@ def test_shares_over_fraction_are_those_of_the_filter_engine():
 def test_curves_meet_the_kept_share_at_the_rules_own_cut(pico_pool, strategies):
     pool = Pool(pico_pool)
     rule, _ = clip_score_rule(fraction=0.3)
-    found = survey_pool(pool, run_filters(pool, [rule]).subset, [rule])
+    found = survey_pool(pool, run_filters(pool, [rule]).subset, [rule.resolve(pool)])
     planted = next(grouping for grouping in found.groupings if grouping.is_planted)
     curves = next(curves for curves in found.curves if curves.is_planted)
     column = FRACTIONS.tolist().index(0.3)

@@ -9,7 +9,7 @@ import pytest
 from benchmark.pool.pool import Pool
 from benchmark.registry import BROKEN, STRATEGIES, get_strategy, load_plugins, register_filter
 from benchmark.runtime.errors import UserError
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Rule
 from tests.conftest import loaded_plugin, uid, user_error, write_pool
 

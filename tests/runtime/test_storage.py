@@ -613,7 +613,7 @@ def test_a_pilot_of_a_remote_pool_waits_for_its_index_and_reads_its_own_rows(rem
     capsys.readouterr()
     assert main(at) == 0
     out = capsys.readouterr().out
-    assert "pilot: 800 rows of " in out and "signal 'eval_similarity': 4,000 rows to ask" in out
+    assert "pilot: 800 rows of " in out and "signal 'eval_similarity': 4,000 rows to evaluate" in out
     assert remote_tree(remote_pool) == before and not (tmp_path / "signals").exists()
 
 

@@ -17,8 +17,9 @@ from benchmark.pool.importing import import_pool
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids
 from benchmark.runtime.tables import COMMON_FAMILIES, plain_column, plain_frame, without_views
-from benchmark.selection.filtering import filters_of, run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule, make_rule
+from benchmark.selection.runnable import filters_of
 from tests.conftest import loaded_plugin, members, uid, user_error
 
 TEXTS = {

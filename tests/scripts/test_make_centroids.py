@@ -14,7 +14,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from benchmark.pool.pool import Pool
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import make_rule
 from scripts import make_centroids
 from scripts.make_centroids import Settings, first_centroids, improve, main, split_largest

@@ -18,7 +18,7 @@ from benchmark.models.build import build_tokenizer
 from benchmark.pool.index import read_index
 from benchmark.pool.pool import Pool
 from benchmark.pool.samples import SampleReader
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import make_rule
 from benchmark.training.data import crop_and_resize, draw_crop
 from scripts.perf import decoders, eval_speed, filter_speed, make_jpeg_pool, train_speed

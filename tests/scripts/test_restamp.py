@@ -29,7 +29,7 @@ def entry_of(name, tmp_path, pico_pool):
     (tmp_path / "work" / "pico-0").symlink_to(pico_pool)
     rule = make_rule(name, {"fraction": 0.25})
     result = filter_stage(tmp_path / "exp", pool, Choice((rule,)), Context()).result
-    stated = {key: value for key, value in rule.as_json(pool).items() if key != "identity"}
+    stated = {key: value for key, value in rule.resolve(pool).as_json().items() if key != "identity"}
     return replace(
         read_entry(Path(__file__).parents[1] / "data" / "entry_v0.json"),
         name=f"{name}-0.25",

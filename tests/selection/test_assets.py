@@ -21,8 +21,8 @@ from benchmark.report.overlaps import comparables
 from benchmark.runtime.files import sha256_of
 from benchmark.runtime.records import Record
 from benchmark.selection import assets
-from benchmark.selection.assets import KnownAsset, asset_url, hash_assets
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.assets import KnownAsset, asset_url, find_assets, hash_assets
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Rule, make_rule
 from benchmark.toolbox.wordnet import TABLES_DIR
 from tests.conftest import uid, write_pool
@@ -37,7 +37,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmark import register_filter, register_selector
-from benchmark.selection.filtering import PoolView
+from benchmark.selection.views import PoolView
 from benchmark.pool.subset import Subset
 
 
@@ -82,6 +82,12 @@ def kept(name="a_words", workers=0, **options):
 
 def inputs(name="a_words", **options):
     return Choice((make_rule(name, options),)).inputs(Pool("pool"))
+
+
+def found_assets(name, **options):
+    """The options of a strategy with the paths of its assets."""
+    rule = make_rule(name, options)
+    return find_assets(rule.strategy, rule.options, Path("pool"))
 
 
 def test_the_option_comes_before_the_pools_file_and_that_before_the_users():
@@ -257,7 +263,7 @@ def sha256_of_text(text):
 def test_an_installed_package_comes_last_and_is_not_loaded(known):
     assert kept("a_known") == [0, 1]
     put("mine/known.txt", "a b")
-    path = make_rule("a_known", {}).with_assets(Path("pool")).options["words"]
+    path = found_assets("a_known")["words"]
     assert path == [str(Path("mine/known.txt").resolve())]
     assert not Path("mine/far.txt").exists()
 
@@ -267,7 +273,7 @@ def test_a_known_name_with_other_bytes_is_an_error_that_names_both_hashes(known)
         path = put(place, "d")
         option = {"words": [path]} if place == "known.txt" else {}
         with pytest.raises(ValueError) as raised:
-            make_rule("a_known", option).with_assets(Path("pool"))
+            found_assets("a_known", **option)
         told = str(raised.value)
         assert sha256_of_text("d") in told and sha256_of_text("a b") in told and "give it another name" in told
         Path(path).unlink()
@@ -324,7 +330,7 @@ def test_the_default_is_the_same_wherever_it_lies_and_names_nothing(known):
 
 @pytest.mark.parametrize("rule", ["basic", "laion2b", "text_based", "image_based"])
 def test_the_baselines_offline_defaults_are_recorded_by_hash(strategies, pico_pool, rule):
-    recorded = make_rule(rule, {}).as_json(Pool(pico_pool))["options"]
+    recorded = make_rule(rule, {}).resolve(Pool(pico_pool)).as_json()["options"]
     assert recorded["language_model"] == assets.KNOWN_ASSETS["lid.176.ftz"].sha256
     made = Choice((make_rule(rule, {}),)).inputs(Pool(pico_pool))
     assert entry_name(Record("filter", 1, made, {}), pico_pool) == rule
@@ -332,8 +338,7 @@ def test_the_baselines_offline_defaults_are_recorded_by_hash(strategies, pico_po
 
 def test_wordnet_is_known_by_what_counts_in_its_files(tmp_path):
     def hashes(**options):
-        found = make_rule("text_based", options).with_assets(Path("pool")).options
-        return hash_assets(STRATEGIES["text_based"], found)
+        return hash_assets(STRATEGIES["text_based"], found_assets("text_based", **options))
 
     folder = write_wordnet_files(Path("wordnet"))
     recorded = hashes(wordnet_dir="wordnet")
@@ -352,11 +357,11 @@ def test_wordnet_is_known_by_what_counts_in_its_files(tmp_path):
 def test_text_based_uses_the_wordnet_that_the_package_brings(strategies):
     """Whatever lies in the folders of assets: one source, or the option."""
     write_wordnet_files(Path("pool/assets/wordnet"))
-    found = make_rule("text_based", {}).with_assets(Path("pool"))
-    assert found.options["wordnet_dir"] == str(TABLES_DIR)
-    assert found.with_assets(Path("pool")) == found
+    found = found_assets("text_based")
+    assert found["wordnet_dir"] == str(TABLES_DIR)
+    assert found_assets("text_based", **found) == found
     entry = json.loads((ROOT / "leaderboard" / "nano" / "entries" / "text_based.json").read_text())
-    assert hash_assets(STRATEGIES["text_based"], found.options) == entry["strategy"][0]["options"]
+    assert hash_assets(STRATEGIES["text_based"], found) == entry["strategy"][0]["options"]
 
 
 def test_text_based_takes_other_ids_and_refuses_what_are_none(strategies):
@@ -434,7 +439,7 @@ def test_datacomps_tensors_choose_what_the_same_rows_as_npy_choose(strategies, t
 
 def test_a_rule_without_assets_is_recorded_as_it_was_given(pico_pool):
     rule = Rule("random", {"seed": 3})
-    assert rule.as_json(Pool(pico_pool)) == {
+    assert rule.resolve(Pool(pico_pool)).as_json() == {
         "name": "random",
         "options": {"seed": 3},
         "cut": None,

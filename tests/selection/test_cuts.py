@@ -12,8 +12,9 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.uids import UID_DTYPE, format_uids
 from benchmark.selection import cuts
 from benchmark.selection.cuts import OpenCut, RowKeys, TopCut, count_digits, gather_words, score_words
-from benchmark.selection.filtering import run_filters, top_fraction
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
+from benchmark.selection.scoring import top_fraction
 from tests.conftest import loaded_plugin, uid, write_pool
 
 PLUGIN = '''"""A score for tests."""

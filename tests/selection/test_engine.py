@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import benchmark.selection.cuts
-import benchmark.selection.filtering
-import benchmark.selection.judging
+import benchmark.selection.engine
+import benchmark.selection.shard_evaluation
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import format_uids, parse_uids
 from benchmark.runtime.errors import UserError
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from tests.conftest import THOUSANDS, loaded_plugin, uid
 from tests.naive_engine import ConstantScoreError, NaiveRule, naive_subset
@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter, register_selector, register_signal
-from benchmark.selection.filtering import PoolView
+from benchmark.selection.views import PoolView
 from benchmark.pool.subset import Subset
 
 
@@ -200,9 +200,9 @@ def compare_engines(world):
     shards, runs, damage, sizes = world
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(benchmark.selection.judging, "SLICE_ROWS", sizes["SLICE_ROWS"]),
+        mock.patch.object(benchmark.selection.shard_evaluation, "SLICE_ROWS", sizes["SLICE_ROWS"]),
         mock.patch.object(benchmark.selection.cuts, "MAX_GATHERED", sizes["MAX_GATHERED"]),
-        mock.patch.object(benchmark.selection.filtering, "MAX_SORTED", sizes["MAX_SORTED"]),
+        mock.patch.object(benchmark.selection.engine, "MAX_SORTED", sizes["MAX_SORTED"]),
     ):
         pool_dir = Path(folder) / "pool"
         write_metadata(pool_dir / "metadata", shards)

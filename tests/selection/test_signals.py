@@ -18,11 +18,12 @@ from benchmark.pool.subset import Subset
 from benchmark.pool.uids import format_uids, parse_uids
 from benchmark.registry import STRATEGIES
 from benchmark.runtime.files import sha256_of
-from benchmark.selection import judging, signals
-from benchmark.selection.filtering import run_filters, score_pool
-from benchmark.selection.judging import SLICE_ROWS
+from benchmark.selection import row_independence, strategy_calls, user_signals
+from benchmark.selection.engine import run_filters
 from benchmark.selection.pilot import pilot_lines
 from benchmark.selection.rules import Cut, Rule
+from benchmark.selection.scoring import score_pool
+from benchmark.selection.shard_evaluation import SLICE_ROWS
 from tests.conftest import loaded_plugin, uid, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter, register_selector, register_signal
-from benchmark.selection.filtering import PoolView
+from benchmark.selection.views import PoolView
 from benchmark.pool.subset import Subset
 
 REPLACED = []
@@ -167,11 +168,11 @@ def plugin(tmp_path_factory, strategies):
 @pytest.fixture
 def notes(plugin, monkeypatch):
     """Return what was called since the last time it was asked; no rows are asked again in other company."""
-    monkeypatch.setattr(judging, "NUM_AGAIN", 0)
-    monkeypatch.setattr(judging, "NUM_AGAIN_COSTLY", 0)
+    monkeypatch.setattr(row_independence, "NUM_REPEATED", 0)
+    monkeypatch.setattr(row_independence, "NUM_REPEATED_COSTLY", 0)
     path = plugin.with_name("notes")
     path.write_text("")
-    judging._MODELS.clear()  # of other tests
+    strategy_calls._MODELS.clear()  # of other tests
 
     def read():
         found = [(name, int(rows)) for name, rows in (line.split() for line in path.read_text().splitlines())]
@@ -203,8 +204,8 @@ def test_a_new_cut_asks_no_row_again(tmp_path, notes):
     assert kept(pool, twice(0.25)) == [3] and notes() == []
     assert kept(pool, Rule("s_twice", {"factor": 2.0}, Cut("threshold", 1.0))) == [1, 2, 3] and notes() == []
     assert kept(pool, twice(0.5, factor=-1.0)) == [0, 1] and notes() == [("s_twice", 3), ("s_twice", 1)]
-    scores, is_judged = score_pool(Pool(pool), twice(0.5))
-    assert scores.tolist() == [0, 2, 4, 6] and is_judged.all() and notes() == []
+    scores, has_value = score_pool(Pool(pool), twice(0.5).resolve(Pool(pool)))
+    assert scores.tolist() == [0, 2, 4, 6] and has_value.all() and notes() == []
 
 
 def test_scores_that_copy_a_column_are_not_kept(tmp_path, notes):
@@ -269,7 +270,7 @@ def test_a_plugin_edited_while_it_is_in_use_is_an_error(tmp_path, notes):
 
 def test_a_module_beside_the_plugin_belongs_to_what_is_kept(tmp_path):
     code = (
-        "import sys\nsys.path.insert(0, '.')\nfrom benchmark.selection.filtering import run_filters\n"
+        "import sys\nsys.path.insert(0, '.')\nfrom benchmark.selection.engine import run_filters\n"
         "from benchmark.pool.pool import Pool\nfrom benchmark.registry import load_strategies\n"
         "from benchmark.selection.rules import Rule\nload_strategies(['uses.py'])\n"
         "print(len(run_filters(Pool('pool'), [Rule('s_uses')]).subset))\n"
@@ -299,10 +300,10 @@ def test_two_rules_that_keep_the_same_values_wait_for_nobody(tmp_path, notes):
 def test_several_processes_at_once_ask_every_row_once(tmp_path, notes, plugin):
     pool = make_pool(tmp_path / "pool", range(40), range(40, 60))
     code = (
-        "from benchmark.selection import judging\nfrom benchmark.selection.filtering import run_filters\n"
+        "from benchmark.selection import row_independence\nfrom benchmark.selection.engine import run_filters\n"
         "from benchmark.pool.pool import Pool\n"
         "from benchmark.registry import load_strategies\nfrom benchmark.selection.rules import Cut, Rule\n"
-        f"load_strategies([{str(plugin)!r}])\njudging.NUM_AGAIN = 0\n"
+        f"load_strategies([{str(plugin)!r}])\nrow_independence.NUM_REPEATED = 0\n"
         f"for name, options in (('s_twice', {{'factor': 2.0}}), ('s_copy', {{}})):\n"
         f"    assert len(run_filters(Pool({str(pool)!r}), [Rule(name, options, Cut('fraction', 0.5))]).subset) == 30\n"
     )
@@ -372,7 +373,7 @@ def test_a_signal_is_computed_once_for_all_filters_that_use_it(tmp_path, notes):
 def test_rows_without_the_signal_get_no_verdict_from_the_filter(tmp_path, notes):
     pool = make_pool(tmp_path / "pool", [0, 1, -1])
     outcome = run_filters(Pool(pool), [Rule("s_even", {"base": "even"})])
-    assert outcome.reports[0].no_verdict == 1 and outcome.efforts["s_parity"].rows == 3
+    assert outcome.reports[0].no_verdict == 1 and outcome.costs["s_parity"].rows == 3
 
 
 def test_a_users_parquet_is_joined_by_uid(tmp_path, notes):
@@ -385,10 +386,10 @@ def test_a_users_parquet_is_joined_by_uid(tmp_path, notes):
     assert format_uids(outcome.subset.uids) == [uid(1), uid(3)] and outcome.reports[0].no_verdict == 2
     assert kept(pool, Rule("s_word")) == [0, 1, 3]
     assert kept(pool, Rule("s_best", {"seed": 0})) == [3, 3]
-    first = Rule("s_mine", {}, Cut("threshold", 0.5)).as_json(Pool(pool))
+    first = Rule("s_mine", {}, Cut("threshold", 0.5)).resolve(Pool(pool)).as_json()
     frame.assign(my_score=[0.1, 0.1, 0.1, 0.9]).to_parquet(pool / "signals" / "mine.parquet")
     assert kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5))) == [0]
-    assert Rule("s_mine", {}, Cut("threshold", 0.5)).as_json(Pool(pool)) != first
+    assert Rule("s_mine", {}, Cut("threshold", 0.5)).resolve(Pool(pool)).as_json() != first
 
 
 def test_joining_in_files_is_joining_in_memory(tmp_path, notes, monkeypatch):
@@ -398,8 +399,8 @@ def test_joining_in_files_is_joining_in_memory(tmp_path, notes, monkeypatch):
     pd.DataFrame({"uid": [uid(n) for n in numbers], "my_score": numbers / 100}).to_parquet(
         pool / "signals" / "m.parquet"
     )
-    sort = signals.sorted_blocks
-    monkeypatch.setattr(signals, "sorted_blocks", lambda parts, folder: sort(parts, folder, max_held=10))
+    sort = user_signals.sorted_blocks
+    monkeypatch.setattr(user_signals, "sorted_blocks", lambda parts, folder: sort(parts, folder, max_held=10))
     expected = sorted(n for n in [*range(0, 100, 3), *range(1, 100, 3)] if n >= 50)
     assert kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5))) == expected
 
@@ -440,14 +441,14 @@ def test_scores_in_a_file_per_shard_are_one_signal(tmp_path, notes):
             frame.to_parquet(pool / "signals" / f"{number:05d}.parquet")
     cut = Rule("s_mine", {}, Cut("threshold", 0.5))
     assert kept(whole, cut) == kept(parts, cut) == [0, 2, 3]
-    before = cut.as_json(Pool(parts))
-    assert before["signals"]["my_score"] != cut.as_json(Pool(whole))["signals"]["my_score"]
+    before = cut.resolve(Pool(parts)).as_json()
+    assert before["signals"]["my_score"] != cut.resolve(Pool(whole)).as_json()["signals"]["my_score"]
     (parts / "signals" / "00001.parquet").rename(parts / "signals" / "99999.parquet")
-    assert cut.as_json(Pool(parts)) == before  # by contents, not by names
+    assert cut.resolve(Pool(parts)).as_json() == before  # by contents, not by names
     pd.DataFrame({"uid": [uid(0)], "my_score": [0.1]}).to_parquet(parts / "signals" / "99999.parquet")
-    assert kept(parts, cut) == [2, 3] and cut.as_json(Pool(parts)) != before
+    assert kept(parts, cut) == [2, 3] and cut.resolve(Pool(parts)).as_json() != before
     (hashed,) = {sha256_of(whole / "signals" / "00000.parquet")}
-    assert cut.as_json(Pool(whole))["signals"]["my_score"] == hashed  # of one file, as ever
+    assert cut.resolve(Pool(whole)).as_json()["signals"]["my_score"] == hashed  # of one file, as ever
 
 
 def test_a_pilot_takes_scores_of_several_files(tmp_path, notes):
@@ -456,7 +457,7 @@ def test_a_pilot_takes_scores_of_several_files(tmp_path, notes):
     for number in range(4):
         table = pa.table({"uid": pa.array([uid(number)], pa.string_view()), "my_score": [number / 4]})
         pq.write_table(table, pool / "signals" / f"{number}.parquet")
-    lines = pilot_lines(Pool(pool), [Rule("s_mine", {}, Cut("threshold", 0.5))])
+    lines = pilot_lines(Pool(pool), [Rule("s_mine", {}, Cut("threshold", 0.5)).resolve(Pool(pool))])
     assert any("'s_mine'" in line for line in lines)
 
 
@@ -488,10 +489,10 @@ def test_score_files_of_one_name_must_hold_one_kind(tmp_path, notes, first, seco
     for name, number, values in (("a", 0, first), ("b", 1, second)):
         pd.DataFrame({"uid": [uid(number)], "my_score": values}).to_parquet(pool / "signals" / f"{name}.parquet")
     if code is None:
-        signal_found = signals.user_signal(Pool(pool), "my_score", "x")
-        signals.join_user_signal(Pool(pool), signal_found)
-        found = signals.read_user_signal(Pool(pool), signal_found, parse_uids([uid(0), uid(1)]))
-        told = [value if judged else None for value, judged in zip(found.values.tolist(), found.is_judged, strict=True)]
+        signal_found = user_signals.find_user_signal(Pool(pool), "my_score", "x")
+        user_signals.join_user_signal(signal_found)
+        found = user_signals.read_user_signal(signal_found, parse_uids([uid(0), uid(1)]))
+        told = [value if valued else None for value, valued in zip(found.values.tolist(), found.has_value, strict=True)]
         assert told == [*first, *second]
         return
     with pytest.raises(ValueError) as error:
@@ -557,15 +558,15 @@ def test_killed_inside_a_shard_it_goes_on_where_it_was_and_keeps_the_same_bytes(
     numbers = range(3 * SLICE_ROWS + 5)
     pool, other = make_pool(tmp_path / "killed", numbers), make_pool(tmp_path / "whole", numbers)
     code = (
-        "import os, signal\nfrom benchmark.selection import judging, signals\n"
-        "from benchmark.selection.filtering import run_filters\n"
+        "import os, signal\nfrom benchmark.selection import cache, row_independence, shard_evaluation\n"
+        "from benchmark.selection.engine import run_filters\n"
         "from benchmark.pool.pool import Pool\nfrom benchmark.registry import load_strategies\n"
         "from benchmark.selection.rules import Cut, Rule\n"
-        f"load_strategies([{str(plugin)!r}])\nsignals.PART_SECONDS = judging.NUM_AGAIN = 0\n"
-        "call, calls = judging.call_strategy, []\n"
+        f"load_strategies([{str(plugin)!r}])\ncache.PART_SECONDS = row_independence.NUM_REPEATED = 0\n"
+        "call, calls = shard_evaluation.call_strategy, []\n"
         "def dying(*arguments):\n    calls.append(1)\n"
         "    if len(calls) == 3:\n        os.kill(os.getpid(), signal.SIGKILL)\n    return call(*arguments)\n"
-        "judging.call_strategy = dying\n"
+        "shard_evaluation.call_strategy = dying\n"
         f"run_filters(Pool({str(pool)!r}), [Rule('s_twice', {{'factor': 2.0}}, Cut('fraction', 0.5))])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -609,9 +610,9 @@ def test_an_interrupt_of_the_whole_group_ends_workers_at_once(tmp_path, notes):
 def test_two_models_of_one_signal_are_each_loaded_once_and_their_rows_counted_apart(tmp_path, notes, plugin):
     pool = make_pool(tmp_path / "pool", range(3 * SLICE_ROWS + 5), range(7))
     rules = [Rule("s_even", {"base": "even"}), Rule("s_other", {"base": "equal"})]
-    efforts = run_filters(Pool(pool), rules).efforts
+    costs = run_filters(Pool(pool), rules).costs
     assert [name for name, _ in notes()].count("load") == 2
-    counted = {name: effort.rows for name, effort in efforts.items()}
+    counted = {name: cost.rows for name, cost in costs.items()}
     assert counted == {**dict.fromkeys(["s_even", "s_other"], 3 * SLICE_ROWS + 12)} | {
         f"s_parity (base={base})": 3 * SLICE_ROWS + 12 for base in ("even", "equal")
     }

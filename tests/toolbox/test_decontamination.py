@@ -12,7 +12,7 @@ from benchmark.pool import images as images_module
 from benchmark.pool.pool import Pool
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import format_uids
-from benchmark.selection.filtering import run_filters
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Rule
 from benchmark.toolbox import decontamination
 from benchmark.toolbox.decontamination import describe_pixels, mirror_signs, quantise

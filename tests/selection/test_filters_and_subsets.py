@@ -9,8 +9,9 @@ from benchmark.pool.subset import Subset, load_subset
 from benchmark.pool.uids import format_uids, parse_uids
 from benchmark.registry import STRATEGIES
 from benchmark.runtime.errors import UserError
-from benchmark.selection.filtering import run_filters, top_fraction
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
+from benchmark.selection.scoring import top_fraction
 from tests.conftest import loaded_plugin, uid, write_pool
 
 PLUGIN = '''"""Filters made for tests."""
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark import register_filter, register_selector
-from benchmark.selection.filtering import PoolView
+from benchmark.selection.views import PoolView
 from benchmark.pool.subset import Subset
 
 
@@ -275,7 +276,7 @@ def test_missing_scores_are_no_verdict_and_fraction_counts_all_rows(tmp_path, ca
     kept, outcome = chosen(pool, top(0.75))
     assert kept == [1, 2]
     assert outcome.reports[0].no_verdict == 2
-    assert "3 rows were wanted but only 2 have a verdict" in capsys.readouterr().err
+    assert "3 rows were wanted but only 2 have a score" in capsys.readouterr().err
     with pytest.raises(UserError) as caught:
         chosen(scored(tmp_path / "none", [np.nan, np.nan]), top(0.5))
     assert caught.value.code == "nothing-left" and "are kept" not in capsys.readouterr().err
@@ -372,7 +373,7 @@ def test_results_do_not_depend_on_workers(tmp_path, plugin, pico_pool):
         ("t_uncut", "returned scores but declares no cut"),
         ("t_short", "handed 2 rows and returned 1"),
         ("t_reordered", "with another index"),
-        ("t_raises", r"failed on .*KeyError: 'text'.*made_for_tests\.py"),
+        ("t_raises", r"reads 'text', which it does not declare: .*columns=.*made_for_tests\.py"),
         ("t_text", "return bool .keep., float .score. or int .copies."),
         ("t_table", "one value per row, .* returned a DataFrame of 2 dimensions"),
         ("t_silent", "one value per row, .* returned None; does it lack a return"),
@@ -403,7 +404,7 @@ def test_a_file_that_a_strategy_misses_is_told_with_its_name(tmp_path):
 
 def test_more_copies_than_make_sense_are_refused(tmp_path):
     pool = scored(tmp_path, [1.0, 2.0], copies=[10**13, 1])
-    with pytest.raises(ValueError, match="10,000,000,000,001 copies of 2 rows are asked for"):
+    with pytest.raises(ValueError, match="10,000,000,000,001 copies of 2 rows are requested"):
         chosen(pool, Rule("t_copies"))
 
 
@@ -468,7 +469,7 @@ def test_null_and_malformed_uids_are_named(tmp_path):
 def test_an_empty_result_tells_who_dropped_what(tmp_path):
     pool = scored(tmp_path, [1.0, np.nan], mask=[False, False])
     with pytest.raises(
-        ValueError, match=r"nothing is left.*t_mask kept 0 of 2 rows.*t_score kept 1 of 2 rows \(1 without"
+        ValueError, match=r"nothing is left.*t_mask kept 0 of 2 rows.*t_score kept 1 of 2 rows \(1 missing"
     ):
         chosen(pool, Rule("t_mask"), top(0.5))
 

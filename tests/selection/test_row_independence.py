@@ -8,8 +8,8 @@ import pytest
 from benchmark.pool.pool import Pool
 from benchmark.registry import STRATEGIES
 from benchmark.runtime.errors import UserError
-from benchmark.selection import judging
-from benchmark.selection.filtering import run_filters
+from benchmark.selection import row_independence, shard_evaluation
+from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule, make_rule
 from tests.conftest import loaded_plugin, uid, write_pool
 
@@ -151,7 +151,7 @@ def plugin(tmp_path_factory, strategies):
 
 @pytest.fixture(autouse=True)
 def _nothing_asked_yet(monkeypatch):
-    monkeypatch.setattr(judging, "_ASKED_AGAIN", {})
+    monkeypatch.setattr(row_independence, "_REPEATED", {})
 
 
 def pool_of(tmp_path, num_rows):
@@ -212,18 +212,18 @@ def test_no_more_rows_are_asked_again_than_a_process_needs(tmp_path):
     shards = [{"uid": [uid(100 * s + n) for n in range(60)], "score": np.linspace(0, 1, 60)} for s in range(9)]
     pool = Pool(write_pool(tmp_path / "p", *shards))
     run_filters(pool, [rule("c_own")])
-    assert sum(judging._ASKED_AGAIN.values()) == judging.NUM_AGAIN
+    assert sum(row_independence._REPEATED.values()) == row_independence.NUM_REPEATED
 
 
 def test_every_shipped_strategy_is_asked_again_and_passes(pico_pool, monkeypatch, tmp_path):
     asked = []
-    original = judging.refuse_company
+    original = shard_evaluation.refuse_dependence
 
     def noting(rule, *arguments, **options):
         asked.append(rule.name)
         original(rule, *arguments, **options)
 
-    monkeypatch.setattr(judging, "refuse_company", noting)
+    monkeypatch.setattr(shard_evaluation, "refuse_dependence", noting)
     pool = Pool(pico_pool, signals_dir=tmp_path)
     shipped = [each for each in STRATEGIES.values() if each.source_path.parent.name == "filters"]
     for strategy in shipped:
