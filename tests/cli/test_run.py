@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from test_cli import failing
 
 from benchmark.cli import verbs
 from benchmark.cli.main import main
 from benchmark.registry import SUITES, TASKS, load_tasks
 from benchmark.runtime.errors import UserError
+from tests.cli.test_cli import failing
 
 PLUGIN = '''"""A task of somebody's own."""
 from benchmark import register_task

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_model
-from test_cli import failing
 
 from benchmark.cli.main import main
 from benchmark.evaluation.tasks import Suite
@@ -18,6 +17,7 @@ from benchmark.pool.tars import write_tar
 from benchmark.registry import SUITES, TASKS, load_tasks, register_suite, tasks_named
 from benchmark.runtime.files import read_json
 from benchmark.toolbox.decontamination import evaluation_tars
+from tests.cli.test_cli import failing
 from tests.conftest import user_error
 from tests.datacomp_sets import write_datacomp_sets
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_model
-from test_cli import ending, failing
 
 from benchmark.cli.main import EXIT_USER, main
 from benchmark.evaluation.kinds.association import read_instances
-from benchmark.evaluation.samples import SetError
 from benchmark.evaluation.tasks import ZeroShotClassification
 from benchmark.models.build import build_model
 from benchmark.pool.tars import write_tar
 from benchmark.registry import TASKS, load_tasks, tasks_named
 from benchmark.toolbox.hub_rows import local_set
+from tests.cli.test_cli import ending, failing
+from tests.conftest import user_error
 from tests.datacomp_sets import write_datacomp_sets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,12 +189,12 @@ def test_a_picture_that_is_met_after_training_ends_the_run_with_scores_and_a_rep
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [(b"", "is empty"), (b"\xff", "is not UTF-8"), (b"{}", "line 1 must be")],
+    [(b"", "empty"), (b"\xff", "UTF-8"), (b"{}", "line 1")],
 )
 def test_questions_that_cannot_be_read_are_called_that(tmp_path, text, told):
     path = tmp_path / "instances.jsonl"
     path.write_bytes(text)
-    with pytest.raises(SetError, match=told) as caught:
+    with user_error("eval-set-invalid", match=told) as caught:
         read_instances(path, set())
     assert caught.value.code == "eval-set-invalid"
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmark.evaluation import decoding
 from benchmark.evaluation.checkpoints import _preprocess
-from benchmark.evaluation.eval_sets import BadSetsError, hash_eval_set, read_contents
+from benchmark.evaluation.eval_sets import hash_eval_set, read_contents
 from benchmark.evaluation.evaluate import evaluate
 from benchmark.evaluation.kinds import retrieval
 from benchmark.evaluation.kinds.association import read_instances
@@ -33,6 +33,7 @@ from benchmark.pool.tars import write_tar
 from benchmark.registry import SUITES, load_tasks, register_task, tasks_named
 from benchmark.runtime.locks import LOCK_NAME, locked
 from benchmark.runtime.records import Record
+from tests.conftest import user_error
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 CONTEXT = 4  # words
@@ -259,7 +260,7 @@ def test_a_lost_file_is_made_again_alone(eval_dir: Path, tmp_path: Path, path_of
 
 def test_results_of_another_model_are_not_reused(eval_dir: Path, tmp_path: Path) -> None:
     run(eval_dir, tmp_path / "out")
-    with pytest.raises(ValueError, match='checkpoint is "c0" there and "c1" now'):
+    with user_error("record-differs", match='checkpoint.*"c0".*"c1"'):
         run(eval_dir, tmp_path / "out", inputs={"checkpoint": "c1"})
 
 
@@ -267,7 +268,7 @@ def test_another_models_results_are_refused_beside_those_of_other_tasks(eval_dir
     run(eval_dir, tmp_path / "out", [CLASSES])
     before = contents(tmp_path / "out")
     model = ToyEncoder()
-    with pytest.raises(ValueError, match=r'toy-colours\.json\): checkpoint is "c0" there and "c1" now'):
+    with user_error("record-differs", match=r'toy-colours\.json.*checkpoint.*"c0".*"c1"'):
         run(eval_dir, tmp_path / "out", [GROUPED], model=model, inputs={"checkpoint": "c1"})
     assert model.batch_sizes == []
     assert contents(tmp_path / "out") == before
@@ -276,13 +277,13 @@ def test_another_models_results_are_refused_beside_those_of_other_tasks(eval_dir
 def test_results_on_other_data_are_not_reused(eval_dir: Path, tmp_path: Path) -> None:
     run(eval_dir, tmp_path / "out")
     (eval_dir / CLASSES.folder_name / "zeroshot_classification_templates.txt").write_text("{c}")
-    with pytest.raises(ValueError, match=r"toy-colours\.json\): data is"):
+    with user_error("record-differs", match=r"toy-colours\.json\): data"):
         run(eval_dir, tmp_path / "out")
 
 
 def test_results_of_an_older_task_are_not_reused(eval_dir: Path, tmp_path: Path) -> None:
     run(eval_dir, tmp_path / "out")
-    with pytest.raises(ValueError, match="task_version is 1 there and 2 now"):
+    with user_error("record-differs", match="task_version"):
         run(eval_dir, tmp_path / "out", [replace(CLASSES, version=2)])
 
 
@@ -300,9 +301,7 @@ def test_another_main_metric_is_taken_from_the_predictions_that_are_there(eval_d
 
 def test_a_main_metric_that_there_is_not_is_named_before_anything_is_encoded(eval_dir: Path, tmp_path: Path) -> None:
     model = ToyEncoder()
-    with pytest.raises(
-        ValueError, match=r"'toy/grouped': main_metric='acc_worst' is none of \['acc1', 'acc5', 'acc_wg'"
-    ):
+    with user_error("task-invalid", match=r"'toy/grouped'.*'acc_worst'.*\['acc1', 'acc5', 'acc_wg'"):
         run(eval_dir, tmp_path / "out", [CLASSES, replace(GROUPED, main_metric="acc_worst")], model=model)
     assert model.batch_sizes == []
 
@@ -314,7 +313,7 @@ def test_every_task_that_is_shipped_has_a_main_metric_of_its_kind() -> None:
 
 def test_two_tasks_with_the_same_result_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.registry.TASKS", {CLASSES.name: CLASSES})
-    with pytest.raises(ValueError, match="'toy/colours' and 'toy-colours' would share their result files"):
+    with user_error("name-taken", match="'toy/colours' and 'toy-colours'"):
         register_task(replace(CLASSES, name="toy-colours"))
 
 
@@ -332,7 +331,7 @@ def test_all_that_is_missing_is_listed_at_once(eval_dir: Path, tmp_path: Path) -
     (folder / "test" / "1.tar").unlink()
     (eval_dir / PAIRS.folder_name / "test" / "nshards.txt").unlink()
     absent = ZeroShotClassification(name="toy/absent", title="Absent")
-    with pytest.raises(FileNotFoundError, match="evaluation data of 3 of 4 tasks is missing") as caught:
+    with user_error("eval-set-missing", match="3 of 4") as caught:
         run(eval_dir, tmp_path / "out", [*TASKS, absent])
     for name in (
         "colours_test/classnames.txt",
@@ -350,22 +349,22 @@ PNG = encode_png((1, 2, 3))
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("s0.png", PNG)], "sample 's0' has no .cls"),
-        ([("s0.png", PNG), ("s0.cls", b"4")], r"s0.cls holds '4'; classnames.txt has classes 0..3"),
-        ([("s0.png", PNG), ("s0.cls", b"-1")], r"s0.cls holds '-1'"),
-        ([("s0.png", PNG), ("s0.cls", b"red")], r"s0.cls holds 'red'"),
-        ([("s0.cls", b"0")], "sample 's0' has 's0.cls' but no image"),
-        ([("s0.png", PNG), ("s0.cls", b"0"), ("s0.png", PNG)], "key 's0' is repeated"),
-        ([("s0.png", PNG), ("s0.jpg", PNG), ("s0.cls", b"0")], "key 's0' is repeated"),
-        ([("s0.png", PNG[:50]), ("s0.cls", b"0")], "image 's0.png' cannot be decoded"),
-        ([("s0.png", b"no image"), ("s0.cls", b"0")], "image 's0.png' cannot be decoded"),
-        ([("s0.png", encode_png((1,), (4096, 4096), "1")), ("s0.cls", b"0")], "image 's0.png' is too large"),
+        ([("s0.png", PNG)], r"'s0' .*\.cls"),
+        ([("s0.png", PNG), ("s0.cls", b"4")], r"s0.cls .*'4'; .*0\.\.3"),
+        ([("s0.png", PNG), ("s0.cls", b"-1")], "s0.cls .*'-1'"),
+        ([("s0.png", PNG), ("s0.cls", b"red")], "s0.cls .*'red'"),
+        ([("s0.cls", b"0")], "'s0.cls' .*jpg"),
+        ([("s0.png", PNG), ("s0.cls", b"0"), ("s0.png", PNG)], "'s0' .*after 's0.png'"),
+        ([("s0.png", PNG), ("s0.jpg", PNG), ("s0.cls", b"0")], "'s0' .*after 's0.png'"),
+        ([("s0.png", PNG[:50]), ("s0.cls", b"0")], "'s0.png' .*decoded"),
+        ([("s0.png", b"no image"), ("s0.cls", b"0")], "'s0.png' .*decoded"),
+        ([("s0.png", encode_png((1,), (4096, 4096), "1")), ("s0.cls", b"0")], "'s0.png' .*4096 x 4096"),
         (
             [("s0.png", encode_png((1,), (1, 3_000_000), "1")), ("s0.cls", b"0")],
-            "image 's0.png' is too large .*resized",
+            "'s0.png' .*4 x 12000000",
         ),
-        ([("s0.png", PNG), ("s0.cls", b"0" * (1 << 20) + b"1")], "has 1048577 bytes, more than 1048576"),
-        ([], "the tars hold no samples"),
+        ([("s0.png", PNG), ("s0.cls", b"0" * (1 << 20) + b"1")], "1048577 .*1048576"),
+        ([], "no samples"),
     ],
 )
 def test_a_damaged_sample_is_named(
@@ -373,13 +372,13 @@ def test_a_damaged_sample_is_named(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4096 * 4095)
     write_set(tmp_path, CLASSES, [members])
-    with pytest.raises(ValueError, match=f"wds_toy-colours_test.*{message}"):
+    with user_error("eval-set-invalid", match=f"wds_toy-colours_test.*{message}"):
         run(tmp_path, tmp_path / "out", [CLASSES])
 
 
 def test_a_key_in_two_tars_is_named(tmp_path: Path) -> None:
     write_set(tmp_path, CLASSES, [class_members([("red", 0)]), class_members([("red", 0)])])
-    with pytest.raises(ValueError, match=r"1\.tar: key 's0000000' is repeated"):
+    with user_error("eval-set-invalid", match=r"1\.tar.*'s0000000'"):
         run(tmp_path, tmp_path / "out", [CLASSES])
 
 
@@ -394,26 +393,26 @@ def test_a_tar_cut_short_is_named(eval_dir: Path, tmp_path: Path, size: int) -> 
     # Within a member, between two members of a sample, between two samples.
     path = eval_dir / CLASSES.folder_name / "test" / "1.tar"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"1\.tar is damaged"):
+    with user_error("eval-set-invalid", match=r"1\.tar"):
         run(eval_dir, tmp_path / "out", [CLASSES])
 
 
 @pytest.mark.parametrize(
     ("npy", "message"),
     [
-        (encode_npy([1]), "holds 1 of int64; integer number 1 is needed"),
-        (encode_npy([0.0, 1.0]), "holds 2 of float64"),
-        (encode_npy([0, -1]), "there is no group -1"),
-        (encode_npy([0, 1_700_000_000]), "there is no group 1700000000"),
-        (encode_npy([0, {}]), "cannot be read: Object arrays"),
-        (b"junk", "cannot be read"),
-        (None, "sample 's0' has no .npy"),
+        (encode_npy([1]), "1 of int64; .*1 "),
+        (encode_npy([0.0, 1.0]), "2 of float64"),
+        (encode_npy([0, -1]), " -1;"),
+        (encode_npy([0, 1_700_000_000]), "1700000000"),
+        (encode_npy([0, {}]), "s0.npy .*Object arrays"),
+        (b"junk", "s0.npy"),
+        (None, r"'s0' .*\.npy"),
     ],
 )
 def test_a_group_that_cannot_be_read_is_named(tmp_path: Path, npy: bytes | None, message: str) -> None:
     members = [("s0.png", PNG), ("s0.cls", b"0")] + ([] if npy is None else [("s0.npy", npy)])
     write_set(tmp_path, GROUPED, [members])
-    with pytest.raises(ValueError, match=message):
+    with user_error("eval-set-invalid", match=message):
         run(tmp_path, tmp_path / "out", [GROUPED])
 
 
@@ -423,19 +422,19 @@ def test_a_question_whose_keys_are_no_texts_is_named(
 ) -> None:
     path = tmp_path / "instances.jsonl"
     path.write_text(json.dumps({"cue": "sun", "candidates": candidates, "associations": associations}))
-    with pytest.raises(ValueError, match=r"line 1: .* is no key of an image"):
+    with user_error("eval-set-invalid", match="line 1"):
         read_instances(path, {"a", "b"})
 
 
 def test_a_pair_without_caption_is_named(tmp_path: Path) -> None:
     write_set(tmp_path, PAIRS, [[("s0.png", PNG), ("s0.txt", b"\n")]])
-    with pytest.raises(ValueError, match=r"s0\.txt has no caption"):
+    with user_error("eval-set-invalid", match=r"s0\.txt"):
         run(tmp_path, tmp_path / "out", [PAIRS])
 
 
 def test_a_template_without_place_for_the_class_is_named(tmp_path: Path) -> None:
     write_set(tmp_path, CLASSES, [class_members(SAMPLES)], templates=["a {}"])
-    with pytest.raises(ValueError, match=r"zeroshot_classification_templates.txt: 'a \{\}' has no \{c\}"):
+    with user_error("eval-set-invalid", match=r"zeroshot_classification_templates.txt: 'a \{\}'"):
         run(tmp_path, tmp_path / "out", [CLASSES])
 
 
@@ -476,7 +475,7 @@ def test_a_template_that_is_the_same_for_every_class_is_told_of(
 @pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt"])
 def test_a_list_without_a_line_is_named(eval_dir: Path, tmp_path: Path, name: str) -> None:
     (eval_dir / CLASSES.folder_name / name).write_text("")
-    with pytest.raises(BadSetsError, match=rf"{name} is empty") as caught:
+    with user_error("eval-set-invalid", match=f"{name}") as caught:
         run(eval_dir, tmp_path / "out")
     assert caught.value.code == "eval-set-invalid" and list(caught.value.unreadable) == ["toy/colours"]
     assert caught.value.out_dir == tmp_path / "out"
@@ -485,12 +484,12 @@ def test_a_list_without_a_line_is_named(eval_dir: Path, tmp_path: Path, name: st
 
 def test_class_names_that_are_not_utf8_are_named(eval_dir: Path, tmp_path: Path) -> None:
     (eval_dir / CLASSES.folder_name / "classnames.txt").write_bytes("vert\ngrün\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"classnames\.txt is not UTF-8"):
+    with user_error("eval-set-invalid", match=r"classnames\.txt.*UTF-8"):
         run(eval_dir, tmp_path / "out", [CLASSES])
 
 
 def test_a_model_gone_to_nan_is_an_error(eval_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="embedding of image 's0000000' is not finite"):
+    with user_error("model-unfit", match="'s0000000'"):
         run(eval_dir, tmp_path / "out", [CLASSES], preprocess=Preprocess(4, (float("nan"), 0, 0), (1, 1, 1)))
 
 

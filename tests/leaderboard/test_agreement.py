@@ -26,6 +26,7 @@ from leaderboard.agreement import (
 )
 from leaderboard.entries import BOARDS_DIR, StrategyUsed, read_board, read_entries
 from leaderboard.table import make_table
+from tests.conftest import user_error
 
 
 def used(name: str = "clip_score", *, cut: float | None = 0.3, **options: Any) -> StrategyUsed:
@@ -132,7 +133,7 @@ def test_the_shipped_board_is_compared_and_one_entry_is_one_row() -> None:
         )
         assert average in render_agreement(agreement, style).replace("\n", " ")
     twin = dataclasses.replace(next(e for e in entries if e.name == "no_filter"), name="twin")
-    with pytest.raises(ValueError, match="are both the published 'No filtering'"):
+    with user_error("board-invalid", match="'No filtering'"):
         make_agreement(make_table([*entries, twin], board), read_published())
 
 
@@ -140,5 +141,5 @@ def test_a_source_that_is_not_explained_is_an_error_that_names_the_file(tmp_path
     path = tmp_path / "published.json"
     path.write_text(PUBLISHED_PATH.read_text().replace('"LB": "', '"XX": "'))
     assert "LB" not in json.loads(path.read_text())["sources"]
-    with pytest.raises(ValueError, match=r"published.json is no valid list of published scores: .*\['LB'\]"):
+    with user_error("entry-invalid", match=r"published.json.*\['LB'\]"):
         read_published(path)

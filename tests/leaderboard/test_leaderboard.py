@@ -54,6 +54,7 @@ from leaderboard.statistics import (
 )
 from leaderboard.table import make_table, render_html, render_markdown, render_table, to_frame
 from leaderboard.task_table import make_task_table, render_tasks, tasks_to_frame
+from tests.conftest import user_error
 
 GOLDEN_PATH = Path(__file__).parents[1] / "data" / "entry_v0.json"
 NOTE = "No evidence about anything else."
@@ -120,39 +121,39 @@ def test_an_entry_is_written_as_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": 1}, "rank: Unexpected"),
-        ({"recipe": "0"}, "recipe: Input should be a valid integer"),
-        ({"name": "../x"}, "name: String should match"),
-        ({"format_version": 1}, "format_version: Input should be 0"),
-        ({"seeds": {}}, "at least one seed"),
-        ({"seeds": {"0": {A: float("nan")}}}, "seeds.0.toy/a: Input should be"),
-        ({"seeds": {"0": {A: 1.5}}}, r"seeds.0.toy/a: Input should be less than or equal to 1 \(is 1.5\)"),
-        ({"seeds": {"0": {A: 0.5, B: 0.5}, "1": {A: 0.5}}}, r"seeds 0 and 1 differ in their tasks: \['toy/b'\]"),
-        ({"subset": {"size": 10, "distinct": 11, "sha256": "d" * 64}}, "subset.distinct 11 exceeds its size 10"),
+        ({"rank": 1}, "rank: "),
+        ({"recipe": "0"}, "recipe: "),
+        ({"name": "../x"}, "name: "),
+        ({"format_version": 1}, "format_version: "),
+        ({"seeds": {}}, "seeds: "),
+        ({"seeds": {"0": {A: float("nan")}}}, "seeds.0.toy/a: "),
+        ({"seeds": {"0": {A: 1.5}}}, "seeds.0.toy/a: .*1.5"),
+        ({"seeds": {"0": {A: 0.5, B: 0.5}, "1": {A: 0.5}}}, r"0 and 1 .*\['toy/b'\]"),
+        ({"subset": {"size": 10, "distinct": 11, "sha256": "d" * 64}}, "subset.distinct 11 .*10"),
     ],
 )
 def test_a_bad_entry_is_one_error_that_names_the_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "clip_score.json"
     path.write_text(json.dumps({**json.loads(GOLDEN_PATH.read_text()), **change}))
-    with pytest.raises(ValueError, match=message) as caught:
+    with user_error("entry-invalid", match=message) as caught:
         read_entry(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_no_json_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match=r"x.json is no valid entry: Invalid JSON"):
+    with user_error("entry-invalid", match=r"x\.json.*JSON"):
         read_entry(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(
     ("file_name", "entry", "rules", "message"),
     [
-        ("clip", toy_entry("clip", [0.4], seeds={0: {A: 0.4}}), {}, r"1 of 2 tasks have no score: \['toy/b'\]"),
-        ("clip", toy_entry("clip", [0.4], seeds={0: {A: 0.4, B: 0.4, "x": 0.4}}), {}, r"outside suite .*\['x'\]"),
-        ("clip", toy_entry("clip", [0.4], scale="small"), {}, "'small' is not the board's scale 'toy'"),
-        ("other", CLIP, {}, "its file must be clip.json"),
-        ("clip", CLIP, {"pools": ("f" * 64,)}, "pool aaaaaaaaaaaa is not admitted"),
+        ("clip", toy_entry("clip", [0.4], seeds={0: {A: 0.4}}), {}, r"1 of 2 .*\['toy/b'\]"),
+        ("clip", toy_entry("clip", [0.4], seeds={0: {A: 0.4, B: 0.4, "x": 0.4}}), {}, r"\['x'\]"),
+        ("clip", toy_entry("clip", [0.4], scale="small"), {}, "'small' .*'toy'"),
+        ("other", CLIP, {}, r"clip\.json"),
+        ("clip", CLIP, {"pools": ("f" * 64,)}, "aaaaaaaaaaaa"),
     ],
 )
 def test_an_entry_that_breaks_a_rule_of_the_board_is_refused(
@@ -160,7 +161,7 @@ def test_an_entry_that_breaks_a_rule_of_the_board_is_refused(
 ) -> None:
     write_entry(tmp_path / f"{file_name}.json", entry)
     board = dataclasses.replace(toy_board(**rules), entries_dir=tmp_path)
-    with pytest.raises(ValueError, match=message) as caught:
+    with user_error("entry-foreign" if rules else "entry-invalid", match=message) as caught:
         read_entries(board)
     assert f"{file_name}.json" in str(caught.value)
 
@@ -198,7 +199,7 @@ def test_embedded_boards_say_that_they_are_no_evidence_about_web_data() -> None:
 
 
 def test_a_missing_board_is_an_error_that_lists_the_boards(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nano"):
+    with user_error("board-not-found", match="nano"):
         read_board(tmp_path)
 
 
@@ -410,7 +411,7 @@ def test_an_empty_board_is_a_title_and_its_note() -> None:
 
 
 def test_a_run_scored_by_another_suite_is_refused() -> None:
-    with pytest.raises(ValueError, match="evaluate it again"):
+    with user_error("entry-foreign"):
         make_table([CLIP], toy_board(), toy_entry("mine", [0.4], suite=SuiteName("toy", 1)))
 
 
@@ -480,7 +481,7 @@ def test_statistics_are_of_the_reporting_half() -> None:
 
 
 def test_a_task_of_the_development_half_may_not_be_missing_either() -> None:
-    with pytest.raises(ValueError, match=r"1 of 2 tasks have no score: \['toy/a'\]"):
+    with user_error("entry-foreign", match=r"1 of 2.*\['toy/a'\]"):
         make_table([toy_entry("clip", [], seeds={0: {B: 0.4}})], halved_board())
 
 
@@ -613,9 +614,9 @@ def test_too_few_entries_of_other_pools_are_told() -> None:
 @pytest.mark.parametrize(
     ("file_name", "entry", "message"),
     [
-        ("clip", CLIP, "its file must be clip-pool<seed>.json"),
-        ("clip-pool2", CLIP, "hold the same strategy on the same pool"),
-        ("none-pool2", toy_entry("none", [0.4], scale="small"), "'small' is not the board's scale"),
+        ("clip", CLIP, "clip-pool<seed>.json"),
+        ("clip-pool2", CLIP, "clip-pool2.json and clip-pool1.json"),
+        ("none-pool2", toy_entry("none", [0.4], scale="small"), "'small'"),
     ],
 )
 def test_a_wrong_entry_of_another_pool_is_refused(tmp_path: Path, file_name: str, entry: Entry, message: str) -> None:
@@ -623,7 +624,7 @@ def test_a_wrong_entry_of_another_pool_is_refused(tmp_path: Path, file_name: str
     write_entry(tmp_path / "other_pools" / "clip-pool1.json", CLIP)
     assert [found.name for found in read_other_pools(board)] == ["clip"]
     write_entry(tmp_path / "other_pools" / f"{file_name}.json", entry)
-    with pytest.raises(ValueError, match=message):
+    with user_error("entry-invalid", match=message):
         read_other_pools(board)
 
 
@@ -661,7 +662,7 @@ def test_tasks_of_single_seeds_have_no_noise_and_an_empty_board_no_task() -> Non
 
 
 def test_chance_must_be_of_the_same_tasks() -> None:
-    with pytest.raises(ValueError, match=r"chance and scores differ in their tasks: \['toy/b'\]"):
+    with pytest.raises(ValueError, match=r"\['toy/b'\]"):
         toy_entry("clip", [0.4], chance={A: 0.5})
 
 

@@ -15,7 +15,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_evaluate import AS_IT_IS, ToyEncoder, encode_png, toy_tokenizer
 
 from benchmark.evaluation.evaluate import evaluate
 from benchmark.evaluation.results import metrics_of, read_predictions
@@ -25,6 +24,8 @@ from benchmark.pool.tars import iter_members
 from benchmark.runtime.paths import as_location
 from benchmark.toolbox import hub_rows
 from benchmark.toolbox.hub_rows import find_rows, local_set, unpack_rows
+from tests.conftest import user_error
+from tests.evaluation.test_evaluate import AS_IT_IS, ToyEncoder, encode_png, toy_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 FLICKR = Retrieval(name="retrieval/toy", title="Toy", hub_rows="nlphuji/toy_retrieval")
@@ -187,7 +188,7 @@ def test_shards_are_read_in_their_order(tmp_path: Path) -> None:
 def test_two_caches_of_one_set_are_an_error_that_names_both(other: str, tmp_path: Path) -> None:
     for name in (SCRIPT, other):
         write_rows(tmp_path / "hf_cache" / name, PAIRS)
-    with pytest.raises(ValueError, match="remove what is not to be evaluated") as raised:
+    with user_error("eval-set-invalid") as raised:
         find_rows(tmp_path, FLICKR.hub_rows)
     assert all(str((tmp_path / "hf_cache" / name).parent) in str(raised.value) for name in (SCRIPT, other))
 
@@ -196,13 +197,13 @@ def test_two_caches_of_one_set_are_an_error_that_names_both(other: str, tmp_path
 def test_shards_that_lack_are_named(end: str, tmp_path: Path) -> None:
     for number in ("00000", "00002"):
         write_rows(tmp_path / "nlphuji___toy_retrieval" / end.format(number), PAIRS)
-    with pytest.raises(ValueError, match="has 2 of 3 shards and lacks number 1"):
+    with user_error("eval-set-invalid", match="2 of 3 .*1"):
         find_rows(tmp_path, FLICKR.hub_rows)
 
 
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     for name in ("toy", "../toy/rows", "a/b/c", ""):
-        with pytest.raises(ValueError, match="is no data set of the hub"):
+        with user_error("task-invalid"):
             find_rows(tmp_path, name)
 
 
@@ -302,7 +303,7 @@ def test_no_file_outside_the_cache_is_read(path: str, tmp_path: Path) -> None:
     (cache / "link.png").symlink_to(tmp_path / "outside.png")
     path = path.format(outside=tmp_path / "outside.png")
     write_rows(cache / SCRIPT, [PAIRS[0], {"image": picture(None, path), "caption": ["x"]}])
-    with pytest.raises(ValueError, match=r"row 1 names the image file .* no other is read"):
+    with user_error("eval-set-invalid", match="row 1 "):
         unpacked(tmp_path, tmp_path / "set")
     assert not (tmp_path / "set" / "test" / "nshards.txt").exists()
 
@@ -313,58 +314,58 @@ def test_no_file_outside_the_cache_is_read(path: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (RETRIEVAL.remove(1), r"test.\w+: there must be one column 'caption' \(list<string>\)"),
-        (RETRIEVAL.set(1, pa.field("caption", pa.string())), r"column 'caption' is string; it must be list<string>"),
-        (RETRIEVAL.set(0, pa.field("image", pa.binary())), r"column 'image' is binary; it must be struct<bytes: bin"),
+        (RETRIEVAL.remove(1), r"test.\w+: .*'caption' \(list<string>\)"),
+        (RETRIEVAL.set(1, pa.field("caption", pa.string())), "'caption' is string; .*list<string>"),
+        (RETRIEVAL.set(0, pa.field("image", pa.binary())), "'image' is binary; .*struct<bytes: bin"),
         (
             RETRIEVAL.set(0, pa.field("image", pa.struct([("bytes", pa.binary())]))),
-            r"'image' is struct<bytes: binary>; it must",
+            "'image' is struct<bytes: binary>;",
         ),
     ],
 )
 @pytest.mark.parametrize("extension", ["arrow", "parquet"])
 def test_wrong_columns_are_named(schema: pa.Schema, message: str, extension: str, tmp_path: Path) -> None:
     write_rows(tmp_path / f"nlphuji___toy_retrieval/c/x-test.{extension}", [], schema)
-    with pytest.raises(ValueError, match=message):
+    with user_error("eval-set-invalid", match=message):
         unpacked(tmp_path, tmp_path / "set")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": None}, "image is or holds a null"),
-        ({"image": picture(None)}, "neither bytes nor a path"),
-        ({"image": picture(b"GIF89a" + bytes(9))}, "an image of 15 bytes that begins with b'GIF89a.*' is none of JPEG"),
-        ({"image": picture(b"")}, "an image of 0 bytes"),
-        ({"caption": None}, "caption is or holds a null"),
-        ({"caption": ["a", None]}, "caption is or holds a null"),
-        ({"caption": []}, "no caption"),
-        ({"caption": ["a", " \n"]}, "empty caption"),
-        ({"caption": [r"C:\new"]}, "holds a backslash before an n"),
+        ({"image": None}, "image .*null"),
+        ({"image": picture(None)}, "bytes.*path"),
+        ({"image": picture(b"GIF89a" + bytes(9))}, "15 bytes .*b'GIF89a"),
+        ({"image": picture(b"")}, " 0 bytes"),
+        ({"caption": None}, "caption .*null"),
+        ({"caption": ["a", None]}, "caption .*null"),
+        ({"caption": []}, "caption"),
+        ({"caption": ["a", " \n"]}, "caption"),
+        ({"caption": [r"C:\new"]}, "backslash"),
     ],
 )
 def test_a_wrong_pair_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / SCRIPT, [*PAIRS, {**PAIRS[0], **change}])
-    with pytest.raises(ValueError, match=f"{path}, row 3.*{message}"):
+    with user_error("eval-set-invalid", match=f"{path}, row 3.*{message}"):
         unpacked(tmp_path, tmp_path / "set")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cue": ""}, "has no cue"),
-        ({"associations": []}, "has no associations"),
-        ({"associations": ["rose", "tulip"]}, "the association 'tulip' is none of the candidates"),
-        ({"candidates": ["leaf", "rose", "sea"]}, "has 3 candidates and 2 images"),
-        ({"candidates": ["rose", "rose"]}, "has a candidate twice"),
-        ({"candidate_images": [picture(RED), None]}, "candidate_images is or holds a null"),
-        ({"cue": None}, "cue is or holds a null"),
+        ({"cue": ""}, "cue"),
+        ({"associations": []}, "associations"),
+        ({"associations": ["rose", "tulip"]}, "'tulip'"),
+        ({"candidates": ["leaf", "rose", "sea"]}, "3 candidates and 2 images"),
+        ({"candidates": ["rose", "rose"]}, "twice"),
+        ({"candidate_images": [picture(RED), None]}, "candidate_images .*null"),
+        ({"cue": None}, "cue .*null"),
     ],
 )
 def test_a_wrong_question_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     rows = [QUESTIONS[0], {**QUESTIONS[2], **change}]
     path = write_rows(tmp_path / "nlphuji___toy_gavil/c/x.parquet", rows, ASSOCIATION)
-    with pytest.raises(ValueError, match=f"{path}, row 1.*{message}"):
+    with user_error("eval-set-invalid", match=f"{path}, row 1.*{message}"):
         unpacked(tmp_path, tmp_path / "set", GAVIL)
 
 
@@ -373,7 +374,7 @@ def test_a_wrong_question_is_named(change: dict[str, Any], message: str, tmp_pat
 def test_a_file_that_is_cut_off_is_named(extension: str, kept: float, tmp_path: Path) -> None:
     path = write_rows(tmp_path / f"nlphuji___toy_retrieval/c/x-test.{extension}", PAIRS * 20)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"{path} is damaged, cut off or not"):
+    with user_error("file-damaged", match=f"{path}"):
         unpacked(tmp_path, tmp_path / "set")
 
 
@@ -381,16 +382,16 @@ def test_a_stream_that_is_cut_between_two_batches_is_named(tmp_path: Path) -> No
     path = write_rows(tmp_path / SCRIPT, PAIRS)
     path.write_bytes(path.read_bytes()[:-8])
     assert len(pa.ipc.open_stream(path.read_bytes()).read_all()) == 3  # Arrow sees nothing wrong with it
-    with pytest.raises(ValueError, match="has no end"):
+    with user_error("file-damaged"):
         unpacked(tmp_path, tmp_path / "set")
 
 
 def test_no_rows_and_other_kinds_of_tasks_are_errors(tmp_path: Path) -> None:
     path = write_rows(tmp_path / SCRIPT, [])
-    with pytest.raises(ValueError, match=f"{path} has no rows"):
+    with user_error("eval-set-invalid", match=f"{path}"):
         unpacked(tmp_path, tmp_path / "set")
     classes = ZeroShotClassification(name="toy/classes", title="Toy", hub_rows=FLICKR.hub_rows)
-    with pytest.raises(ValueError, match="is no retrieval or association task but classification"):
+    with user_error("task-invalid", match="classification"):
         unpacked(tmp_path, tmp_path / "set", classes)
 
 
@@ -434,7 +435,7 @@ def test_rows_are_unpacked_once_and_again_when_they_change(
 
 def test_a_set_that_fails_leaves_nothing(own_cache: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / SCRIPT, [*PAIRS, {**PAIRS[0], "caption": []}])
-    with pytest.raises(ValueError, match="no caption"):
+    with user_error("eval-set-invalid", match="caption"):
         local_set(FLICKR, tmp_path)
     assert tree(own_cache / "eval_sets") == {}
 
@@ -445,7 +446,7 @@ def test_rows_that_change_while_they_are_unpacked_are_refused(
     path = write_rows(tmp_path / SCRIPT, PAIRS)
     read = hub_rows._count_rows
     monkeypatch.setattr(hub_rows, "_count_rows", lambda given: (os.utime(path, (1, 1)), read(given))[1])
-    with pytest.raises(ValueError, match="was changed while it was used"):
+    with user_error("file-changed"):
         local_set(FLICKR, tmp_path)
     assert tree(own_cache / "eval_sets") == {}
 
@@ -501,7 +502,7 @@ def test_rows_at_a_url_are_fetched(own_cache: Path, tmp_path: Path) -> None:
         assert [captions for _, _, captions in image_and_text(local_set(FLICKR, remote))] == CAPTIONS
         write_rows(tmp_path / "named.parquet", [{"image": picture(None, "/etc/passwd"), "caption": ["x"]}])
         memory.put_file(str(tmp_path / "named.parquet"), f"/hub-rows/hf_cache/{PARQUET}")
-        with pytest.raises(ValueError, match=r"copy .* to a local folder"):
+        with user_error("eval-set-invalid", match="copy "):
             local_set(FLICKR, remote)
     finally:
         memory.rm("/hub-rows", recursive=True)
