@@ -18,13 +18,12 @@ from benchmark.pool.subset import load_subset
 from benchmark.pool.uids import format_uids
 from benchmark.registry import load_plugins
 from benchmark.runtime.context import Context
-from benchmark.runtime.errors import UserError
 from benchmark.runtime.records import Record, write_record
 from benchmark.scales import SCALES
 from benchmark.selection.rule_records import as_recorded
 from benchmark.selection.rules import Cut, Rule, make_rule
 from leaderboard.entries import StrategyUsed, read_entry, write_entry
-from tests.conftest import loaded_plugin, uid, write_pool
+from tests.conftest import loaded_plugin, uid, user_error, write_pool
 
 
 def record(*rules, within=None, subset=None):
@@ -69,7 +68,7 @@ def test_a_subset_of_metadata_that_changed_under_the_same_uids_is_not_taken_for_
     assert chosen("exp") == chosen("exp") == [uid(1)]
     path = next((pool_dir / "metadata").glob("*.parquet"))
     pd.DataFrame(columns | {"clip_l14_similarity_score": [0.9, 0.1]}).to_parquet(path)
-    with pytest.raises(ValueError, match=r"was filtered from other metadata.*under the same uids"):
+    with user_error("pool-differs"):
         chosen("exp")
     assert chosen("other") == [uid(0)]
 
@@ -96,7 +95,7 @@ def test_an_experiment_made_before_code_had_identities_still_opens(tmp_path, cap
 
 def test_one_of_another_file_does_not(tmp_path):
     """Nobody knows what the words were, so that the whole file has to be the same, as it had before."""
-    with pytest.raises(ValueError, match=r"made with other settings .*source is"):
+    with user_error("record-differs", match="source"):
         opened_again(tmp_path, lambda text: text.replace("a little more", "a bit more"))
 
 
@@ -134,7 +133,7 @@ def test_a_changed_helper_is_another_experiment_and_changed_words_are_the_same(t
             if level == 1:
                 filter_stage(tmp_path / "exp", small_pool, choice, Context())
         assert places[0] == places[1] and places[0][0] != places[2][0] and places[0][1] != places[2][1]
-        with pytest.raises(ValueError, match=r"made with other settings .*identity .*is"):
+        with user_error("record-differs", match="identity"):
             filter_stage(tmp_path / "exp", small_pool, choice, Context())
 
 
@@ -152,9 +151,8 @@ def test_one_that_is_named_by_a_file_that_is_not_loaded_is_refused_before_it_is_
         made = filter_stage(tmp_path / "exp", small_pool, Choice((make_rule("x_named", {}),)), Context())
     result = {key: value for key, value in made.result.items() if key != "name"}
     write_record(tmp_path / "exp" / "subset.json", Record(made.stage, made.version, made.inputs, result))
-    with pytest.raises(UserError, match="give plugins= of the file") as caught:
+    with user_error("filter-not-loaded", match="plugins="):
         evaluate_stage(tmp_path / "exp", small_pool, SCALES["pico"], [0], tmp_path / "eval", [], Context())
-    assert caught.value.code == "filter-not-loaded"
 
 
 def test_an_entry_states_the_identity_of_its_filters_and_older_ones_are_written_as_they_were(tmp_path, small_pool):

@@ -24,11 +24,11 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import format_uids
 from benchmark.runtime.files import sha256_of
-from benchmark.selection import user_signals as signals
+from benchmark.selection import cache
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.toolbox.encoders import Encoder, find_weights, load_encoder
-from tests.conftest import members, uid
+from tests.conftest import members, uid, user_error
 
 MODEL = "pico_cnn"
 
@@ -121,7 +121,7 @@ def test_stopped_half_way_it_goes_on_with_the_rest(pool_dir, checkpoint, strateg
     for path in (pool_dir / "signals").glob("*/*.parquet"):
         path.unlink()
     monkeypatch.setattr(images_module, "SLICE_IMAGES", 3)
-    monkeypatch.setattr(signals, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "PART_SECONDS", 0.0)
     encode, seen = Encoder.encode_images, []
 
     def failing(self, images):
@@ -131,7 +131,7 @@ def test_stopped_half_way_it_goes_on_with_the_rest(pool_dir, checkpoint, strateg
         return encode(self, images)
 
     monkeypatch.setattr(Encoder, "encode_images", failing)
-    with pytest.raises(ValueError, match=r"signal 'clip_cosine' failed on .*MemoryError: stopped"):
+    with user_error("strategy-failed", match="'clip_cosine'.*MemoryError: stopped"):
         run_filters(Pool(pool_dir), [rule(checkpoint)])
     assert kept_bytes(pool_dir) == []
     monkeypatch.setattr(Encoder, "encode_images", encode)
@@ -176,9 +176,9 @@ def test_weights_that_open_clip_knows_by_name_are_recorded_by_name_and_hash(pool
         raise ConnectionError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"laion2b_s34b_b79k of ViT-B-32 could not be fetched .*no network"):
+    with user_error("unreachable", match="laion2b_s34b_b79k.*ViT-B-32.*no network"):
         rule.resolve(Pool(pool_dir))
-    with pytest.raises(ValueError, match=r"x=openai: ViT-B-32 has another activation .* a model ViT-B-32-quickgelu"):
+    with user_error("checkpoint-foreign", match="x=openai.*ViT-B-32-quickgelu"):
         find_weights("ViT-B-32", "openai", "x")
     assert find_weights("ViT-B-32-quickgelu", "openai", "x") == Path("openai")
 

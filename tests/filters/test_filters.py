@@ -11,7 +11,7 @@ from benchmark.pool.uids import format_uids, parse_uids, sort_uids
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.selection.views import PoolView
-from tests.conftest import uid, write_pool
+from tests.conftest import uid, user_error, write_pool
 
 ENGLISH = "a photo of a small brown dog in the garden"
 
@@ -75,7 +75,7 @@ def test_basic_has_no_verdict_on_missing_values(strategies):
 
 
 def test_basic_names_a_missing_language_model(strategies, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"filters.basic.language_model: there is no file"):
+    with user_error("asset-not-found", match="filters.basic.language_model"):
         verdict(strategies, [ENGLISH], language_model=str(tmp_path / "no.bin"))
 
 
@@ -127,5 +127,5 @@ def test_planted_clean_reads_the_planted_labels(strategies, pico_pool):
 
 
 def test_planted_clean_needs_an_embedded_pool(strategies, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is a reference for embedded pools; .*planted\.parquet is not there"):
+    with user_error("no-embedded-pool", match=r"planted\.parquet"):
         run_filters(Pool(write_pool(tmp_path / "p", {"uid": [uid(2)]})), [Rule("planted_clean")])

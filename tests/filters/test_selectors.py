@@ -14,7 +14,7 @@ from benchmark.pool.uids import format_uids, parse_uids
 from benchmark.selection.engine import Rule, run_filters
 from benchmark.selection.views import PoolView
 from benchmark.toolbox.clusters import embedded_rows, fit_centroids, nearest_centroids
-from tests.conftest import uid, write_pool
+from tests.conftest import uid, user_error, write_pool
 
 
 def make_view(numbers, *, scores=None, images=None):
@@ -119,24 +119,24 @@ def test_soft_cap_sampling_runs_in_the_engine_by_any_column(strategies, tmp_path
     outcome = run_filters(Pool(pool), [Rule("soft_cap_sampling", {"score": "mine", "draws": 3.0})])
     drawn = [int(text, 16) for text in format_uids(outcome.subset.uids)]
     assert np.bincount(drawn, minlength=50).tolist() == copies_of(strategies, scores, draws=3.0)
-    with pytest.raises(ValueError, match=r"soft_cap_sampling.score='text' is a column of str, not of numbers"):
+    with user_error("option-value", match="soft_cap_sampling.score='text'"):
         run_filters(Pool(pool), [Rule("soft_cap_sampling", {"score": "text"})])
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("soft_cap_sampling", {"batch": 0.0}, r"soft_cap_sampling.batch=0.0 is outside \(0, 1\]"),
-        ("soft_cap_sampling", {"draws": 0.0}, "soft_cap_sampling.draws=0.0 must be above 0"),
-        ("soft_cap_sampling", {"penalty": -0.1}, "soft_cap_sampling.penalty=-0.1 is below 0"),
-        ("soft_cap_sampling", {"spread": -1.0}, "soft_cap_sampling.spread=-1.0 is below 0"),
-        ("soft_cap_sampling", {"max_copies": 0}, "soft_cap_sampling.max_copies=0 is below 1"),
-        ("soft_cap_sampling", {"max_copies": 2, "draws": 3.0}, "max_copies=2 allows 40 draws from 20 pairs"),
-        ("density_pruning", {"keep": 40.0}, r"density_pruning.keep=40.0 is outside \(0, 1\]"),
-        ("density_pruning", {"clusters": 21}, "density_pruning.clusters=21 must be from 1 to 20"),
-        ("density_pruning", {"temperature": 0.0}, "density_pruning.temperature=0.0 must be above 0"),
-        ("density_pruning", {"min_balance": 1.5}, r"density_pruning.min_balance=1.5 is outside \[0, 1\]"),
-        ("density_pruning", {"prefer": "soft"}, "density_pruning.prefer='soft' must be hard or easy"),
+        ("soft_cap_sampling", {"batch": 0.0}, "soft_cap_sampling.batch=0.0 "),
+        ("soft_cap_sampling", {"draws": 0.0}, "soft_cap_sampling.draws=0.0 "),
+        ("soft_cap_sampling", {"penalty": -0.1}, "soft_cap_sampling.penalty=-0.1 "),
+        ("soft_cap_sampling", {"spread": -1.0}, "soft_cap_sampling.spread=-1.0 "),
+        ("soft_cap_sampling", {"max_copies": 0}, "soft_cap_sampling.max_copies=0 "),
+        ("soft_cap_sampling", {"max_copies": 2, "draws": 3.0}, "max_copies=2 .*40 .*20 "),
+        ("density_pruning", {"keep": 40.0}, "density_pruning.keep=40.0 "),
+        ("density_pruning", {"clusters": 21}, "density_pruning.clusters=21 .*20"),
+        ("density_pruning", {"temperature": 0.0}, "density_pruning.temperature=0.0 "),
+        ("density_pruning", {"min_balance": 1.5}, "density_pruning.min_balance=1.5 "),
+        ("density_pruning", {"prefer": "soft"}, "density_pruning.prefer='soft' .*hard or easy"),
     ],
 )
 def test_options_out_of_range_are_refused(strategies, name, options, message):
@@ -147,7 +147,7 @@ def test_options_out_of_range_are_refused(strategies, name, options, message):
 
 
 def test_a_column_without_any_score_is_named(strategies):
-    with pytest.raises(ValueError, match=r"soft_cap_sampling.score='clip_l14_similarity_score': no pair has a finite"):
+    with pytest.raises(ValueError, match=r"soft_cap_sampling.score='clip_l14_similarity_score'"):
         copies_of(strategies, [np.nan, np.nan])
 
 

@@ -25,7 +25,7 @@ from benchmark.selection.views import PoolView
 from benchmark.toolbox.embeddings import cluster_centres, nearest_rows
 from benchmark.toolbox.encoders import load_encoder
 from benchmark.toolbox.language import count_tokens
-from tests.conftest import uid, write_pool
+from tests.conftest import uid, user_error, write_pool
 
 ENGLISH = "a photo of a small brown dog in the garden"
 GERMAN = "Ein kleiner brauner Hund im Garten vor dem Haus"
@@ -95,22 +95,22 @@ def test_selectors_run_in_the_engine_on_either_clip(strategies, tmp_path, name):
     pool = write_pool(tmp_path / "p", {"uid": format_uids(view.uids)}, features=features)
     outcome = run_filters(Pool(pool), [Rule(name, {"arch": "b32"})])
     assert [int(text, 16) for text in format_uids(outcome.subset.uids)] == chosen(strategies, name, view)
-    with pytest.raises(ValueError, match="needs the array 'l14_img'"):
+    with user_error("array-missing", match="'l14_img'"):
         run_filters(Pool(pool), [Rule(name, {"arch": "l14"})])
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("negcliploss", {"keep": 30.0}, r"negcliploss.keep=30.0 is outside \(0, 1\]"),
-        ("negcliploss", {"tau": 0.001}, "negcliploss.tau=0.001 is below 0.003"),
-        ("negcliploss", {"batch_size": 0}, "negcliploss.batch_size=0 is below 1"),
-        ("rank_in_negatives", {"negatives": 20}, "negatives=20 must be from 1 to 19: 20 of the pool's pairs"),
-        ("rank_in_negatives", {"negatives": 5, "top": 6}, "top=6 must be from 1 to negatives=5"),
-        ("semdedup", {"keep": "soft"}, "semdedup.keep='soft' must be hard or easy"),
-        ("semdedup", {"epsilon": -0.1}, "semdedup.epsilon=-0.1 is outside"),
-        ("semdedup", {"clusters": 21}, "semdedup.clusters=21 must be from 1 to 20"),
-        ("near_dedup", {"min_similarity": 98.0}, r"near_dedup.min_similarity=98.0 is outside \(0, 1\]"),
+        ("negcliploss", {"keep": 30.0}, "negcliploss.keep=30.0 "),
+        ("negcliploss", {"tau": 0.001}, "negcliploss.tau=0.001 .*0.003"),
+        ("negcliploss", {"batch_size": 0}, "negcliploss.batch_size=0 .*1"),
+        ("rank_in_negatives", {"negatives": 20}, "negatives=20 .* 19"),
+        ("rank_in_negatives", {"negatives": 5, "top": 6}, "top=6 .*negatives=5"),
+        ("semdedup", {"keep": "soft"}, "semdedup.keep='soft' .*hard or easy"),
+        ("semdedup", {"epsilon": -0.1}, "semdedup.epsilon=-0.1 "),
+        ("semdedup", {"clusters": 21}, "semdedup.clusters=21 .*20"),
+        ("near_dedup", {"min_similarity": 98.0}, "near_dedup.min_similarity=98.0 "),
     ],
 )
 def test_options_out_of_range_are_refused(strategies, name, options, message):
@@ -142,7 +142,7 @@ def test_laion2b_has_no_verdict_on_missing_values(strategies):
 
 
 def test_laion2b_names_a_missing_language_model(strategies, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"filters.laion2b.language_model: there is no file"):
+    with user_error("asset-not-found", match="filters.laion2b.language_model"):
         rule = make_rule("laion2b", {"language_model": str(tmp_path / "no.bin")})
         find_assets(rule.strategy, rule.options, tmp_path)
 
@@ -456,18 +456,18 @@ def test_text_masked_clip_runs_any_open_clip_model(strategies, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "code", "value"),
     [
-        ({"clip_model": "reference_b16"}, ValueError, "no reference model; use reference_b32 or reference_l14"),
-        ({"checkpoint": "x.pt"}, ValueError, "checkpoint='x.pt' has no use with reference_l14"),
-        ({"clip_model": "ViT-B-32"}, ValueError, "clip_model='ViT-B-32' needs its weights: checkpoint= of a file"),
-        ({"clip_model": "ViT-B-32", "checkpoint": "no.pt"}, FileNotFoundError, "there is no file no.pt"),
-        ({"clip_model": "ViT-B-3", "checkpoint": __file__}, ValueError, "unknown model 'ViT-B-3'"),
+        ({"clip_model": "reference_b16"}, "unknown-model", "reference_b32 or reference_l14"),
+        ({"checkpoint": "x.pt"}, "option-conflict", "checkpoint='x.pt' .*reference_l14"),
+        ({"clip_model": "ViT-B-32"}, "option-missing", "clip_model='ViT-B-32' .*checkpoint="),
+        ({"clip_model": "ViT-B-32", "checkpoint": "no.pt"}, "checkpoint-not-found", "no.pt"),
+        ({"clip_model": "ViT-B-3", "checkpoint": __file__}, "unknown-model", "'ViT-B-3'"),
     ],
 )
-def test_text_masked_clip_refuses_what_it_cannot_load(strategies, options, error, message):
+def test_text_masked_clip_refuses_what_it_cannot_load(strategies, options, code, value):
     images, texts = drawn_pairs(1)
-    with pytest.raises(error, match=message):
+    with user_error(code, match=value):
         masked_scores(strategies, images, texts, **options)
 
 
@@ -585,12 +585,12 @@ def test_image_based_follows_a_target_file_that_changes(strategies, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones((3, 3)), r"targets.npy has shape \(3, 3\) of float64, not \(rows, 2\) of floats"),
-        (np.ones((0, 2)), r"targets.npy has shape \(0, 2\)"),
-        (np.ones((3, 2), dtype=np.int64), "of int64, not"),
-        (np.array([[1, 2], [3, np.nan]]), r"row 1 of .*targets.npy is NaN or zero"),
-        (np.array([[0.0, 0], [3, 1]]), r"row 0 of .*targets.npy is NaN or zero"),
-        (np.array([[None, 1]]), r"targets.npy is not an .npy file of numbers"),
+        (np.ones((3, 3)), r"targets.npy .*\(3, 3\) .*float64.*\(rows, 2\)"),
+        (np.ones((0, 2)), r"targets.npy .*\(0, 2\)"),
+        (np.ones((3, 2), dtype=np.int64), "int64"),
+        (np.array([[1, 2], [3, np.nan]]), "row 1 .*targets.npy"),
+        (np.array([[0.0, 0], [3, 1]]), "row 0 .*targets.npy"),
+        (np.array([[None, 1]]), "targets.npy"),
     ],
 )
 def test_targets_that_do_not_fit_are_named(strategies, tmp_path, name, array, message):
@@ -598,7 +598,7 @@ def test_targets_that_do_not_fit_are_named(strategies, tmp_path, name, array, me
     if name == "image_based":
         options["centroids"] = save(tmp_path / "centroids.npy", np.eye(2))
     rows = pd.DataFrame({"text": [ENGLISH]})
-    with pytest.raises(ValueError, match=f"filters.{name}.targets: .*{message}"):
+    with user_error("asset-invalid", match=f"filters.{name}.targets: .*{message}"):
         strategies[name].function(rows, {"l14_img": np.ones((1, 2), dtype=np.float16)}, **options)
 
 
@@ -622,7 +622,7 @@ def test_normsim_is_the_norm_of_the_cosines_with_all_targets(strategies, tmp_pat
 
 
 def test_normsim_refuses_another_norm(strategies):
-    with pytest.raises(ValueError, match=r"filters.normsim.norm='1' must be max or l2"):
+    with pytest.raises(ValueError, match=r"filters.normsim.norm='1'"):
         strategies["normsim"].function(pd.DataFrame(), {"l14_img": np.ones((1, 2))}, norm="1", targets=["x.npy"])
 
 
@@ -643,7 +643,7 @@ def test_filters_with_assets_run_in_the_engine_on_either_clip(strategies, tmp_pa
     images = rng.normal(size=(60, 5)).astype(np.float16)
     columns = {"uid": [uid(n) for n in range(60)], "text": [ENGLISH] * 60}
     pool = write_pool(tmp_path / "p", columns, features={"b32_img": images})
-    with pytest.raises(FileNotFoundError, match=f"filter '{name}' needs image_"):
+    with user_error("asset-not-found", match=f"'{name}'.*image_"):
         run_filters(Pool(pool), [Rule(name, {"arch": "b32"}, cut)])
     (pool / "assets").mkdir()
     centroids, targets = rng.normal(size=(9, 5)).astype(np.float32), units(rng.normal(size=(3, 5))).astype(np.float32)

@@ -19,7 +19,7 @@ from benchmark.runtime.keyed import keyed_permutation, keyed_uint64
 from benchmark.scales import SCALES, Scale
 from benchmark.training.data import StepBatches, batches_from, hold_samples
 from benchmark.training.ranks import Ranks
-from tests.conftest import THOUSANDS, jpeg
+from tests.conftest import THOUSANDS, jpeg, user_error
 
 
 def scale(**changes):
@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_the_samples_seen():
 
 
 def test_a_subset_smaller_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match="7 samples that are there, fewer than one batch of 8"):
+    with user_error("subset-too-small", match="7 samples .*8"):
         SampleOrder(np.arange(7), scale(), seed=0)
 
 

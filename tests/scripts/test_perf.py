@@ -24,6 +24,7 @@ from benchmark.training.data import crop_and_resize, draw_crop
 from scripts.perf import decoders, eval_speed, filter_speed, make_jpeg_pool, train_speed
 from scripts.perf.process import Timing
 from scripts.perf.train_speed import Job, Outcome
+from tests.conftest import user_error
 from tests.wordnet_files import write_wordnet_files
 
 PICO_JOB = Job("ours", "pico", "", 128, None, "cpu", stream=False, threads=1, workers=1)
@@ -54,7 +55,7 @@ def test_our_legs_train_on_what_was_asked_for(pico_pool, leg, stream):
 def test_first_steps_can_be_left_out(pico_pool, leg):
     outcome = train_speed.run_in_process(job_of(leg, pico_pool, samples=192, stream=True, skip=1))
     assert outcome.samples == 128 and outcome.seconds > 0 and outcome.cpu_seconds > 0
-    with pytest.raises(ValueError, match="--skip 3 leaves nothing of 3 steps to time"):
+    with user_error("perf", match="--skip 3"):
         train_speed.scale_of(job_of(leg, pico_pool, samples=192, skip=3))
 
 
@@ -64,7 +65,7 @@ def test_open_clips_own_trainer_runs_on_the_same_tars(pico_pool):
 
 
 def test_a_measurement_that_fails_says_why():
-    with pytest.raises(ValueError, match=r"the measurement theirs/1/1 failed:[\s\S]*KeyError: 'theirs'"):
+    with user_error("perf", match=r"theirs/1/1[\s\S]*KeyError: 'theirs'"):
         train_speed.run_in_process(job_of("theirs", "nowhere"))
 
 
@@ -107,11 +108,11 @@ def test_the_report_gives_medians_and_ratios(tmp_path, capsys):
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(pico_pool):
     options = train_speed.parse_options(["--pool-dir", str(pico_pool), "--open-clip-workers", "9"])
-    with pytest.raises(ValueError, match="needs a tar per worker"):
+    with user_error("perf"):
         train_speed.make_jobs(options)
-    with pytest.raises(ValueError, match="--samples 3 is less than one batch of 64"):
+    with user_error("perf", match="--samples 3 "):
         train_speed.make_jobs(train_speed.parse_options(["--pool-dir", str(pico_pool), "--samples", "3"]))
-    with pytest.raises(FileNotFoundError, match="has no tars"):
+    with user_error("perf"):
         train_speed.make_jobs(train_speed.parse_options(["--pool-dir", str(pico_pool / "assets")]))
 
 
@@ -134,7 +135,7 @@ def test_a_made_up_pool_is_a_function_of_its_seed(jpeg_pool, tmp_path):
         make_jpeg_pool.make_pool(tmp_path / str(seed), 40, sizes=(24, 40), shard_size=40, seed=seed)
     first, other = ((tmp_path / str(seed) / "shards" / "00000000.tar").read_bytes() for seed in (0, 1))
     assert first == (pool_dir / "shards" / "00000000.tar").read_bytes() != other
-    with pytest.raises(ValueError, match="is not empty"):
+    with user_error("perf"):
         make_jpeg_pool.make_pool(pool_dir, 40, sizes=(24, 40))
 
 
@@ -231,7 +232,7 @@ def test_filters_are_measured_as_whole_processes(metadata_pool, tmp_path):
     assert not (tmp_path / "out").exists() and (tmp_path / "cache").exists()
     floor = filter_speed.measure("floor clip_score", metadata_pool, tmp_path)
     assert floor.worker_mib == 0 and floor.seconds > 0
-    with pytest.raises(RuntimeError, match="unknown filter 'clip_scor'"):
+    with pytest.raises(RuntimeError, match="'clip_scor'"):
         filter_speed.measure("clip_scor", metadata_pool, tmp_path)
 
 

@@ -46,9 +46,9 @@ def test_the_same_subset_stamps_an_entry_and_another_does_not(entry, tmp_path):
     stamped = restamped(entry, 0, tmp_path / "work", 0)
     assert stamped.strategy[0].identity == STRATEGIES["clip_score"].identity
     assert replace(stamped, strategy=(replace(stamped.strategy[0], identity=None),)) == entry
-    with pytest.raises(ValueError, match="another subset comes out"):
+    with pytest.raises(ValueError, match="another subset"):
         restamped(replace(entry, subset=replace(entry.subset, sha256="0" * 64)), 0, tmp_path / "work", 0)
-    with pytest.raises(ValueError, match="it is of another pool"):
+    with pytest.raises(ValueError, match="another pool"):
         restamped(replace(entry, pool=replace(entry.pool, fingerprint="0" * 64)), 0, tmp_path / "work", 0)
 
 
@@ -60,7 +60,7 @@ def test_an_entry_made_with_assets_of_another_processor_is_stamped_by_the_same_s
     stamped = restamped(replace(entry, strategy=(elsewhere,)), 0, tmp_path / "work", 0).strategy[0]
     assert stamped.identity == STRATEGIES["normsim"].identity and stamped.options["targets"] == ["0" * 64]
     other = replace(used, options={**used.options, "arch": "b32"})
-    with pytest.raises(ValueError, match="another subset comes out"):
+    with pytest.raises(ValueError, match="another subset"):
         restamped(replace(entry, strategy=(other,)), 0, tmp_path / "work", 0)
 
 

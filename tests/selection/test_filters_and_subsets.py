@@ -12,7 +12,7 @@ from benchmark.runtime.errors import UserError
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.selection.scoring import top_fraction
-from tests.conftest import loaded_plugin, uid, write_pool
+from tests.conftest import loaded_plugin, uid, user_error, write_pool
 
 PLUGIN = '''"""Filters made for tests."""
 
@@ -326,7 +326,7 @@ def test_within_is_the_pool_and_fractions_count_it(tmp_path):
     assert chosen(pool, top(0.6667), within=within)[0] == [2, 3, 3]  # gates keep its copies
     assert chosen(pool, top(0.3334), Rule("t_copies"), within=within)[0] == [2, 2, 2]  # ints replace them
     assert chosen(pool, Rule("t_twice", {"seed": 0}), within=within)[0] == [2, 2, 3, 5]  # selectors see only it
-    with pytest.raises(ValueError, match="within=: 1 of 2 uids of the subset file are not in the pool"):
+    with user_error("uid-unknown", match="within=.*1 of 2"):
         chosen(pool, top(0.5), within=Subset.of(parse_uids([uid(2), uid(99)])))
 
 
@@ -341,16 +341,16 @@ def test_features_are_handed_over_row_by_row(tmp_path):
     features = {"l14_img": np.array([[0.9, 0], [0.1, 0], [0.6, 0]], dtype=np.float16), "b32_img": np.zeros((3, 2))}
     pool = write_pool(tmp_path / "p", {"uid": [uid(n) for n in range(3)], "score": [0.0] * 3}, features=features)
     assert chosen(pool, Rule("t_feature", {"arch": "l14"}, Cut("threshold", 0.5)))[0] == [0, 2]
-    with pytest.raises(ValueError, match=r"needs the array 'x_img'.*it has \['l14_img', 'b32_img'\]"):
+    with user_error("array-missing", match=r"'x_img'.*\['l14_img', 'b32_img'\]"):
         chosen(pool, Rule("t_feature", {"arch": "x"}, Cut("threshold", 0.5)))
 
 
 def test_a_missing_or_wrong_npz_is_named(tmp_path):
     rule = Rule("t_feature", {"arch": "l14"}, Cut("threshold", 0.5))
-    with pytest.raises(FileNotFoundError, match=r"needs .*\.npz, which is not there"):
+    with user_error("array-missing", match=r"\.npz"):
         chosen(scored(tmp_path, [0.0]), rule)
     columns = {"uid": [uid(0)], "score": [0.0]}
-    with pytest.raises(ValueError, match=r"l14_img has shape \(2, 1\), but .* has 1 rows"):
+    with user_error("array-shape", match=r"l14_img.*\(2, 1\).*1 rows"):
         chosen(write_pool(tmp_path / "long", columns, features={"l14_img": np.zeros((2, 1))}), rule)
 
 
@@ -368,23 +368,23 @@ def test_results_do_not_depend_on_workers(tmp_path, plugin, pico_pool):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "code", "value"),
     [
-        ("t_uncut", "returned scores but declares no cut"),
-        ("t_short", "handed 2 rows and returned 1"),
-        ("t_reordered", "with another index"),
-        ("t_raises", r"reads 'text', which it does not declare: .*columns=.*made_for_tests\.py"),
-        ("t_text", "return bool .keep., float .score. or int .copies."),
-        ("t_table", "one value per row, .* returned a DataFrame of 2 dimensions"),
-        ("t_silent", "one value per row, .* returned None; does it lack a return"),
-        ("t_exits", r"filter 't_exits' failed on .*SystemExit: 0 .*made_for_tests\.py"),
-        ("t_stranger", "chose 1 uids that it was not shown"),
-        ("t_broken", r"selector 't_broken' failed on the pool: IndexError: no such row .*made_for_tests\.py"),
+        ("t_uncut", "cut-missing", "t_uncut"),
+        ("t_short", "strategy-result", "2 rows and .*1 "),
+        ("t_reordered", "strategy-result", "index"),
+        ("t_raises", "strategy-failed", r"'text'.*columns=.*made_for_tests\.py"),
+        ("t_text", "strategy-result", "str; .*bool.*float.*int"),
+        ("t_table", "strategy-result", "DataFrame of 2 dimensions"),
+        ("t_silent", "strategy-result", "None"),
+        ("t_exits", "strategy-failed", r"'t_exits' .*SystemExit: 0 .*made_for_tests\.py"),
+        ("t_stranger", "selector-strange-uid", "'t_stranger' .*1 uids"),
+        ("t_broken", "strategy-failed", r"'t_broken' .*IndexError: no such row .*made_for_tests\.py"),
     ],
 )
-def test_a_wrong_filter_is_named(tmp_path, name, message):
+def test_a_wrong_filter_is_named(tmp_path, name, code, value):
     pool = scored(tmp_path, [2.0, 1.0])
-    with pytest.raises(ValueError, match=message):
+    with user_error(code, match=value):
         chosen(pool, Rule(name, {"seed": 0} if STRATEGIES[name].kind == "selector" else {}))
 
 
@@ -393,24 +393,24 @@ def test_what_a_strategy_says_of_its_own_option_stands_alone(pico_pool):
         Rule("near_dedup", {"arch": "l14", "min_similarity": 1.5, "seed": 0}),
         Rule("normsim", {"norm": "min", "arch": "l14", "targets": None}, Cut("fraction", 0.2)),
     ):
-        with pytest.raises(ValueError, match=rf"^filters\.{rule.name}\.(min_similarity=1.5|norm='min') [^:]*$"):
+        with user_error("option-value", match=rf"^filters\.{rule.name}\.(min_similarity=1.5|norm='min') [^:]*$"):
             run_filters(Pool(pico_pool), [rule])
 
 
 def test_a_file_that_a_strategy_misses_is_told_with_its_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"filter 't_opens' misses a file: No such file.*nowhere\.txt"):
+    with user_error("asset-not-found", match=r"'t_opens'.*nowhere\.txt"):
         chosen(scored(tmp_path, [2.0, 1.0]), Rule("t_opens"))
 
 
 def test_more_copies_than_make_sense_are_refused(tmp_path):
     pool = scored(tmp_path, [1.0, 2.0], copies=[10**13, 1])
-    with pytest.raises(ValueError, match="10,000,000,000,001 copies of 2 rows are requested"):
+    with user_error("strategy-result", match="10,000,000,000,001 copies of 2"):
         chosen(pool, Rule("t_copies"))
 
 
 def test_within_is_checked_before_any_filter_runs(tmp_path):
     within = Subset.of(parse_uids([uid(99)]))
-    with pytest.raises(ValueError, match="within=: 1 of 1 uids of the subset file are not in the pool"):
+    with user_error("uid-unknown", match="within=.*1 of 1"):
         chosen(scored(tmp_path, [2.0, 1.0]), Rule("t_raises"), within=within)
 
 
@@ -422,13 +422,13 @@ def test_damaged_files_are_named(tmp_path, offset):
     data = bytearray(path.read_bytes())
     data[offset : offset + 20] = b"x" * 20
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=r"\.npz is damaged \(.*\); fetch or build it again$"):
+    with user_error("file-damaged", match=r"\.npz"):
         chosen(pool_dir, Rule("t_feature", {"arch": "l14"}, Cut("threshold", 0.5)))
     path = next((pool_dir / "metadata").glob("*.parquet"))
     data = bytearray(path.read_bytes())
     data[4:200] = b"x" * 196
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=r"\.parquet is damaged \(.*\); fetch or build it again$"):
+    with user_error("file-damaged", match=r"\.parquet"):
         chosen(pool_dir, top(0.5))
 
 
@@ -449,28 +449,26 @@ def test_a_list_with_none_in_it_has_rows_without_a_verdict(tmp_path):
 
 
 def test_negative_copies_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="returned -1 copies"):
+    with user_error("strategy-result", match="-1 copies"):
         chosen(scored(tmp_path, [1.0, 1.0], copies=[1, -1]), Rule("t_copies"))
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
     pool = write_pool(tmp_path / "p", {"uid": [uid(0)], "scores": [1.0]})
-    with pytest.raises(ValueError, match=r"needs the column 'score', which .* lacks. Did you mean 'scores'"):
+    with user_error("column-missing", match="'score'.*'scores'"):
         chosen(pool, top(0.5))
 
 
 def test_null_and_malformed_uids_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"\.parquet: the uid in row 1 is null"):
+    with user_error("uid-invalid", match=r"\.parquet.*row 1 "):
         chosen(write_pool(tmp_path / "a", {"uid": [uid(0), None, uid(2)], "score": [1.0, 1.0, 0.0]}), top(0.3))
-    with pytest.raises(ValueError, match=r"\.parquet: the uid in row 0 is 'abc'"):
+    with user_error("uid-invalid", match=r"\.parquet.*row 0 .*'abc'"):
         chosen(write_pool(tmp_path / "b", {"uid": ["abc"], "score": [1.0]}), top(1.0))
 
 
 def test_an_empty_result_tells_who_dropped_what(tmp_path):
     pool = scored(tmp_path, [1.0, np.nan], mask=[False, False])
-    with pytest.raises(
-        ValueError, match=r"nothing is left.*t_mask kept 0 of 2 rows.*t_score kept 1 of 2 rows \(1 missing"
-    ):
+    with user_error("nothing-left", match=r"t_mask.* 0 of 2 rows.*t_score.* 1 of 2 rows \(1"):
         chosen(pool, Rule("t_mask"), top(0.5))
 
 
@@ -481,13 +479,13 @@ def test_zero_row_shards_are_fine(tmp_path):
 
 
 def test_a_folder_that_is_no_pool_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no pool at"):
+    with user_error("pool-not-found"):
         Pool(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"is no pool: it has neither metadata/\*\.parquet nor shards"):
+    with user_error("pool-not-found", match=r"metadata/\*\.parquet"):
         Pool(tmp_path)
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "x.parquet").write_text("not parquet")
-    with pytest.raises(ValueError, match=r"x\.parquet is not a parquet file"):
+    with user_error("file-damaged", match=r"x\.parquet"):
         Pool(tmp_path)
 
 

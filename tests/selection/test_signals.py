@@ -24,7 +24,7 @@ from benchmark.selection.pilot import pilot_lines
 from benchmark.selection.rules import Cut, Rule
 from benchmark.selection.scoring import score_pool
 from benchmark.selection.shard_evaluation import SLICE_ROWS
-from tests.conftest import loaded_plugin, uid, write_pool
+from tests.conftest import loaded_plugin, uid, user_error, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -252,7 +252,7 @@ def test_a_file_changed_while_it_is_read_is_an_error_and_nothing_is_kept(tmp_pat
     path = next((pool / "metadata").glob("*.parquet"))
     replaced = STRATEGIES["s_replaces"].function.__wrapped__.__globals__["REPLACED"]
     replaced.append(str(path))
-    with pytest.raises(ValueError, match=r"\.parquet was changed while it was used; run it again"):
+    with user_error("file-changed", match=r"\.parquet"):
         kept(pool, Rule("s_replaces", {}, Cut("fraction", 0.5)))
     replaced.clear()
     assert kept(pool, Rule("s_replaces", {}, Cut("fraction", 0.5))) == [8, 9]
@@ -264,7 +264,7 @@ def test_a_plugin_edited_while_it_is_in_use_is_an_error(tmp_path, notes):
         pool = make_pool(tmp_path / "pool", [0, 1, 2])
         assert kept(pool, Rule("s_edited", {}, Cut("fraction", 0.4))) == [2]
         path.write_text(EDITED.format("-score"))
-        with pytest.raises(ValueError, match=r"edited_later\.py was changed while it was used"):
+        with user_error("file-changed", match=r"edited_later\.py"):
             kept(pool, Rule("s_edited", {}, Cut("fraction", 0.7)), workers=1, plugins=[str(path)])
 
 
@@ -342,7 +342,7 @@ def test_numbers_beyond_64_bits_with_a_sign_are_refused(tmp_path, notes):
     (pool / "signals").mkdir()
     frame = pd.DataFrame({"uid": [uid(0)], "my_score": np.array([2**63], dtype=np.uint64)})
     frame.to_parquet(pool / "signals" / "mine.parquet")
-    with pytest.raises(ValueError, match="'my_score' has numbers beyond 64 bits with a sign"):
+    with user_error("number-too-large", match="'my_score'"):
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
 
 
@@ -352,7 +352,7 @@ def test_a_damaged_file_of_values_is_named(tmp_path, notes):
     path = next((pool / "signals").glob("s_twice-*/*.parquet"))
     data = path.read_bytes()
     path.write_bytes(data[:20] + b"x" * 40 + data[60:])
-    with pytest.raises(ValueError, match=f"{path} is damaged .*; delete it, and its values are computed again"):
+    with user_error("file-damaged", match=f"{path}"):
         kept(pool, twice(0.5))
     path.unlink()
     assert kept(pool, twice(0.5)) == [1]
@@ -406,19 +406,19 @@ def test_joining_in_files_is_joining_in_memory(tmp_path, notes, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("frame", "message"),
+    ("frame", "code", "value"),
     [
-        ({"uid": [uid(0), uid(0)], "my_score": [1.0, 2.0]}, "names the uid 0{32} twice"),
-        ({"id": [uid(0)], "my_score": [1.0]}, "has no column 'uid'"),
-        ({"uid": ["abc"], "my_score": [1.0]}, "the uid in row 0 is 'abc'"),
-        ({"uid": [uid(0)], "my_score": [[1.0]]}, "a signal holds numbers, bools or texts"),
+        ({"uid": [uid(0), uid(0)], "my_score": [1.0, 2.0]}, "uid-twice-in-signal", "0{32}"),
+        ({"id": [uid(0)], "my_score": [1.0]}, "column-missing", "'uid'"),
+        ({"uid": ["abc"], "my_score": [1.0]}, "uid-invalid", "row 0 .*'abc'"),
+        ({"uid": [uid(0)], "my_score": [[1.0]]}, "column-type", "'my_score' .*list<"),
     ],
 )
-def test_a_users_parquet_that_cannot_be_used_is_named(tmp_path, notes, frame, message):
+def test_a_users_parquet_that_cannot_be_used_is_named(tmp_path, notes, frame, code, value):
     pool = make_pool(tmp_path / "pool", [0, 1])
     (pool / "signals").mkdir()
     pd.DataFrame(frame).to_parquet(pool / "signals" / "mine.parquet")
-    with pytest.raises(ValueError, match=message):
+    with user_error(code, match=value):
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
 
 
@@ -426,7 +426,7 @@ def test_a_signal_that_is_nowhere_is_named_with_the_nearest(tmp_path, notes):
     pool = make_pool(tmp_path / "pool", [0, 1])
     (pool / "signals").mkdir()
     pd.DataFrame({"uid": [uid(0)], "my_scor": [1.0]}).to_parquet(pool / "signals" / "mine.parquet")
-    with pytest.raises(FileNotFoundError, match=r"'s_mine' needs the signal 'my_score'.*Did you mean 'my_scor'"):
+    with user_error("signal-not-found", match="'s_mine'.*'my_score'.*'my_scor'"):
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
 
 
@@ -466,9 +466,7 @@ def test_a_uid_in_two_score_files_is_an_error(tmp_path, notes):
     (pool / "signals").mkdir()
     for name in "ab":
         pd.DataFrame({"uid": [uid(0)], "my_score": [1.0]}).to_parquet(pool / "signals" / f"{name}.parquet")
-    with pytest.raises(
-        ValueError, match=r"both .*a\.parquet and .*b\.parquet have 'my_score' of the uid 0{32}"
-    ) as error:
+    with user_error("uid-twice-in-signal", match=r"a\.parquet.*b\.parquet.*'my_score'.*0{32}") as error:
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
     assert error.value.code == "uid-twice-in-signal"
 
@@ -537,7 +535,7 @@ def test_a_damaged_score_file_is_named(tmp_path, notes):
     data = bytearray(path.read_bytes())
     data[4:400] = bytes(396)
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"mine\.parquet is damaged") as error:
+    with user_error("file-damaged", match=r"mine\.parquet") as error:
         kept(pool, Rule("s_mine", {}, Cut("threshold", 0.5)))
     assert error.value.code == "file-damaged"
 

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from test_step import build, open_clips
 
 from benchmark.pool.index import read_index
 from benchmark.pool.subset import Subset
@@ -14,6 +13,7 @@ from benchmark.scales import SCALES
 from benchmark.training import train
 from benchmark.training.step import LossScaler, make_optimizer, train_step
 from benchmark.training.train import TrainingData
+from tests.training.test_step import build, open_clips
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 STEPS = 10
@@ -88,7 +88,7 @@ def test_out_of_memory_says_what_fits_and_that_fits(pico_pool, tmp_path, monkeyp
         folder.mkdir(parents=True)
         train.train(data, 0, folder, {}, device="cuda", accumulation=accumulation)
 
-    with pytest.raises(MemoryError, match="step 0, 640 samples at once on cuda: accumulation=") as error:
+    with pytest.raises(MemoryError, match=r"step 0, 640 .*accumulation=") as error:
         run(tmp_path / "whole", 1)
     accumulation = int(re.search(r"accumulation=(\d+)", str(error.value))[1])
     torch.cuda.reset_peak_memory_stats()

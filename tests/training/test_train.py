@@ -32,6 +32,7 @@ from benchmark.scales import SCALES, get_scale
 from benchmark.training import step, train
 from benchmark.training.ranks import Ranks
 from benchmark.training.train import TrainingData, TrainState, fitting_accumulation, newest_state
+from tests.conftest import user_error
 
 SHORT = dataclasses.replace(SCALES["pico"], samples_seen=320, batch_size=32, warmup_steps=3)
 MADE_FROM = {"recipe": "short"}
@@ -172,9 +173,9 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
         stop_at(patch, 3)
         with pytest.raises(KilledError):
             run(data, tmp_path)
-    with pytest.raises(ValueError, match='other settings: recipe is "short" there and "long" now'):
+    with user_error("record-differs", match='recipe.*"short".*"long"'):
         newest_state(tmp_path, {"recipe": "long", "order": data.order})
-    with pytest.raises(ValueError, match="other settings: order is"):
+    with user_error("record-differs", match="order"):
         other = data.samples.copy()
         other[[0, 1]] = other[[1, 0]]
         run(TrainingData(data.reader.index, other, SHORT), tmp_path)
@@ -186,7 +187,7 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
 
 def test_a_diverged_run_stops_with_its_step(data, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "contrastive_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
-    with pytest.raises(ValueError, match=r"training diverged at step 0: loss nan, .*; no state is saved yet"):
+    with user_error("training-failed", match="step 0: loss nan"):
         run(data, tmp_path)
     assert not contents(tmp_path)
 
@@ -195,7 +196,7 @@ def test_too_many_undecodable_samples_stop_the_run(data, tmp_path, monkeypatch):
     held = data.batches(0).held
     few = np.arange(len(held.is_decodable)) % 50 > 0  # 2 % are not
     monkeypatch.setattr(data, "_held", dataclasses.replace(held, is_decodable=few))
-    with pytest.raises(UserError, match="could not be decoded, more than 1% of the samples seen") as caught:
+    with user_error("image-undecodable", match="1%") as caught:
         run(data, tmp_path)
     assert caught.value.code == "image-undecodable"
 
@@ -236,7 +237,7 @@ def test_undecodable_pictures_are_named_with_tar_and_key_and_can_be_taken_out(
     left = load_subset(tmp_path / "decodable.npy").uids
     assert len(left) == len(subset) - int(count_of(parse_uids(sorted(listed.values()), ""), subset.uids).sum())
     assert not set(format_uids(left)) & set(listed.values())
-    with pytest.raises(UserError, match=f" {len(listed)} pictures met so far"):  # the same again: each once
+    with user_error("image-undecodable", match=f"{len(listed)} "):  # the same again: each once
         run(TrainingData.of(index, subset, SHORT), seed_dir / "checkpoint", workers=workers)
 
 
@@ -245,9 +246,7 @@ def test_out_of_memory_says_what_would_need_less(data, tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
 
     monkeypatch.setattr(train, "train_step", greedy)
-    with pytest.raises(
-        MemoryError, match=r"step 0, 32 samples at once on cpu: accumulation=2 needs less \(16 at once\)"
-    ):
+    with pytest.raises(MemoryError, match=r"step 0, 32 .*accumulation=2.*16 "):
         run(data, tmp_path / "one")
     monkeypatch.setattr(train, "train_step", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -290,9 +289,7 @@ def test_what_a_step_held_is_free_before_memory_is_measured(monkeypatch):
     monkeypatch.setattr(train, "peak_memory", peak)
     advice = train.memory_advice(nn.Linear(1, 1), OnGpu(range(64)), SHORT, 3, 1, Ranks())
     with (
-        pytest.raises(
-            MemoryError, match=r"step 3, 64 samples at once on cuda: accumulation=4 would fit \(16 at once\)"
-        ),
+        pytest.raises(MemoryError, match=r"step 3, 64 .*accumulation=4.*16 "),
         advice,
     ):
         step()
@@ -324,7 +321,7 @@ def test_a_state_that_takes_long_to_write_is_written_less_often(tmp_path, saving
 
 def test_checkpoints_that_would_not_fit_are_refused_before_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
-    with pytest.raises(OSError, match=r"no space for the checkpoints: .* needs 11 MB and 1 MB are free; make room"):
+    with pytest.raises(OSError, match=r"11 MB.*1 MB"):
         run(data, tmp_path)
     assert not contents(tmp_path)
 
@@ -342,7 +339,7 @@ def test_a_full_disk_leaves_the_state_before_whole(data, undisturbed, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_file", save_or_not)
-        with pytest.raises(OSError, match=r"cannot write .*: .*No space left on device.* the state before it is whole"):
+        with pytest.raises(OSError, match="No space left on device"):
             run(data, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"state.safetensors", "state-before.safetensors"}
     run(data, tmp_path / "run")
@@ -352,9 +349,9 @@ def test_a_full_disk_leaves_the_state_before_whole(data, undisturbed, tmp_path, 
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (nn.BatchNorm2d(3), r"normalises over the samples of a batch \(visual.extra\)"),
-        (nn.Dropout(0.1), r"drops at random \(visual.extra\)"),
-        (open_clip.transformer.PatchDropout(0.5), r"drops at random \(visual.extra\)"),
+        (nn.BatchNorm2d(3), r"\(visual.extra\).*BatchNorm"),
+        (nn.Dropout(0.1), r"\(visual.extra\).*dropout"),
+        (open_clip.transformer.PatchDropout(0.5), r"\(visual.extra\).*dropout"),
         (nn.Dropout(0.0), None),
     ],
 )
@@ -365,7 +362,7 @@ def test_a_model_whose_runs_would_not_be_exact_is_refused(monkeypatch, part, sai
     if said is None:
         assert TrainState.begin(SHORT, 0, "cpu").model is unfit
     else:
-        with pytest.raises(ValueError, match=said):
+        with user_error("model-unfit", match=said):
             TrainState.begin(SHORT, 0, "cpu")
 
 
@@ -373,7 +370,7 @@ def test_a_model_of_another_loss_is_refused(monkeypatch):
     biased = build_model("pico_cnn")
     biased.logit_bias = nn.Parameter(torch.zeros(1))
     monkeypatch.setattr(train, "build_model", lambda *_: biased)
-    with pytest.raises(ValueError, match="is not trained by CLIP's loss"):
+    with user_error("model-unfit"):
         TrainState.begin(SHORT, 0, "cpu")
 
 
@@ -438,19 +435,19 @@ def test_a_kept_checkpoint_that_is_gone_is_said_and_does_not_cost_the_run(stream
     [
         (
             {"text_cfg": {**TINY_VIT["text_cfg"], "vocab_size": 1000}},
-            "does not work on pictures of 32 px and its token",
+            "32 px .*IndexError",
         ),
-        ({"vision_cfg": {"timm_model_name": "resnet10t", "image_size": 32}}, "normalises over the samples"),
-        ({"vision_cfg": {**TINY_VIT["vision_cfg"], "patch_dropout": 0.5}}, "drops at random"),
-        ({"init_logit_bias": -10}, "is not trained by CLIP's loss"),
-        ({"vision_cfg": {**TINY_VIT["vision_cfg"], "depth": 3}}, "does not work"),
-        ({"vision_cfg": None}, "is no open_clip configuration"),
+        ({"vision_cfg": {"timm_model_name": "resnet10t", "image_size": 32}}, "BatchNorm"),
+        ({"vision_cfg": {**TINY_VIT["vision_cfg"], "patch_dropout": 0.5}}, "dropout"),
+        ({"init_logit_bias": -10}, "loss"),
+        ({"vision_cfg": {**TINY_VIT["vision_cfg"], "depth": 3}}, "'depth'"),
+        ({"vision_cfg": None}, "vision_cfg"),
     ],
 )
 def test_a_model_of_ones_own_that_cannot_be_trained_is_refused_in_a_sentence(tmp_path, changes, said):
     (tmp_path / "tiny.json").write_text(json.dumps({**TINY_VIT, **changes}))
     (tmp_path / "mine.yaml").write_text("base: small\nmodel: tiny.json\nimage_size: 32\n")
-    with pytest.raises(ValueError, match=said):
+    with user_error("model-unfit", match=said):
         TrainState.begin(get_scale(str(tmp_path / "mine.yaml")), 0, "cpu")
 
 
@@ -459,7 +456,7 @@ def test_the_vocabulary_of_a_model_of_ones_own_is_part_of_the_recipe(tmp_path):
     config = {**TINY_VIT, "text_cfg": {**text, "tokenizer_kwargs": {"bpe_path": "words.txt.gz"}}}
     (tmp_path / "siglip.json").write_text(json.dumps(config))  # of which name open_clip would make another tokenizer
     (tmp_path / "mine.yaml").write_text("base: small\nmodel: siglip.json\nimage_size: 32\n")
-    with pytest.raises(FileNotFoundError, match="there is no vocabulary"):
+    with user_error("model-not-found", match=r"words\.txt\.gz"):
         get_scale(str(tmp_path / "mine.yaml"))
     hashes = []
     lines = gzip.decompress((MODELS_DIR / "bpe_3500.txt.gz").read_bytes()).split(b"\n")
@@ -489,9 +486,9 @@ def test_a_models_file_is_part_of_the_recipe(like_small, tmp_path):
     assert other.model != like_small.model and other.model.startswith("tiny-")
     assert build_model(other.model).visual.output_dim == 8
     (tmp_path / "like_small.yaml").write_text("base: small\nmodel: none.json\n")
-    with pytest.raises(FileNotFoundError, match="there is no model configuration"):
+    with user_error("model-not-found", match=r"none\.json"):
         get_scale(str(tmp_path / "like_small.yaml"))
-    with pytest.raises(ValueError, match=r"unknown model .ViT-B-33.\. Did you mean .ViT-B-32."):
+    with user_error("unknown-model", match="'ViT-B-33'.*'ViT-B-32'"):
         build_model("ViT-B-33")
 
 
@@ -508,7 +505,7 @@ def test_on_a_gpu_an_operation_without_a_fixed_order_is_refused_in_a_sentence(da
         )
 
     monkeypatch.setattr(train, "train_step", refuse)
-    with pytest.raises(ValueError, match=r"'pico_cnn' has an operation .* \(adaptive_max_pool2d_backward_cuda\)"):
+    with user_error("model-unfit", match="'pico_cnn'.*adaptive_max_pool2d_backward_cuda"):
         run(data, tmp_path / "run")
 
 
