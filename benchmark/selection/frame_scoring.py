@@ -73,13 +73,11 @@ class _FrameScoring:
         missing = list(dict.fromkeys(need for each in self._with_signals(rule) for need in self._missing(each)))
         if not missing:
             return
+        needed = f"{rule.strategy.label} needs {' and '.join(text for _, _, text in missing)}"
         columns = list(map(str, self.frame.columns))
-        nearest = "".join(nearest_name(name, columns) for code, name, _ in missing if code == "column-missing")
-        told = " and ".join(text for _, _, text in missing)
-        raise UserError(
-            f"{rule.strategy.label} needs {told}.{nearest} The frame has the columns {columns}.",
-            code=missing[0][0],
-        )
+        absent = [name for code, name, _ in missing if code == "column-missing"]
+        there = f".{''.join(nearest_name(name, columns) for name in absent)} The frame has the columns {columns}."
+        raise UserError(needed + (there if absent else ""), code=missing[0][0])
 
     def values(self, rule: Rule) -> pd.Series:
         """Return a rule's values: (rows,), by row number."""
