@@ -122,8 +122,8 @@ def checkpoint_lines(checkpoints: Checkpoints) -> list[str]:
         cells.append([row.name, row.scale or "-", row.pool, "+".join(row.strategy), score(average) + mark])
     notes = [f"* {row.name}: {row.note}." for row in checkpoints.rows if row.note]
     about = "scale: the pool's, where model and samples seen are the scale's too. strategy: filters, + intersects them."
-    told = [line for sentence in (about, *notes) for line in textwrap.wrap(sentence, LINE, break_on_hyphens=False)]
-    return [*aligned(cells, {0, 1, 2, 3, 4}), "", *told]
+    lines = [line for sentence in (about, *notes) for line in textwrap.wrap(sentence, LINE, break_on_hyphens=False)]
+    return [*aligned(cells, {0, 1, 2, 3, 4}), "", *lines]
 
 
 def informative_tasks(checkpoints: Checkpoints, scale: Scale) -> tuple[str, ...]:
@@ -138,8 +138,8 @@ def informative_tasks(checkpoints: Checkpoints, scale: Scale) -> tuple[str, ...]
     3. More than half of the variance between runs is more than drawing other images would give; with the mean over
        runs of p (1 - p) / images as the variance of that, this is a reliability above .5.
 
-    That a task orders the runs as the others do is not asked: that would leave out WinoGAViL, which at every scale but
-    small prefers other strategies, and with it the reason to have several tasks.
+    That a task orders the runs as the others do is not required: it would leave out WinoGAViL, which at every scale
+    but small prefers other strategies, and with it the reason to have several tasks.
 
     What the rule cannot do: there are 4 to 7 runs per scale, one seed each, of DataComp's own baselines only, so
     luck in training passes for a difference between strategies, and a task may tell other strategies apart that does
@@ -166,7 +166,7 @@ def guessed_score(task: Task) -> float:
     """Return what guessing gets by the task's declaration alone, for worst groups and F1 an upper bound.
 
     An evaluation computes it from the labels instead (`metrics_of`); here there are none. Raises ValueError where the
-    declaration does not tell.
+    declaration does not say.
     """
     if task.name in GUESSED:
         return GUESSED[task.name]

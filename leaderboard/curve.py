@@ -25,8 +25,8 @@ from benchmark.runtime.text_tables import (
 )
 from leaderboard.score_rows import Evaluation
 from leaderboard.score_sentences import MANY, first_of
+from leaderboard.score_sets import ScoreSet
 from leaderboard.score_table import WIDTH, make_evaluation, to_frame
-from leaderboard.scores import ScoreSet
 
 BAND = 2  # standard errors
 

@@ -17,7 +17,7 @@ from benchmark.evaluation.uncertainty import difference, error_of_mean
 from benchmark.runtime.text_tables import shortened
 from leaderboard.entries import Board, board_named, has_board, read_entries, read_other_pools
 from leaderboard.peers import Peers, SeedScores, entries_on, seed_scores_of
-from leaderboard.scores import ScoreSet
+from leaderboard.score_sets import ScoreSet
 from leaderboard.statistics import RunDifference
 
 NAME_WIDTH = 28  # Pictograms, unseen designer

@@ -10,7 +10,7 @@ from benchmark.evaluation.tasks import Suite
 from benchmark.runtime.text_tables import averaged_over, counted, listed, signed
 from leaderboard.score_cells import change_text, nearer_end, seed_change_text, shown_rows, shown_tasks
 from leaderboard.score_rows import NEITHER, ODD_MARK, PAIRED, SHOWN, UNPAIRED, Evaluation, ScoreEstimate, TaskScoreRow
-from leaderboard.scores import ScoreSet
+from leaderboard.score_sets import ScoreSet
 from leaderboard.statistics import LEAST_DF, RunDifference
 
 MANY, FIRST = 10, 6  # of more missing tasks than MANY only the first are named

@@ -45,7 +45,8 @@ from leaderboard.score_rows import (
     task_row,
 )
 from leaderboard.score_sentences import score_sentences, slowest_sentence
-from leaderboard.scores import ScoreSet, best_suite, read_scores, suite_named
+from leaderboard.score_sets import ScoreSet
+from leaderboard.scores import best_suite, read_scores, suite_named
 from leaderboard.statistics import RunDifference
 
 WIDTH = 100

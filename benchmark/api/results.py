@@ -16,8 +16,9 @@ from benchmark.runtime.errors import NotFoundError, UnknownNameError
 from benchmark.runtime.names import nearest_name
 from leaderboard.entries import board_named, read_entries, read_other_pools
 from leaderboard.score_rows import Evaluation
+from leaderboard.score_sets import ScoreSet
 from leaderboard.score_table import evaluation_of, spell_evaluation, to_frame
-from leaderboard.scores import ScoreSet, read_scores
+from leaderboard.scores import read_scores
 from leaderboard.table import Table, make_table
 
 

@@ -369,7 +369,7 @@ def _evaluate_model(config: Config) -> None:
 def report_curve(exp_dir: Path, scale: Scale, seeds: Sequence[int]) -> None:
     """Print the learning curve over the kept checkpoints that are evaluated, and draw it: `curve.png`, `curve.csv`."""
     from leaderboard.curve import curve_frame, plot_curve, render_curve
-    from leaderboard.scores import read_over_seeds
+    from leaderboard.score_folders import read_over_seeds
 
     points = []
     for step in scale.kept_steps:

@@ -32,12 +32,12 @@ COMPILED = "_orig_mod"
 JIT_NUMBERS = {"input_resolution", "context_length", "vocab_size"}  # beside OpenAI's weights, and none of them
 NUMPY_SUFFIXES = (".npz", ".npy")
 SHOWN_NAMES = 4  # of tensors, in errors
-NO_STATE_DICT = "it is no state dict of weights alone (.pt as open_clip's trainer writes it, or .safetensors)"
+NO_STATE_DICT = "it is not a state dict of weights only (.pt as open_clip's trainer writes it, or .safetensors)"
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model with its weights, and what it takes to ask it."""
+    """A model with its weights, and what its inputs need."""
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -49,12 +49,12 @@ class OpenedModel:
 def open_model(model: str, checkpoint: str | None) -> OpenedModel:
     """Open any open_clip model in float32: `model` is a configuration's name, or the path of a JSON configuration.
 
-    `checkpoint` is a file (.pt, a state dict of weights alone or as a trainer writes it, see `read_state_dict` and
+    `checkpoint` is a file (.pt, a state dict of weights only or as a trainer writes it, see `read_state_dict` and
     `strip_wrappers`; or safetensors), or a name that open_clip has for weights. Images are prepared as open_clip does
     for that name; for a file as a scale of the benchmark does that trains this model, else as for all names of the
     model where these agree.
 
-    Raises FileNotFoundError or ValueError where there is none such, or the weights are not the model's.
+    Raises FileNotFoundError or UserError where there is no such model or checkpoint, or the weights are another's.
     """
     name = own_model(local_copy(as_location(model))) if model.endswith(".json") else model
     config = model_config(name)
@@ -62,28 +62,28 @@ def open_model(model: str, checkpoint: str | None) -> OpenedModel:
     assert weights is not None
     identity = hash_weights(name, weights, hash_file)
     path = weights if weights.is_file() else Path(_fetched(name, str(weights)))
-    opened = _built(name)
+    opened = _build(name)
     _load_checkpoint(opened, path, name)
     return OpenedModel(opened, _tokenizer(name), _preprocess(name, config, str(weights)), name, identity)
 
 
-def _built(name: str) -> nn.Module:
+def _build(name: str) -> nn.Module:
     try:
         return build_model(name)
     except Exception as error:  # whatever open_clip, timm or torch make of somebody's configuration
-        raise _no_model(name, error) from error
+        raise _unbuildable(name, error) from error
 
 
 def _tokenizer(name: str) -> Tokenizer:
     try:
         return build_tokenizer(name)
-    except Exception as error:  # transformers that is not installed, a hub that is not reached, a file that is none
-        raise _no_model(name, error) from error
+    except Exception as error:  # transformers is not installed, the hub not reached, a file not a tokenizer
+        raise _unbuildable(name, error) from error
 
 
-def _no_model(name: str, error: Exception) -> UserError:
-    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return UserError(f"model {name!r} cannot be built with its tokenizer ({told})", code="model-unfit")
+def _unbuildable(name: str, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return UserError(f"model {name!r} cannot be built with its tokenizer ({reason})", code="model-unfit")
 
 
 def _fetched(name: str, tag: str) -> str:
@@ -91,68 +91,68 @@ def _fetched(name: str, tag: str) -> str:
 
 
 def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
-    """Load somebody's weights, as data; raises ValueError where the file is none, or of another model."""
+    """Load somebody's weights, as data; raises ValueError where the file holds no weights, or another model's."""
     if path.suffix in NUMPY_SUFFIXES:  # of big_vision
-        _filled(model, path, path, name)
+        _fill(model, path, path, name)
         return
     found = read_state_dict(path)
     tensors = strip_wrappers(found, set(model.state_dict()), f"checkpoint {path}")
     if list(tensors) == _as_read_by_open_clip(found):
         del found, tensors  # it reads the file itself
-        _filled(model, path, path, name)
+        _fill(model, path, path, name)
         return
     with tempfile.TemporaryDirectory() as folder:  # open_clip, which knows older layouts of its models, reads files
         plain = Path(folder) / "weights.pt"
         torch.save(tensors, plain)
-        _filled(model, plain, path, name)
+        _fill(model, plain, path, name)
 
 
-def _filled(model: nn.Module, path: Path, given: Path, name: str) -> None:
+def _fill(model: nn.Module, path: Path, given: Path, name: str) -> None:
     """Have open_clip load a file; `given` is the user's, for errors."""
     try:
         left = open_clip.load_checkpoint(model, str(path), strict=False, weights_only=True)
     except Exception as error:  # whatever torch, safetensors or open_clip make of somebody's file
         text = " ".join(str(error).split()) or type(error).__name__  # what differs stands on later lines
         if "size mismatch" in text or "width changed" in text:
-            told = f"its tensors have other shapes than those of {name}: {text[:300]}"
+            detail = f"its tensors have other shapes than those of {name}: {text[:300]}"
         else:
-            told = f"open_clip cannot load it into {name}: {text[:300]}"
-        raise UserError(f"checkpoint {given}: {told}", code="other-weights") from error
+            detail = f"open_clip cannot load it into {name}: {text[:300]}"
+        raise UserError(f"checkpoint {given}: {detail}", code="other-weights") from error
     if not left:
         return
     parts = []
     if left.unexpected_keys:
-        parts.append(f"{_counted(left.unexpected_keys)} in the file that the model has not")
+        parts.append(f"{_count_names(left.unexpected_keys)} in the file and not in the model")
     if left.missing_keys:
-        parts.append(f"{_counted(left.missing_keys)} of the model that the file has not")
+        parts.append(f"{_count_names(left.missing_keys)} in the model and not in the file")
     if parts:
         raise UserError(
             f"checkpoint {given}: its tensors are not those of {name}: {'; '.join(parts)}", code="other-weights"
         )
 
 
-def _counted(names: Sequence[str]) -> str:
+def _count_names(names: Sequence[str]) -> str:
     """Spell how many tensors these are, and the first of them."""
     more = ", ..." if len(names) > SHOWN_NAMES else ""
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:SHOWN_NAMES])}{more})"
 
 
 @dataclass(frozen=True)
-class _State:
+class StateDict:
     """A state dict as a file has it."""
 
     tensors: dict[str, Any]
     nests: tuple[str, ...]  # the keys under which it was found
 
 
-def read_state_dict(path: Path) -> _State:
+def read_state_dict(path: Path) -> StateDict:
     """Read the state dict that a file of torch's or safetensors' holds, perhaps under `state_dict` or `model`.
 
     Nothing in the file is run. Raises UserError that says what the file is instead.
     """
     if is_torchscript(path):
         raise UserError(
-            f"checkpoint {path}: it is a TorchScript archive, a program and not weights alone; save its state dict: "
+            f"checkpoint {path}: it is a TorchScript archive, a program and not only weights; save its state dict: "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)",
             code="torchscript",
         )
@@ -165,8 +165,8 @@ def read_state_dict(path: Path) -> _State:
     except Exception as error:  # whatever torch or safetensors make of somebody's file
         # torch's own advice is to load code as well.
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        told = f" It names {code[1]}, which would be code to run." if code else ""
-        raise UserError(f"checkpoint {path}: {NO_STATE_DICT}.{told}", code="no-weights") from error
+        detail = f" It names {code[1]}, which would be code to run." if code else ""
+        raise UserError(f"checkpoint {path}: {NO_STATE_DICT}.{detail}", code="no-weights") from error
     nests: list[str] = []
     while isinstance(value, dict):
         inner = next((key for key in NESTS if isinstance(value.get(key), dict)), None)
@@ -176,16 +176,16 @@ def read_state_dict(path: Path) -> _State:
         value = value[inner]
     if not isinstance(value, dict) or not any(isinstance(item, torch.Tensor) for item in value.values()):
         keys = ", ".join(map(str, list(value)[:SHOWN_NAMES])) if isinstance(value, dict) else ""
-        told = f" It is a dict of {keys}." if keys else f" It is a {type(value).__name__}, without tensors by name."
-        raise UserError(f"checkpoint {path}: {NO_STATE_DICT}.{told}", code="no-weights")
-    return _State({str(key): item for key, item in value.items()}, tuple(nests))
+        detail = f" It is a dict of {keys}." if keys else f" It is a {type(value).__name__}, without tensors by name."
+        raise UserError(f"checkpoint {path}: {NO_STATE_DICT}.{detail}", code="no-weights")
+    return StateDict({str(key): item for key, item in value.items()}, tuple(nests))
 
 
-def strip_wrappers(state: _State, own: set[str], where: str) -> dict[str, Any]:
+def strip_wrappers(state: StateDict, own: set[str], where: str) -> dict[str, Any]:
     """Return tensors by the names that the model has for them.
 
     What wraps a model puts `module.` (DDP), `_orig_mod.` (torch.compile) or `model.` before its names, in any order,
-    and `_orig_mod.` between their parts where a part alone was compiled. A name that the model has itself stays.
+    and `_orig_mod.` between their parts where only a part was compiled. A name that the model has itself stays.
     """
     tensors: dict[str, Any] = {}
     for key, value in state.tensors.items():
@@ -205,7 +205,7 @@ def strip_wrappers(state: _State, own: set[str], where: str) -> dict[str, Any]:
     return tensors
 
 
-def _as_read_by_open_clip(state: _State) -> list[str] | None:
+def _as_read_by_open_clip(state: StateDict) -> list[str] | None:
     """Return the names under which open_clip would read a file's tensors by itself; None where it would find none."""
     if state.nests not in ((), ("state_dict",)):
         return None
@@ -245,6 +245,6 @@ def _preprocess(name: str, config: dict[str, Any], checkpoint: str) -> Preproces
         why = "open_clip does so in several ways" if tags else "the configuration does not say"
         warn(
             f"how images are prepared for a file of weights of {name} is assumed, as {why}: mean {chosen.mean}, std "
-            f"{chosen.std}, {chosen.interpolation}, {chosen.resize_mode}. Scores are too low where it is not so"
+            f"{chosen.std}, {chosen.interpolation}, {chosen.resize_mode}. Scores are too low if that is wrong"
         )
     return chosen

@@ -65,7 +65,7 @@ class ImageCache:
 class ModelEncoder:
     """A model with its tokenizer and preprocessing, for all tasks of an evaluation.
 
-    `workers` processes decode images, threads of this one where it is 0; `bar` is told of every image that is done.
+    `workers` processes decode images, threads of this one where it is 0; `bar` counts the images that are done.
     """
 
     def __init__(

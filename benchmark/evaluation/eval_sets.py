@@ -40,9 +40,9 @@ from benchmark.runtime.paths import cache_dir
 from benchmark.runtime.storage import hash_file
 from benchmark.scales import SCALES
 
-MAX_SHOWN = 60  # files that are missing
-MAX_STRANGE = 10  # sets that no task is called by
-CONTENTS_VERSION = 1  # of what is kept of a set's contents, raised by hand
+MAX_SHOWN = 60  # missing files that are listed
+MAX_UNMATCHED = 10  # sets that are shown
+CONTENTS_VERSION = 1  # of what is cached of a set's contents, raised by hand
 
 LIST_NAMES = (CLASSNAMES, TEMPLATES, "dataset_type.txt", "instances.jsonl")  # hashed where they are there
 
@@ -58,43 +58,44 @@ class Contents:
 
 
 def check_eval_sets(tasks: Sequence[Task], folders: dict[str, Path], eval_dir: Path) -> None:
-    """Raise FileNotFoundError that lists every folder and file that the tasks need and lack, and how to get them.
+    """Raise FileNotFoundError that lists all missing folders and files of the tasks, and how to get them.
 
-    `folders` has each task's set, by task name; `eval_dir` is the folder that was looked in. Sets that lie there under
-    names that no task has are named.
+    `folders` has each task's set, by task name; `eval_dir` is the folder that was looked in. Sets that lie there and
+    that no task is named after are listed too.
     """
     missing: list[Path] = []
-    lacking: list[Task] = []
+    incomplete: list[Task] = []
     for task in tasks:
         folder = folders[task.name]
         paths = [path for path in _needed_files(task, folder) if not path.exists()] if folder.is_dir() else [folder]
         missing += paths
-        lacking += [task] if paths else []
+        incomplete += [task] if paths else []
     if (eval_dir / "test" / "nshards.txt").exists():
         raise UserError(
-            f"{eval_dir} is an evaluation set itself; eval_dir= is the folder that it lies in", code="option-value"
+            f"{eval_dir} is an evaluation set itself; eval_dir= must be the folder that contains it",
+            code="option-value",
         )
     if missing:
         shown = [str(path.relative_to(eval_dir)) if path.is_relative_to(eval_dir) else str(path) for path in missing]
         more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
-        where = eval_dir if eval_dir.is_dir() else f"{eval_dir}, which is no folder"
-        there = [task.name for task in tasks if task not in lacking]
-        what_is_there = f" There is all of tasks=[{','.join(there)}]." if there else ""
-        if strange := _strange_sets(eval_dir):
-            others = f" and {len(strange) - MAX_STRANGE} more" if len(strange) > MAX_STRANGE else ""
-            what_is_there += (
-                f" There are sets under names that no task has: {', '.join(strange[:MAX_STRANGE])}{others}; a task's "
-                "set is wds_<name>_test or wds_<name>, with - for each / of its name."
+        where = eval_dir if eval_dir.is_dir() else f"{eval_dir}, which is not a folder"
+        there = [task.name for task in tasks if task not in incomplete]
+        beside = f" Complete: tasks=[{','.join(there)}]." if there else ""
+        if unmatched := _unmatched_sets(eval_dir):
+            others = f" and {len(unmatched) - MAX_UNMATCHED} more" if len(unmatched) > MAX_UNMATCHED else ""
+            beside += (
+                f" Sets that no task is named after: {', '.join(unmatched[:MAX_UNMATCHED])}{others}; a task's set is "
+                "called wds_<name>_test or wds_<name>, with - for each / of its name."
             )
         raise NotFoundError(
-            f"evaluation data of {len(lacking)} of {len(tasks)} tasks is missing in {where}: "
-            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(lacking, eval_dir)}{what_is_there}",
+            f"evaluation data of {len(incomplete)} of {len(tasks)} tasks is missing in {where}: "
+            f"{', '.join(shown[:MAX_SHOWN])}{more}. {_how_to_get(incomplete, eval_dir)}{beside}",
             code="eval-set-missing",
         )
 
 
-def _strange_sets(eval_dir: Path) -> list[str]:
-    """Return the folders that are evaluation sets and that no task's set is called by."""
+def _unmatched_sets(eval_dir: Path) -> list[str]:
+    """Return the folders that are evaluation sets and that no task is named after."""
     known = {name for task in TASKS.values() for name in task.folder_names}
     if not eval_dir.is_dir():
         return []
@@ -104,28 +105,28 @@ def _strange_sets(eval_dir: Path) -> list[str]:
 
 def _how_to_get(tasks: Sequence[Task], eval_dir: Path) -> str:
     """Say where the sets of these tasks come from."""
-    is_drawn = {name: scale.is_embedded for scale in SCALES.values() for name in _tasks_of(scale.suite)}
+    is_generated = {name: scale.is_embedded for scale in SCALES.values() for name in _tasks_of(scale.suite)}
     ways = []
-    if any(is_drawn.get(task.name) for task in tasks):
-        ways.append("`winnow pool build` draws the sets of the embedded scales")
-    if fetched := [task.name for task in tasks if is_drawn.get(task.name) is False]:
+    if any(is_generated.get(task.name) for task in tasks):
+        ways.append("`winnow pool build` generates the sets of the embedded scales")
+    if fetched := [task.name for task in tasks if is_generated.get(task.name) is False]:
         names = "" if len(fetched) > 6 else f" --tasks {' '.join(fetched)}"
         command = f"python scripts/download_evalsets.py --out {shlex.quote(str(eval_dir))}{names}"
         ways.append(f"`{command}` fetches DataComp's")
-    return "; ".join([*ways, "eval_dir=... names another folder, tasks=... narrows"]) + "."
+    return "; ".join([*ways, "eval_dir=... chooses another folder, tasks=... fewer tasks"]) + "."
 
 
 def _tasks_of(suite_name: str) -> tuple[str, ...]:
     return SUITES[suite_name].tasks + SUITES[suite_name].unscored if suite_name in SUITES else ()
 
 
-def odd_sizes(sets: Sequence[tuple[Task, Path, Contents]]) -> dict[str, str]:
-    """Return what is odd about the sets that have not the number of samples or classes that their tasks are known by.
+def unexpected_sizes(sets: Sequence[tuple[Task, Path, Contents]]) -> dict[str, str]:
+    """Return what is unexpected about sets with other numbers of samples or classes than their tasks declare.
 
     By task name: `'mnist' has 9,999 images instead of 10,000`.
     """
-    faults = {task: task.size_faults(folder, contents.num_samples) for task, folder, contents in sets}
-    return {task.name: f"{task.name!r} has {' and '.join(found)}" for task, found in faults.items() if found}
+    faults = {task.name: task.size_faults(folder, contents.num_samples) for task, folder, contents in sets}
+    return {name: f"{name!r} has {' and '.join(found)}" for name, found in faults.items() if found}
 
 
 class BadSetsError(UserError):
@@ -138,15 +139,15 @@ class BadSetsError(UserError):
 
 
 def bad_sets(unreadable: dict[str, str], odd: dict[str, str], num_tasks: int) -> BadSetsError | None:
-    """Return the error about sets that cannot be read or are not whole, of those of so many tasks; None without any."""
+    """Return the error about sets that cannot be read or have an unexpected size; None without any."""
     parts = []
     if unreadable:
         count = f"{len(unreadable)} of {num_tasks} evaluation sets cannot be read"
         parts.append(f"{count}: {'; '.join(f'{name!r}: {reason}' for name, reason in unreadable.items())}")
     if odd:
         parts.append(
-            f"{len(odd)} of {num_tasks} evaluation sets are not whole: {'; '.join(odd.values())}. Fetch them again; "
-            "strict=false evaluates what is there, which is not comparable"
+            f"{len(odd)} of {num_tasks} evaluation sets have an unexpected size: {'; '.join(odd.values())}. Fetch them "
+            "again; strict=false evaluates what is there, and its scores are not comparable"
         )
     if not parts:
         return None

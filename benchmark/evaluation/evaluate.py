@@ -1,4 +1,4 @@
-"""The evaluate stage: score a model zero-shot on tasks, each sample's prediction kept (Radford et al. 2021, Sec. 3.1).
+"""The evaluate stage: score a model zero-shot on tasks, with each sample's prediction (Radford et al. 2021, Sec. 3.1).
 
 `encoding.py` turns images and texts into embeddings, a task's kind makes predictions of them, `results.py` writes them.
 """
@@ -20,10 +20,10 @@ from benchmark.evaluation.eval_sets import (
     bad_sets,
     check_eval_sets,
     hash_eval_set,
-    odd_sizes,
     read_contents,
     read_eval_set,
     reason_of,
+    unexpected_sizes,
 )
 from benchmark.evaluation.kinds.base import Task
 from benchmark.evaluation.preprocess import Preprocess
@@ -51,11 +51,12 @@ from benchmark.toolbox.hub_rows import local_set
 from benchmark.training.ranks import SINGLE_PROCESS, Ranks
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import nn
 
 
 @dataclass(frozen=True)
-class _PendingTask:
+class _TaskJob:
     """A task that has no result yet."""
 
     task: Task
@@ -63,6 +64,16 @@ class _PendingTask:
     contents: Contents
     inputs: dict[str, Json]
     is_whole: bool = True  # has the number of samples that it is known to have
+
+    def costs(self, seed: int | None) -> dict[str, Json]:
+        """Return what a line of `costs.jsonl` says of it."""
+        numbers: dict[str, Json] = {} if seed is None else {"seed": seed}
+        return numbers | {"task": self.task.name, "images": self.contents.num_images}
+
+    def predict(self, encoder: ModelEncoder) -> pa.Table:
+        """Return the predictions of the encoder's model. Raises SetError, OSError."""
+        eval_set = read_eval_set(self.task, self.folder)
+        return self.task.predict(eval_set, TaskEncoder(encoder, self.task.name, self.contents.images))
 
 
 def evaluate(
@@ -87,10 +98,10 @@ def evaluate(
     its task, the hash of its data, and the preprocessing. A task that has its result is skipped; `ranks` share the
     others. `workers` processes decode images (threads of this one where it is 0); they do not change the result. A set
     of another size than its task is known to have is an error, or a warning without `strict`. What a task took is
-    appended to `costs.jsonl` in `costs_dir` (`out_dir`), with the training `seed` where there is one.
+    appended to `costs.jsonl` in `costs_dir` (`out_dir`), with the training `seed` if there is one.
 
-    Raises FileNotFoundError that lists everything missing before any work begins, ValueError where a result there was
-    made from something else; and at the end, when all other tasks have their results, BadSetsError that lists the sets
+    Raises FileNotFoundError that lists everything missing before any work begins, UserError where a result there comes
+    from something else; and at the end, when all other tasks have their results, BadSetsError that lists the sets
     that cannot be read or have another size.
     """
     model.to(device)
@@ -105,16 +116,12 @@ def evaluate(
         batches = held.enter_context(batch_encoder(model, device))
         cache = ImageCache(job.contents.images for job in mine)
         encoder = ModelEncoder(batches, tokenizer, preprocess, device=device, workers=workers, cache=cache, bar=bar)
-        numbers: dict[str, Json] = {} if seed is None else {"seed": seed}
         unreadable: dict[str, str] = {}
         for job in mine:
             bar.set_description(job.task.title)
-            numbers |= {"task": job.task.name, "images": job.contents.num_images}
             try:
-                with cost(costs_dir or out_dir, "evaluate_task", **numbers):
-                    task_encoder = TaskEncoder(encoder, job.task.name, job.contents.images)
-                    predictions = job.task.predict(read_eval_set(job.task, job.folder), task_encoder)
-                    write_result(out_dir, job.task, job.inputs, predictions, is_whole=job.is_whole)
+                with cost(costs_dir or out_dir, "evaluate_task", **job.costs(seed)):
+                    write_result(out_dir, job.task, job.inputs, job.predict(encoder), is_whole=job.is_whole)
             except (SetError, OSError) as error:
                 unreadable[job.task.name] = reason_of(error, job.folder)
                 warn(f"{job.task.name!r} cannot be evaluated: {unreadable[job.task.name]}")
@@ -158,9 +165,9 @@ def find_sets(tasks: Sequence[Task], eval_dir: Path) -> FoundSets:
 
 
 def check_sets(tasks: Sequence[Task], eval_dir: Path, *, strict: bool) -> None:
-    """Raise FileNotFoundError where sets lack files, BadSetsError that lists those that cannot be evaluated.
+    """Raise FileNotFoundError where files of sets are missing, BadSetsError that lists those that cannot be evaluated.
 
-    The headers of all tars are read, not the images. Without `strict` a set of an odd size is a warning.
+    The headers of all tars are read, not the images. Without `strict` a set of an unexpected size is a warning.
     """
     found = find_sets(tasks, eval_dir)
     unreadable, sets = dict(found.unreadable), []
@@ -170,15 +177,15 @@ def check_sets(tasks: Sequence[Task], eval_dir: Path, *, strict: bool) -> None:
                 sets.append((task, folder, read_contents(task, folder, hash_eval_set(task, folder))))
             except (SetError, OSError) as error:
                 unreadable[task.name] = reason_of(error, folder)
-    if (refusal := bad_sets(unreadable, _odd_sets(sets, strict=strict), len(tasks))) is not None:
+    if (refusal := bad_sets(unreadable, _unexpected_sets(sets, strict=strict), len(tasks))) is not None:
         raise refusal
 
 
-def _odd_sets(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> dict[str, str]:
-    """Return what is odd about sizes; without `strict` it is a warning, and nothing is returned."""
-    odd = odd_sizes(sets)
+def _unexpected_sets(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> dict[str, str]:
+    """Return which sizes are unexpected; without `strict` they are a warning, and nothing is returned."""
+    odd = unexpected_sizes(sets)
     if odd and not strict:
-        text = f"{len(odd)} of {len(sets)} evaluation sets are not whole: {'; '.join(odd.values())}"
+        text = f"{len(odd)} of {len(sets)} evaluation sets have an unexpected size: {'; '.join(odd.values())}"
         warn(f"{text}; their scores are not comparable")
     return odd if strict else {}
 
@@ -187,7 +194,7 @@ def _odd_sets(sets: Sequence[tuple[Task, Path, Contents]], *, strict: bool) -> d
 class _Plan:
     """What an evaluation will do, and which sets it cannot evaluate."""
 
-    jobs: list[_PendingTask]
+    jobs: list[_TaskJob]
     unreadable: dict[str, str]
     odd: dict[str, str]
 
@@ -201,7 +208,7 @@ def _plan(
     *,
     strict: bool,
 ) -> _Plan:
-    """Return the tasks that have no result yet and can be evaluated; say which have one, and which cannot."""
+    """Return the tasks that have no result yet and can be evaluated; report which are up to date, and which cannot."""
     remove_temporary(out_dir / EVAL_FOLDER)
     for task in tasks:
         check_main_metric(task)
@@ -220,7 +227,7 @@ def _plan(
         path = predictions_path(out_dir, task)
         if record is None or not path.exists():
             try:
-                jobs.append(_PendingTask(task, folder, read_contents(task, folder, data_hash), source))
+                jobs.append(_TaskJob(task, folder, read_contents(task, folder, data_hash), source))
             except (SetError, OSError) as error:
                 unreadable[task.name] = reason_of(error, folder)
             continue
@@ -230,8 +237,8 @@ def _plan(
             )
         if strict and "expected_samples" in record.result:
             raise UserError(
-                f"{result_path(out_dir, task)} was made with strict=false from data of another size than the task's; "
-                "delete it and evaluate whole data, or say strict=false again",
+                f"{result_path(out_dir, task)} comes from data of an unexpected size (strict=false); delete it and "
+                "evaluate complete data, or repeat strict=false",
                 code="record-differs",
             )
         update_metrics(out_dir, task, record)
@@ -239,7 +246,7 @@ def _plan(
         _refuse_other_models(out_dir, _inputs_of(tasks[0], "", inputs, preprocess))
     num_done = len(tasks) - len(jobs) - len(unreadable)
     sets = [(job.task, job.folder, job.contents) for job in jobs]
-    partial, odd = set(odd_sizes(sets)), _odd_sets(sets, strict=strict)
+    partial, odd = set(unexpected_sizes(sets)), _unexpected_sets(sets, strict=strict)
     jobs = [replace(job, is_whole=job.task.name not in partial) for job in jobs if job.task.name not in odd]
     for note in [note for job in jobs for note in job.task.notes(job.folder)]:
         warn(note)
@@ -262,13 +269,13 @@ def _refuse_other_models(out_dir: Path, source: dict[str, Json]) -> None:
             )
 
 
-def _share(jobs: Sequence[_PendingTask], ranks: Ranks) -> list[_PendingTask]:
+def _share(jobs: Sequence[_TaskJob], ranks: Ranks) -> list[_TaskJob]:
     """Return this rank's jobs: the largest go first, each to the rank with least to do; shared images stay together."""
-    together: dict[str, list[_PendingTask]] = {}
+    together: dict[str, list[_TaskJob]] = {}
     for job in jobs:
         together.setdefault(job.contents.images, []).append(job)
     loads = [0] * ranks.size
-    mine: list[_PendingTask] = []
+    mine: list[_TaskJob] = []
     for group in sorted(together.values(), key=lambda group: -group[0].contents.tar_bytes):
         rank = loads.index(min(loads))
         loads[rank] += group[0].contents.tar_bytes

@@ -19,7 +19,7 @@ from benchmark.runtime.errors import UserError
 if TYPE_CHECKING:
     from benchmark.evaluation.kinds.base import Task
 
-TOP = 5  # candidates kept per row
+TOP = 5  # candidates stored per row
 
 
 def check_predictions(task: Task, predictions: pa.Table) -> None:

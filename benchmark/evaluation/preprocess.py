@@ -41,7 +41,7 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
     """Decode a sample's image as RGB and bring it to (image_size, image_size, 3), uint8.
 
     As open_clip's evaluation transform does: resized with antialiasing, the shorter side first and a centre crop where
-    `resize_mode` says so. Alpha is dropped and EXIF orientation not applied, as in DataComp. Raises ValueError that
+    `resize_mode` says so. Alpha is dropped and EXIF orientation not applied, as in DataComp. Raises SetError that
     names the image.
     """
     where = f"{sample.tar_path}: image {sample.image_name!r}"
@@ -55,7 +55,7 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
         raise SetError(f"{where} is too large to be an evaluation image: {error}") from error
     except UnidentifiedImageError as error:  # whose text names an object in memory
         raise SetError(
-            f"{where} cannot be decoded: it is no {', '.join(IMAGE_FORMATS)}; fetch the set again"
+            f"{where} cannot be decoded: it is not {' or '.join(IMAGE_FORMATS)}; fetch the set again"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         if str(error).startswith(where):
@@ -73,7 +73,7 @@ def load_image(sample: Sample, preprocess: Preprocess) -> np.ndarray:
         if width * height > most:
             raise SetError(f"{where} is too large to be an evaluation image: {width} x {height} when resized")
         image = image.resize((max(width, 1), max(height, 1)), resampling)
-    if preprocess.resize_mode == "longest":  # what lacks on the shorter side is black
+    if preprocess.resize_mode == "longest":  # the rest of the shorter side is black
         canvas = Image.new("RGB", (side, side))
         canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return np.array(canvas)

@@ -80,7 +80,7 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
     Besides there are `num_samples` (images), `chance` (the expected main metric of guessing), `main_metric`, and its
     `standard_error`, `interval_low` and `interval_high` (95 %) from the test samples; all but the first are None where
     the task has no scalar. `acc5` is None where there are fewer than 5 classes, and the accuracy of a group without
-    samples. Raises ValueError where the table contradicts itself.
+    samples. Raises UserError where the table contradicts itself.
     """
     check_predictions(task, predictions)
     found = task.metrics(predictions)
@@ -102,7 +102,7 @@ def metrics_of(task: Task, predictions: pa.Table) -> Metrics:
 
 
 def check_main_metric(task: Task) -> None:
-    """Raise UserError where a task's main metric is none that its kind has, whatever the data, or has no error."""
+    """Raise UserError where a task's main metric is not one that its kind has, or its kind knows no error of it."""
     if not task.is_scored:
         return
     known = task.known_main_metrics()
@@ -113,7 +113,7 @@ def check_main_metric(task: Task) -> None:
 
 def _unknown_main_metric(task: Task, known: Iterable[str]) -> UserError:
     return UserError(
-        f"task {task.name!r}: main_metric={task.main_metric!r} is none of {sorted(known)}", code="task-invalid"
+        f"task {task.name!r}: main_metric={task.main_metric!r} is not one of {sorted(known)}", code="task-invalid"
     )
 
 
@@ -132,7 +132,7 @@ def write_result(
 ) -> Record:
     """Write a task's predictions, then its record with the metrics; the same predictions give the same bytes.
 
-    Where the data was not whole, the record says how many samples, and classes, there should have been.
+    Without `is_whole` the record says how many samples, and classes, were expected.
     """
     scores = metrics_of(task, predictions)
     path = predictions_path(out_dir, task)
@@ -162,10 +162,10 @@ def update_metrics(out_dir: Path, task: Task, record: Record) -> None:
 
 
 def read_predictions(out_dir: Path, task: Task) -> pa.Table:
-    """Read a task's predictions; raises ValueError where the file is damaged or not as the contract says."""
+    """Read a task's predictions; raises UserError where the file is damaged or breaks the contract of its kind."""
     path = predictions_path(out_dir, task)
     if not path.exists():
-        raise NotFoundError(f"task {task.name!r} has no predictions: there is no {path}", code="results-missing")
+        raise NotFoundError(f"task {task.name!r} has no predictions: {path} is missing", code="results-missing")
     predictions = read_parquet(path, remedy="evaluate the task again")
     # What others wrote may carry notes of their library (pandas does); they are not ours to read.
     predictions = predictions.replace_schema_metadata(None)
@@ -188,7 +188,7 @@ def write_lines(out_dir: Path) -> None:
         name, result = record.inputs["task"], record.result
         line = {"key": name, "dataset": result["title"], "metrics": result["metrics"]}
         if "recipe" in record.inputs:
-            line["recipe"] = record.inputs["recipe"]  # of a scale of one's own: it is not comparable
+            line["recipe"] = record.inputs["recipe"]  # of a custom scale, whose scores are not comparable
         line |= {name: result[name] for name in ("expected_samples", "expected_classes") if name in result}
         lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     write_bytes(out_dir / LINES_NAME, "".join(lines).encode())

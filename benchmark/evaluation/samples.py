@@ -19,7 +19,7 @@ LABEL_EXTENSIONS = ("cls", "npy", "txt")
 
 
 class SetError(UserError):
-    """An evaluation set that is there and cannot be read; it does not keep other sets from being evaluated."""
+    """An evaluation set that is there and cannot be read; other sets are evaluated all the same."""
 
     default_code = "eval-set-invalid"
 
@@ -109,7 +109,7 @@ def read_lines(path: Path) -> list[str]:
     A newline at the end of the file begins no further line. Raises SetError where the file is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # an editor's mark before the first line is no part of it
+        text = path.read_text(encoding="utf-8-sig")  # without an editor's mark before the first line
     except UnicodeDecodeError as error:
         raise SetError(f"{path} is not UTF-8: {error}") from error
     return [line.strip() for line in text.splitlines()]

@@ -139,7 +139,7 @@ def test_a_set_of_another_size_keeps_no_other_from_being_evaluated(source, place
     for name in NAMES:
         monkeypatch.setitem(TASKS, name, replace(TASKS[name], size=8_041 if name == "cars" else None))
     told, code = ending(capsys, *command(source, place, strict=True))
-    assert told.startswith("1 of 8 evaluation sets are not whole: 'cars' has 5 images instead of 8,041")
+    assert "'cars' has 5 images instead of 8,041" in told
     assert code == "eval-set-size"
     assert done(place) == set(NAMES) - {"cars"}
 
@@ -225,7 +225,7 @@ def test_sets_that_no_task_is_called_by_are_named(source, place, capsys):
     (place / "sets" / "wds_cifar10_test").rename(place / "sets" / "wds_vtab-cifar10")
     told = failing(capsys, *command(source, place))
     assert "evaluation data of 1 of 8 tasks is missing" in told
-    assert "There are sets under names that no task has: wds_vtab-cifar10; a task's set is wds_<name>_test or" in told
+    assert "wds_vtab-cifar10;" in told
     assert not (place / "out").exists()
 
 

@@ -55,6 +55,8 @@ def test_nothing_outside_the_kinds_asks_which_kind_a_task_is() -> None:
                     named = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
                     of_task = any(ast.unparse(each) in ("task", "job.task", "row.task") for each in node.args[:1])
                     asking += [f"{path}:{node.lineno}"] if named & kinds or of_task else []
+                if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith("task.kind"):
+                    asking.append(f"{path}:{node.lineno}")
     assert asking == []
 
 
@@ -127,7 +129,7 @@ def test_a_kind_that_lacks_something_says_so_when_its_file_is_loaded(tmp_path: P
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     path = tmp_path / "lacking.py"
     for gone, told in (
-        ("    set_files = (CLASSNAMES, TEMPLATES)\n", "declares no set_files"),
+        ("    set_files = (CLASSNAMES, TEMPLATES)\n", "does not declare set_files"),
         ('    def known_main_metrics(self):\n        return ["jaccard"]\n', "known_main_metrics"),
     ):
         assert gone in code

@@ -39,18 +39,11 @@ from leaderboard.entries import (
     read_entry,
     write_entry,
 )
+from leaderboard.score_folders import TRAINED_PATH, read_over_seeds
 from leaderboard.score_rows import ScoreEstimate
+from leaderboard.score_sets import SampleCounts, ScoreSet, TaskCost
 from leaderboard.score_table import make_evaluation, render_evaluation
-from leaderboard.scores import (
-    TRAINED_PATH,
-    Samples,
-    ScoreSet,
-    TaskCost,
-    best_suite,
-    read_over_seeds,
-    read_scores,
-    suite_named,
-)
+from leaderboard.scores import best_suite, read_scores, suite_named
 from tests.conftest import user_error
 from tests.leaderboard.test_leaderboard import least_squares
 
@@ -319,7 +312,7 @@ def test_results_of_another_version_or_of_two_models_are_refused(tmp_path: Path)
 
 def test_another_number_of_samples_than_known_is_marked(tmp_path: Path) -> None:
     found = read_scores(str(evaluated(tmp_path, ALL, count=90)))
-    assert found.odd_sizes == {"toy/animals": Samples(90, 100)}  # of the others no size is known
+    assert found.odd_sizes == {"toy/animals": SampleCounts(90, 100)}  # of the others no size is known
     text = render_evaluation(found, SUITE, with_tasks=True)
     assert "Animals* " in text and "plain* " in text and "average* " in text and "worst group " in text
     table = pd.read_csv(io.StringIO(render_evaluation(found, SUITE, style="csv", with_tasks=True)), index_col="name")
@@ -540,7 +533,7 @@ def test_with_seeds_on_both_sides_the_table_says_what_they_allow() -> None:
 
 def test_no_line_of_the_text_is_longer_than_100() -> None:
     ours, theirs = made("a" * 40, 0.51, 0.61, 0.71), made("b" * 60, 0.5, 0.5, 0.5)
-    ours = replace(ours, odd_sizes={"toy/animals": Samples(90_000, 100_000)}, notes=("word " * 50,))
+    ours = replace(ours, odd_sizes={"toy/animals": SampleCounts(90_000, 100_000)}, notes=("word " * 50,))
     for text in (
         render_evaluation(ours, SUITE, theirs, with_tasks=True),
         render_curve([(1_000_000, theirs), (12_800_000, ours)], SUITE),
@@ -569,7 +562,7 @@ def test_the_command_compares_what_it_is_given(tmp_path: Path, capsys: pytest.Ca
     assert main(["leaderboard", "compare", str(tmp_path / "x"), "--suite", "toy-one", "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("kind,name,tasks,scored,whole,score,")
     assert main(["leaderboard", "compare", str(tmp_path / "x"), str(tmp_path / "z")]) == 2
-    assert capsys.readouterr().err.startswith(f"winnow: '{tmp_path / 'z'}' is no folder and no file.")
+    assert capsys.readouterr().err.startswith(f"winnow: '{tmp_path / 'z'}' is neither a folder nor a file.")
 
 
 def test_numbers_are_spelt_alike_below_zero_too() -> None:

@@ -146,8 +146,8 @@ def read_instances(path: Path, keys: set[str]) -> list[Instance]:
         are_lists = isinstance(cue, str) and isinstance(candidates, list) and isinstance(associations, list)
         if not are_lists or not cue or not associations:
             raise SetError(f"{where}: a cue is a word, candidates and associations are lists of keys")
-        if strange := [key for key in [*candidates, *associations] if not isinstance(key, str)]:
-            raise SetError(f"{where}: {strange[0]!r} is no key of an image, which is a text")
+        if wrong := [key for key in [*candidates, *associations] if not isinstance(key, str)]:
+            raise SetError(f"{where}: {wrong[0]!r} is not the key of an image: keys are texts")
         if unknown := [key for key in candidates if key not in keys]:
             raise SetError(f"{where}: there is no image {unknown[0]!r}")
         if len(set(candidates)) != len(candidates) or not set(associations) <= set(candidates):

@@ -2,7 +2,7 @@
 
 A new kind is one class in one file, a user's own too (`plugins=my_kind.py`): a frozen dataclass that derives from
 `Task`, declares `kind`, `schema` and `set_files`, and defines `predict`, `metrics` and `known_main_metrics`. For the
-standard error of its score it defines `contributions`, or `estimator` where the score is no mean over samples.
+standard error of its score it defines `contributions`, or `estimator` where the score is not a mean over samples.
 Everything else has a default here. `eval_tasks/` registers instances.
 
 torch is not imported by a kind: the encoder that `predict` is handed returns embeddings, which a kind passes on to
@@ -72,8 +72,10 @@ class Task(ABC):
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        if lacking := [name for name in ("kind", "schema", "set_files") if not hasattr(cls, name)]:
-            raise UserError(f"the kind of task {cls.__name__} declares no {', '.join(lacking)}", code="task-invalid")
+        if missing := [name for name in ("kind", "schema", "set_files") if not hasattr(cls, name)]:
+            raise UserError(
+                f"the kind of task {cls.__name__} does not declare {', '.join(missing)}", code="task-invalid"
+            )
 
     # --- Names -----------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class Task(ABC):
 
     @property
     def folder_name(self) -> str:
-        """Return the data set's folder, as DataComp names it (formats.md: `wds_{key, / to -}_test`)."""
+        """Return the data set's folder, as DataComp names it: `wds_{key, / to -}_test`."""
         return f"wds_{self.name.removeprefix('fairness/').replace('/', '-')}_test"
 
     @property

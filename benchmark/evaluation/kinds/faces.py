@@ -63,10 +63,10 @@ class FaceAttributes(Task):
         folder, samples = eval_set.folder, eval_set.samples
         classnames, templates = read_prompts(folder)
         of_objective = {name: (_of_objective(name, classnames), _of_objective(name, templates)) for name in OBJECTIVES}
-        if lacking := [name for name, (classes, prompts) in of_objective.items() if not classes or not prompts]:
+        if missing := [name for name, (classes, prompts) in of_objective.items() if not classes or not prompts]:
             raise SetError(
                 f"{folder}: {CLASSNAMES} and {TEMPLATES} need lines that begin with "
-                f"{', '.join(f'{name}:' for name in lacking)}"
+                f"{', '.join(f'{name}:' for name in missing)}"
             )
         numbers = np.array([numbers_of(sample, list(PLACES.values())) for sample in samples])
         columns: dict[str, Any] = {"key": [sample.key for sample in samples]}
