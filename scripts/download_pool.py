@@ -34,7 +34,15 @@ from benchmark.runtime.names import nearest_name
 from benchmark.runtime.paths import cache_dir
 from scripts.download.images import DenyList, Effort, download_images, plan_images
 from scripts.download.metadata import adopt_metadata, fetch_metadata
-from scripts.download.record import GB, KEY_DIGITS, RECORD_NAME, Download, ImageSettings, check_origin, need_space
+from scripts.download.record import (
+    DOWNLOAD_RECORD_NAME,
+    GB,
+    KEY_DIGITS,
+    Download,
+    ImageSettings,
+    check_origin,
+    need_space,
+)
 from scripts.download.report import print_report, report
 
 REPORT_NAME = "download_report.json"
@@ -79,8 +87,10 @@ def run(options: argparse.Namespace) -> None:
             return
     deny = DenyList(read_text(options.deny).splitlines()) if options.deny else DenyList()
     repo = options.repo or (repo_of(options.scale) if options.scale else None)
-    if options.report and not (options.out / RECORD_NAME).exists():
-        raise NotFoundError(f"{options.out} has no {RECORD_NAME}: nothing was downloaded there", code="not-found")
+    if options.report and not (options.out / DOWNLOAD_RECORD_NAME).exists():
+        raise NotFoundError(
+            f"{options.out} has no {DOWNLOAD_RECORD_NAME}: nothing was downloaded there", code="not-found"
+        )
     check_origin(Download(options.out), repo, options.revision, options.skip_metadata)  # before a folder is made
     python = None if options.report or options.metadata_only else python_of(command)
     with locked(options.out):

@@ -24,6 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmark.embedded import noise
+from benchmark.embedded.captions import write_caption
+from benchmark.embedded.pictures import draw_picture
 from benchmark.embedded.world import (
     COLOURS,
     IMAGE_SIZE,
@@ -31,10 +33,8 @@ from benchmark.embedded.world import (
     REFERENCE_WORLD,
     Scene,
     World,
-    draw_picture,
     draw_random_scene,
     with_pictogram,
-    write_caption,
 )
 from benchmark.models.build import build_model, build_tokenizer
 from benchmark.models.pixels import normalise

@@ -20,8 +20,11 @@ MAY_LOAD_TORCH = {
     "models/build.py",
     "models/pixels.py",
     "training/data.py",
+    "training/exact.py",
     "training/health.py",
+    "training/memory.py",
     "training/ranks.py",
+    "training/state.py",
     "training/step.py",
     "training/train.py",
 }

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.experiment.folder import open_experiment, own_shards
-from benchmark.pool.index import PoolIndex, index_tables, unindexed_tars
+from benchmark.pool.index import PoolIndex, unindexed_tars
+from benchmark.pool.index_table import index_tables
 from benchmark.pool.order import SampleOrder, present_samples
 from benchmark.pool.pool import Pool
-from benchmark.pool.reshard import read_resharded
+from benchmark.pool.resharded import read_resharded
 from benchmark.pool.subset import load_subset
 from benchmark.pool.tars import BLOCK
 from benchmark.runtime.errors import UserError

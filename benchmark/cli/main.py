@@ -563,7 +563,7 @@ def _pool_build(options: argparse.Namespace) -> int:
 
 
 def _pool_index(options: argparse.Namespace) -> int:
-    from benchmark.pool.check import index_pool
+    from benchmark.pool.index_report import index_pool
     from benchmark.runtime.paths import as_location
 
     report = index_pool(as_location(options.pool_dir), workers=options.workers, hash_images=options.hash_images)

@@ -45,9 +45,9 @@ from benchmark.experiment.filter_lines import describe_filters
 from benchmark.experiment.filter_stage import filter_stage
 from benchmark.experiment.folder import ENTRY_NAME, curve_dir, open_experiment, refuse_changed
 from benchmark.experiment.train_stage import train_stage
-from benchmark.pool.index import has_tars
 from benchmark.pool.pool import Pool
-from benchmark.pool.reshard import SHARDS_NAME
+from benchmark.pool.resharded import SHARDS_NAME
+from benchmark.pool.shards_note import has_tars
 from benchmark.pool.subset import SUBSET_RECORD_NAME, load_subset
 from benchmark.registry import SUITES, load_tasks, tasks_named
 from benchmark.report.make import report_stage

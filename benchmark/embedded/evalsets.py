@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageFilter
 
+from benchmark.embedded.captions import write_full_caption
 from benchmark.embedded.pictograms import (
     CATEGORIES,
     CATEGORY_OF,
@@ -20,6 +21,8 @@ from benchmark.embedded.pictograms import (
     UNSEEN_DESIGNERS,
     VEHICLES,
 )
+from benchmark.embedded.pictures import draw_picture
+from benchmark.embedded.shapes import SHAPE_NAMES
 from benchmark.embedded.world import (
     COLOURS,
     DIGITS,
@@ -29,17 +32,14 @@ from benchmark.embedded.world import (
     NUMBERS,
     PLACES,
     POOL_WORLD,
-    SHAPE_NAMES,
     TEXTURES,
     Scene,
     digits_of,
-    draw_picture,
     draw_random_scene,
     random_background,
     random_size,
     with_digit,
     with_pictogram,
-    write_full_caption,
 )
 from benchmark.pool.tars import write_tar
 from benchmark.runtime.files import write_bytes

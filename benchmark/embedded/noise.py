@@ -9,7 +9,10 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from benchmark.embedded.captions import write_caption
 from benchmark.embedded.pictograms import PICTOGRAMS, VEHICLES, glyphs_of, other_concepts
+from benchmark.embedded.pictures import draw_empty, draw_picture, load_font
+from benchmark.embedded.shapes import SHAPE_NAMES
 from benchmark.embedded.world import (
     CANVAS_SIZE,
     COLOURS,
@@ -17,17 +20,12 @@ from benchmark.embedded.world import (
     IMAGE_SIZE,
     LETTERS,
     POOL_WORLD,
-    SHAPE_NAMES,
     TEXTURES,
     Scene,
     World,
-    draw_empty,
-    draw_picture,
     draw_random_scene,
-    load_font,
     random_background,
     random_size,
-    write_caption,
 )
 
 OTHER_PICTOGRAM_SHARE = 0.6  # of what is off domain; the rest is charts, flags, faces, landscapes

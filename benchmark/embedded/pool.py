@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from random import Random
@@ -30,130 +27,27 @@ from PIL import Image, features
 from pyarrow import feather
 from tqdm import tqdm
 
-from benchmark.embedded import noise
+from benchmark.embedded.assets import write_assets
 from benchmark.embedded.evalsets import evaluation_sets, write_evaluation_set
-from benchmark.embedded.pictograms import PICTOGRAMS, VEHICLES
-from benchmark.embedded.world import (
-    DIGITS,
-    IMAGE_SIZE,
-    LETTERS,
-    POOL_WORLD,
-    SHAPE_NAMES,
-    TEXTURES,
-    draw_picture,
-    draw_random_scene,
-    plural,
-    write_caption,
-)
+from benchmark.embedded.pairs import GENERATOR_VERSION, KINDS, Pair, draw_pair
+from benchmark.embedded.world import IMAGE_SIZE
 from benchmark.models.reference import (
     REFERENCE_MODELS,
-    encode_images,
     encode_pairs,
-    load_reference_model,
     reference_path,
 )
 from benchmark.pool.tars import write_tar
 from benchmark.runtime.console import say
 from benchmark.runtime.costs import cost
 from benchmark.runtime.errors import UserError
-from benchmark.runtime.files import TEMPORARY_SUFFIX, Json, atomic_path, remove_temporary, sha256_of, write_bytes
+from benchmark.runtime.files import TEMPORARY_SUFFIX, Json, atomic_path, remove_temporary, sha256_of
 from benchmark.runtime.locks import LOCK_NAME, locked
 from benchmark.runtime.records import Record, finished, write_record
 from benchmark.scales import Scale
-from benchmark.toolbox.embeddings import cluster_centres
-
-GENERATOR_VERSION = 3  # raised when any pixel or caption changes
-
-KIND_SHARES = {  # what a pair is, before anything else happens to it
-    "clean": 0.225,
-    "other_language": 0.285,
-    "swapped": 0.055,
-    "boilerplate": 0.05,
-    "off_domain": 0.215,  # aligned, but of nothing that a task asks about
-    "text_only": 0.045,  # a word, which the caption repeats: aligned, and no help
-    "text_over": 0.025,  # a word over another picture, which the caption repeats: the picture contradicts it
-    "partly_wrong": 0.01,
-    "corrupt": 0.015,
-    "empty": 0.075,  # nothing to learn from
-}
-OVERLAYS = (
-    "small",  # the shorter side had fewer than 200 pixels
-    "low_resolution",  # so few that little detail is left
-    "extreme_aspect",
-    "watermark",
-    "blurred",
-    "toxic",
-    "duplicate",  # of a pair that stands earlier in the pool
-    "exact_duplicate",  # with the same bytes
-)
-KINDS = (*(kind for kind in KIND_SHARES if kind != "clean"), *OVERLAYS)
-HARMLESS_KINDS = frozenset({"small"})
-
-FIRST_DUPLICATE = 1000  # the aligned pairs before it are what duplicates repeat, a few of them very often
-ALIGNED_KINDS = ("clean", "off_domain", "text_only", "text_over", "empty")  # people copy what fits its caption
-DUPLICATE_SHARE, NEAR_SHARE = 0.2, 0.6
-DEAD_LINK_SHARE = 0.01
-SMALL_SHARE, SMALL_SHARE_OF_CLEAN = 0.65, 0.55  # shorter side under 200 pixels; small pictures tend to be junk
-EXTREME_ASPECT_SHARE = 0.07
-JPEG_QUALITY = 90
-NUM_TARGETS = 450
-ROWS_PER_CLUSTER = 128  # DataComp: 100,000 centroids for 12.8 million samples
-TARGET_WORLD = replace(POOL_WORLD, kinds={"pictogram": 0.6, "letter": 0.2, "digit": 0.2})
 
 BUILDING_NAME = "building.json"  # says that a pool is being built here, and which
 PARTS_NAME = "building"  # what is drawn and not yet in the metadata
 POOL_NAME = "pool.json"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One image-text pair of the embedded pool, with what was planted in it."""
-
-    uid: str  # 32 hex characters
-    image: bytes  # a 32-px JPEG
-    text: str
-    url: str
-    original_width: int
-    original_height: int
-    kinds: frozenset[str]  # of KINDS
-    is_dead_link: bool  # listed in the metadata, in no shard
-
-    @property
-    def is_clean(self) -> bool:
-        """Tell whether the pair is useful: aligned, English, of a task's domain, in full detail, not a repeat."""
-        return self.kinds <= HARMLESS_KINDS
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """What a pair is drawn as, before it is encoded."""
-
-    picture: Image.Image
-    text: str
-    width: int
-    height: int
-    kinds: frozenset[str]
-
-
-def draw_pair(pool_seed: int, index: int) -> Pair:
-    """Draw the pair at `index` of a pool: the same wherever and in whatever order it is drawn."""
-    key = f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}"
-    rng = Random(f"{key}/pair")
-    is_duplicate = rng.random() < DUPLICATE_SHARE and index >= FIRST_DUPLICATE
-    drawing = _draw_duplicate(pool_seed, rng) if is_duplicate else _draw_original(pool_seed, index)
-    file = io.BytesIO()
-    drawing.picture.save(file, "JPEG", quality=JPEG_QUALITY)
-    uid = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return Pair(
-        uid=uid,
-        image=file.getvalue(),
-        text=drawing.text,
-        url=f"https://{_SITES[int(len(_SITES) * rng.random() ** 2)]}/{uid[:2]}/{uid[2:12]}.jpg",
-        original_width=drawing.width,
-        original_height=drawing.height,
-        kinds=drawing.kinds,
-        is_dead_link=rng.random() < DEAD_LINK_SHARE,
-    )
 
 
 def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | None = None) -> None:
@@ -192,7 +86,7 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
             _draw_everything(pool_dir, scale, pool_seed, workers)
             drawn = pa.concat_tables([feather.read_table(path) for path in sorted((pool_dir / PARTS_NAME).glob("*"))])
             _write_metadata(pool_dir, scale, pool_seed, drawn)
-            _write_assets(pool_dir, drawn)
+            write_assets(pool_dir, drawn)
             build_index(pool_dir)
         result: dict[str, Json] = {
             "rows": drawn.num_rows,
@@ -259,107 +153,6 @@ def _decode(image: bytes) -> bytes:
         return picture.tobytes()
 
 
-@lru_cache
-def _sources(pool_seed: int) -> list[int]:
-    """Return the indices of the pairs that are repeated."""
-    return [i for i in range(FIRST_DUPLICATE) if _draw_kind(_random_of_original(pool_seed, i)) in ALIGNED_KINDS]
-
-
-@lru_cache(maxsize=FIRST_DUPLICATE)
-def _draw_source(pool_seed: int, index: int) -> _Drawing:
-    return _draw_original(pool_seed, index)
-
-
-def _draw_original(pool_seed: int, index: int) -> _Drawing:
-    """Draw a pair that repeats no other."""
-    rng = _random_of_original(pool_seed, index)
-    kind = _draw_kind(rng)
-    kinds = set() if kind == "clean" else {kind}
-    picture, text = _draw_pair_of(kind, rng)
-    if rng.random() < 0.07:
-        picture = noise.add_watermark(picture, rng)
-        kinds.add("watermark")
-    if rng.random() < 0.04:
-        picture = noise.blur(picture, rng)
-        kinds.add("blurred")
-    if rng.random() < 0.015:
-        text = noise.add_toxic_word(text, rng)
-        kinds.add("toxic")
-    aspect = math.exp(min(abs(rng.gauss(0, 0.35)), 1.0))
-    is_wide = rng.random() < 0.6
-    if rng.random() < EXTREME_ASPECT_SHARE:
-        aspect = rng.uniform(3.2, 6)
-        picture = noise.squash(picture, aspect, is_wide, rng)
-        kinds.add("extreme_aspect")
-    is_small = rng.random() < (SMALL_SHARE_OF_CLEAN if kind == "clean" else SMALL_SHARE)
-    shorter = _log_uniform(rng, 80, 199) if is_small else _log_uniform(rng, 200, 1600)
-    picture, more_kinds = _fit_detail(picture, shorter)
-    longer = round(shorter * aspect)
-    width, height = (longer, shorter) if is_wide else (shorter, longer)
-    return _Drawing(picture, text, width, height, frozenset(kinds | more_kinds))
-
-
-def _random_of_original(pool_seed: int, index: int) -> Random:
-    return Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}/original")
-
-
-def _draw_kind(rng: Random) -> str:
-    return rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
-
-
-def _draw_pair_of(kind: str, rng: Random) -> tuple[Image.Image, str]:
-    if kind == "off_domain":
-        return noise.draw_off_domain(rng)
-    if kind == "text_only":
-        return noise.draw_word(rng)
-    if kind == "text_over":
-        return noise.draw_word_over(rng)
-    if kind == "empty":
-        return noise.draw_nothing(rng)
-    scene = draw_random_scene(rng)
-    picture = draw_picture(scene, rng)
-    match kind:
-        case "clean":
-            return picture, write_caption(scene, rng)
-        case "other_language":
-            shown = scene if rng.random() < 0.6 else draw_random_scene(rng)
-            return picture, noise.write_foreign_caption(shown, rng)
-        case "swapped":
-            return picture, noise.write_swapped_caption(scene, rng)
-        case "boilerplate":
-            return picture, noise.write_boilerplate(rng)
-        case "partly_wrong":
-            return picture, noise.write_partly_wrong_caption(scene, rng)
-    assert kind == "corrupt", kind
-    text = write_caption(scene, rng)
-    return (noise.draw_corrupt(rng), text) if rng.random() < 0.5 else (picture, noise.garble(text, rng))
-
-
-def _draw_duplicate(pool_seed: int, rng: Random) -> _Drawing:
-    """Draw a repeat of one of the pool's first pairs, some of which are repeated much more often than others."""
-    sources = _sources(pool_seed)
-    source = _draw_source(pool_seed, sources[int(len(sources) * rng.random() ** 2)])
-    if rng.random() >= NEAR_SHARE:
-        return replace(source, kinds=source.kinds | {"duplicate", "exact_duplicate"})
-    shrink = rng.uniform(0.4, 1.0)
-    width, height = max(48, round(source.width * shrink)), max(48, round(source.height * shrink))
-    picture, more_kinds = _fit_detail(noise.change_slightly(source.picture, rng), min(width, height))
-    return _Drawing(picture, source.text, width, height, source.kinds | more_kinds | {"duplicate"})
-
-
-def _fit_detail(picture: Image.Image, shorter: int) -> tuple[Image.Image, set[str]]:
-    """Return a picture with the detail that its shorter side (in pixels) leaves, and the kinds that this makes it."""
-    if shorter >= 200:
-        return picture, set()
-    resolution = max(6, round(IMAGE_SIZE * shorter / 200))
-    kinds = {"small"} if resolution >= 20 else {"small", "low_resolution"}
-    return noise.lose_detail(picture, resolution), kinds
-
-
-def _log_uniform(rng: Random, low: float, high: float) -> int:
-    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
-
-
 def _draw_everything(pool_dir: Path, scale: Scale, pool_seed: int, workers: int | None) -> None:
     """Draw the tars and evaluation sets that are not there yet."""
     step = _samples_per_shard(scale)
@@ -418,39 +211,6 @@ def _write_metadata(pool_dir: Path, scale: Scale, pool_seed: int, drawn: pa.Tabl
             pq.write_table(pa.table(columns), temporary)
 
 
-def _write_assets(pool_dir: Path, drawn: pa.Table) -> None:
-    """Write what image-based filtering and NormSim compare with: cluster centres of the pool's images, and targets.
-
-    Targets stand in for ImageNet's training images: pictures of tasks' classes, drawn under keys of their own.
-    """
-    pixels = np.stack([_draw_target(index) for index in range(NUM_TARGETS)])
-    features = [np.load(path.with_suffix(".npz")) for path in sorted((pool_dir / "metadata").glob("*.parquet"))]
-    num_clusters = max(1, drawn.num_rows // ROWS_PER_CLUSTER)
-    for name in REFERENCE_MODELS:
-        images = np.concatenate([part[f"{name}_img"] for part in features]).astype(np.float32)
-        for what, array in (
-            ("targets", encode_images(load_reference_model(name), pixels)),
-            ("centroids", cluster_centres(images, num_clusters, seed=0)),
-        ):
-            path = pool_dir / "assets" / f"image_{what}_{name}.npy"
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, array)
-    write_bytes(pool_dir / "assets" / "metaclip_entries.txt", "".join(f"{name}\n" for name in _entries()).encode())
-
-
-def _entries() -> list[str]:
-    """Return what MetaCLIP balances over here: the names of the tasks' classes, which filters may know."""
-    plurals = [plural(name) for name in SHAPE_NAMES]
-    letters = [f"letter {letter}" for letter in LETTERS]
-    names = {*SHAPE_NAMES, *plurals, *letters, *DIGITS, *TEXTURES, *PICTOGRAMS, *VEHICLES}
-    return sorted(names)
-
-
-def _draw_target(index: int) -> np.ndarray:
-    rng = Random(f"winnow/{GENERATOR_VERSION}/target/{index}")
-    return np.asarray(draw_picture(draw_random_scene(rng, TARGET_WORLD), rng))
-
-
 def _refuse_foreign_folder(pool_dir: Path) -> None:
     """Raise ValueError where a folder holds something that is neither a pool of ours nor one half built."""
     if not pool_dir.exists():
@@ -507,6 +267,3 @@ def _samples_per_shard(scale: Scale) -> int:
 
 def _rows_per_metadata_shard(scale: Scale) -> int:
     return 10_000 if scale.pool_size > 10_000 else 800  # other boundaries than the tars', as in the real pool
-
-
-_SITES = ("pictures.example", "shop.example", "blog.example", "news.example", "stickers.example", "school.example")

@@ -48,7 +48,7 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
     Raises ValueError where two of them were trained or evaluated on different data.
     """
     from benchmark.evaluation.results import read_results, suite_scores
-    from benchmark.training.train import RECORD_NAME
+    from benchmark.training.train import CHECKPOINT_RECORD_NAME
 
     load_tasks()
     if scale.suite not in SUITES:
@@ -56,7 +56,7 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
     suite = SUITES[scale.suite]
     seeds: list[FinishedSeed] = []
     for seed_dir in exp_dir.glob("seed-*"):
-        trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
+        trained = read_record(seed_dir / "checkpoint" / CHECKPOINT_RECORD_NAME)
         records = read_results(seed_dir, [TASKS[name] for name in suite.tasks])
         if trained is not None and trained.inputs["recipe"]["hash"] == scale.hash and len(records) == len(suite.tasks):
             others = [n for n, record in records.items() if record.inputs["checkpoint"] != trained.result["weights"]]

@@ -47,9 +47,9 @@ def evaluate_stage(
     from benchmark.evaluation.eval_sets import bad_sets
     from benchmark.evaluation.results import read_results
     from benchmark.models.build import build_model
+    from benchmark.training.exact import recipe_threads
     from benchmark.training.health import WandbRun
     from benchmark.training.ranks import SINGLE_PROCESS
-    from benchmark.training.train import recipe_threads
 
     ranks = context.ranks or SINGLE_PROCESS
     _, subset_record = open_experiment(exp_dir, pool)
@@ -88,7 +88,7 @@ class _Weights:
 
 def _weights_of(seed_dir: Path, trained: Record, tasks: Sequence[Task], *, with_kept: bool) -> list[_Weights]:
     """Return the final weights of a seed, and, of its kept checkpoints, those that are there or still to evaluate."""
-    from benchmark.training.train import WEIGHTS_NAME, kept_name
+    from benchmark.training.state import WEIGHTS_NAME, kept_name
 
     found = [_Weights(trained.result["weights"], seed_dir / "checkpoint" / WEIGHTS_NAME, seed_dir)]
     for step, sha256 in trained.result.get("kept", {}).items() if with_kept else ():
@@ -116,7 +116,7 @@ def _evaluate_weights(
     from benchmark.evaluation.results import result_path
     from benchmark.models.build import build_tokenizer
     from benchmark.training.ranks import SINGLE_PROCESS
-    from benchmark.training.train import load_weights
+    from benchmark.training.state import load_weights
 
     refuse_changed(weights.path, weights.sha256)
     load_weights(model, weights.path)

@@ -14,7 +14,8 @@ from benchmark.experiment.choice import FILTER_VERSION, Choice, ResolvedChoice, 
 from benchmark.experiment.entry import entry_name
 from benchmark.experiment.folder import refuse_changed, refuse_foreign_checkpoint
 from benchmark.pool.pool import Pool, Shard
-from benchmark.pool.reshard import SHARDS_NAME, refuse_unknown
+from benchmark.pool.reshard import refuse_unknown
+from benchmark.pool.resharded import SHARDS_NAME
 from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.pool.uids import UidMarks, find_uids
 from benchmark.runtime.console import say, warn

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.pool.pool import Pool
-from benchmark.pool.reshard import SHARDS_NAME, resharded_record
+from benchmark.pool.resharded import SHARDS_NAME, resharded_record
 from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME
 from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.files import sha256_of
@@ -74,10 +74,10 @@ def curve_dir(seed_dir: Path, step: int) -> Path:
 
 def trained_record(exp_dir: Path, scale: Scale, seed: int, subset_record: Record) -> Record:
     """Return the record of a seed's training; raises where there is none, or it was another training."""
-    from benchmark.training.train import RECORD_NAME
+    from benchmark.training.train import CHECKPOINT_RECORD_NAME
 
     seed_dir = exp_dir / f"seed-{seed}"
-    trained = read_record(seed_dir / "checkpoint" / RECORD_NAME)
+    trained = read_record(seed_dir / "checkpoint" / CHECKPOINT_RECORD_NAME)
     if trained is None:
         raise NotFoundError(
             f"{seed_dir} has no checkpoint yet; run `winnow train scale={scale.name} exp_dir={exp_dir} seeds={seed}`",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.experiment.folder import open_experiment, own_shards, refuse_changed
 from benchmark.pool.pool import Pool, PoolIdentity
-from benchmark.pool.reshard import SHARDS_NAME, read_resharded
+from benchmark.pool.resharded import SHARDS_NAME, read_resharded
 from benchmark.pool.subset import SUBSET_NAME, load_subset
 from benchmark.runtime.console import say, warn
 from benchmark.runtime.context import Context
@@ -20,7 +20,7 @@ from benchmark.runtime.records import Record
 from benchmark.scales import Scale
 
 if TYPE_CHECKING:
-    from benchmark.training.train import TrainingData
+    from benchmark.training.data import TrainingData
 
 
 def train_stage(
@@ -93,7 +93,7 @@ def _training_data(
     exp_dir: Path, pool: Pool | None, shards: Record | None, subset_path: Path, scale: Scale
 ) -> TrainingData:
     """Return the samples to train on, of the experiment's own shards or in place; say how many are not there."""
-    from benchmark.training.train import TrainingData
+    from benchmark.training.data import TrainingData
 
     if shards is not None:
         say(f"train: reads {exp_dir / SHARDS_NAME}")
@@ -113,7 +113,8 @@ def _training_data(
 
 def _claim(exp_dir: Path, checkpoint_dir: Path, inputs: dict[str, Json], held: ExitStack) -> bool:
     """Lock a seed's folder for as long as `held` lasts; tell whether the seed is still to be trained."""
-    from benchmark.training.train import STATE_NAMES, WEIGHTS_NAME, checkpoint_if_finished
+    from benchmark.training.state import STATE_NAMES, WEIGHTS_NAME
+    from benchmark.training.train import checkpoint_if_finished
 
     checkpoint_if_finished(checkpoint_dir, inputs)  # before the folder is touched: a refusal leaves nothing behind
     held.enter_context(locked(checkpoint_dir.parent))

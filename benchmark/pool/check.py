@@ -2,164 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from benchmark.pool.cosines import Agreement, other_order
-from benchmark.pool.index import (
-    IndexSummary,
-    Tar,
-    build_index,
-    index_path,
-    index_tables,
-    present_rows,
-    unpack_uids,
-)
+from benchmark.pool.index import build_index
+from benchmark.pool.index_counts import IndexSummary
+from benchmark.pool.index_report import by_uid, damage_lines, numbering, places_of, repeat_lines
+from benchmark.pool.index_table import index_tables, present_rows
 from benchmark.pool.left_out import left_out_lines
+from benchmark.pool.meeting import Meeting, measure_meeting
 from benchmark.pool.pool import Pool, npz_shapes
 from benchmark.pool.samples import MAX_UNDECODABLE, decode_pixels
-from benchmark.pool.subset import load_subset, write_subset
-from benchmark.pool.uids import UID_DTYPE, count_of, format_uids, repeated_uids, sorted_blocks, walk_together
-from benchmark.runtime.files import Json, atomic_path
-from benchmark.runtime.locks import locked
-from benchmark.runtime.paths import cache_dir, index_dir_of
+from benchmark.pool.uids import count_of, format_uids
+from benchmark.runtime.files import Json
+from benchmark.runtime.paths import index_dir_of
 from benchmark.runtime.ranges import RangeReader
 from benchmark.runtime.tables import COMMON_FAMILIES, column_problem, family_of, plain_type
 
-REPEATS_NAME = "repeated_uids.csv"  # in the index's folder
-COUNTS_NAME = "tars.csv"  # there too: what the index counts of each tar
-COUNTED = ("rows", "present", "without_image", "without_text", "without_json", "damage")
-SHOWN = 10  # repeated uids that are named
-MAX_PLACES = 100  # that are named of one uid; a file lists all
 MAX_PICTURES, MAX_TARS = 256, 64  # that are decoded as a sample, and tars that they are of
 PICTURE_BLOCK_BYTES = 1 << 20  # what one picture of a remote tar costs
 NAMED_PICTURES = 3
-
-
-# --- The index -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class IndexReport:
-    """What a pool's index says of its tars."""
-
-    summary: IndexSummary
-    left_out: list[str]  # what the pool leaves out, in sentences
-    index_bytes: int
-    num_repeated: int  # uids at several places
-    repeated: dict[str, list[str]]  # the first of them, and where: "TAR KEY"
-    repeats_path: Path
-    counts_path: Path
-
-    @property
-    def is_whole(self) -> bool:
-        return not self.summary.damaged and not self.left_out
-
-    def lines(self) -> list[str]:
-        """Return what `winnow pool index` prints."""
-        counts, rows = self.summary.counts, self.summary.num_rows
-        a_sample = f"{self.index_bytes / rows:.1f} bytes a sample" if rows else "no sample"
-        lines = [
-            f"tars             {len(self.summary.tars):,}",
-            f"samples          {rows:,} that have a uid",
-            f"  present        {self.summary.num_present:,} (with image and caption)",
-            f"  without image  {sum(each.without_image for each in counts):,}",
-            f"  without text   {sum(each.without_text for each in counts):,}",
-            f"without json     {sum(each.without_json for each in counts):,} (no uid is known of them)",
-            f"index            {self.index_bytes:,} bytes ({a_sample}), each tar's counts in {self.counts_path}",
-            f"content hash     {self.summary.content_hash}",
-            f"numbering        {_gaps(self.summary)}",
-            *(f"left out         {line}" for line in self.left_out),
-            f"repeated uids    {self.num_repeated:,}"
-            + (f", all their places in {self.repeats_path}" if self.num_repeated else ""),
-            *_repeat_lines(self.repeated),
-        ]
-        places = sum(each.damage for _, each in self.summary.damaged)
-        lines.append(f"damage           {places:,} places in {len(self.summary.damaged):,} tars")
-        return lines + [f"  {line}" for line in damage_lines(self.summary)]
-
-
-def index_pool(pool_dir: Path, *, workers: int | None = None, hash_images: bool = False) -> IndexReport:
-    """Index a pool's tars and look for uids at several places, which are listed in a file beside the index.
-
-    Raises FileNotFoundError where there is no tar. Damage is reported, never raised.
-    """
-    summary = build_index(pool_dir, workers=workers, hash_images=hash_images)
-    index_dir = index_dir_of(pool_dir)
-    with locked(index_dir):
-        with atomic_path(index_dir / COUNTS_NAME) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["tar", *COUNTED, "damage_places"])
-            for tar, counts in zip(summary.tars, summary.counts, strict=True):
-                numbers = [getattr(counts, name) for name in COUNTED]
-                writer.writerow([tar.label, *numbers, "; ".join(counts.damage_places)])
-        repeated = repeated_uids(index_uids(index_dir, summary.tars), index_dir)
-        repeats_path = index_dir / REPEATS_NAME
-        if not len(repeated):
-            repeats_path.unlink(missing_ok=True)
-        else:
-            with atomic_path(repeats_path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["uid", "tar", "key"])
-                writer.writerows(_places(index_dir, summary.tars, repeated))
-    first = repeated[:SHOWN]
-    return IndexReport(
-        summary,
-        left_out_lines(pool_dir, summary),
-        sum(index_path(index_dir, tar).stat().st_size for tar in summary.tars),
-        len(repeated),
-        _gather(first, _places(index_dir, summary.tars, first)),
-        repeats_path,
-        index_dir / COUNTS_NAME,
-    )
-
-
-def index_uids(index_dir: Path, tars: Sequence[Tar], *, present: bool = False) -> Iterator[np.ndarray]:
-    """Yield the uids of each tar's index, or of its samples with image and caption alone."""
-    for table in index_tables(index_dir, tars, ["uid", "image_offset", "text_offset"]):
-        uids = unpack_uids(table["uid"])
-        if present:
-            uids = uids[present_rows(table)]
-        yield uids
-
-
-def damage_lines(summary: IndexSummary) -> list[str]:
-    """Return a line for every damaged place that the index lists."""
-    lines = []
-    for tar, counts in summary.damaged:
-        lines += [f"{tar.label}: {place}" for place in counts.damage_places]
-        unlisted = counts.damage - len(counts.damage_places)
-        lines += [f"{tar.label}: and {unlisted:,} more"] if unlisted else []
-    return lines
-
-
-def _gaps(summary: IndexSummary) -> str:
-    gaps = summary.gaps
-    if not gaps:
-        return "without gaps"
-    return f"{len(gaps):,} gaps: {_told(gaps)}"
-
-
-def _told(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _places(index_dir: Path, tars: Sequence[Tar], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
-    """Yield uid, tar and key of every sample that has one of the sorted uids, in the pool's order."""
-    if not len(wanted):
-        return
-    for tar, table in zip(tars, index_tables(index_dir, tars, ["uid", "key"]), strict=True):
-        uids = unpack_uids(table["uid"])
-        rows = np.flatnonzero(count_of(uids, wanted))
-        for text, row in zip(format_uids(uids[rows]), rows.tolist(), strict=True):
-            yield text, tar.label, table["key"][row].as_py()
 
 
 def _rows(pool: Pool, paths: Sequence[Path], wanted: np.ndarray) -> Iterator[tuple[str, str, str]]:
@@ -169,43 +36,6 @@ def _rows(pool: Pool, paths: Sequence[Path], wanted: np.ndarray) -> Iterator[tup
         rows = np.flatnonzero(count_of(uids, wanted))
         for text, row in zip(format_uids(uids[rows]), rows.tolist(), strict=True):
             yield text, path.name, f"row {row:,}"
-
-
-def _gather(uids: np.ndarray, found: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
-    """Collect what was found by uid, the first `MAX_PLACES` of each."""
-    places: dict[str, list[str]] = {text: [] for text in format_uids(uids)}
-    for text, file, place in found:
-        if len(places[text]) < MAX_PLACES:
-            places[text].append(f"{file} {place}")
-        elif len(places[text]) == MAX_PLACES:
-            places[text].append("and more")
-    return places
-
-
-def _repeat_lines(repeated: dict[str, list[str]]) -> list[str]:
-    return [f"  {text}: {', '.join(places)}" for text, places in repeated.items()]
-
-
-# --- The pool ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """How the metadata's rows and the tars' samples meet, by uid."""
-
-    rows: int  # of the metadata
-    rows_present: int  # and of these, rows that have a sample with image and caption
-    samples: int  # in the tars that have a uid
-    present: int  # and of these, samples with image and caption
-    samples_without_row: int
-    repeated_in_rows: int  # uids on several rows
-    repeated_in_tars: int  # uids of several samples
-    repeated: np.ndarray = field(repr=False)  # the first uids of either, (n,) sorted
-
-    @property
-    def coverage(self) -> float | None:
-        """Return the share of rows that have a sample with image and caption; None without rows."""
-        return self.rows_present / self.rows if self.rows else None
 
 
 @dataclass(frozen=True)
@@ -328,7 +158,7 @@ class PoolReport:
             f"repeated uids {meeting.repeated_in_rows:,} on several rows, "
             f"{meeting.repeated_in_tars:,} at several places"
         )
-        lines += _repeat_lines(self.repeated)
+        lines += repeat_lines(self.repeated)
         lines.append(f"problems      {len(self.problems):,}" if self.problems else "problems      none")
         return lines + [f"  {problem}" for problem in self.problems]
 
@@ -343,10 +173,10 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
     summary = build_index(pool.dir, workers=workers) if pool.has_images else None
     fingerprint, readable, problems = _read_fingerprint(pool, summary)
     meeting = measure_meeting(pool, summary, readable)
-    repeated = _gather(meeting.repeated, _rows(pool, readable, meeting.repeated))
+    repeated = by_uid(meeting.repeated, _rows(pool, readable, meeting.repeated))
     if summary is not None:
-        found = _places(index_dir_of(pool.dir), summary.tars, meeting.repeated)
-        repeated = {text: repeated[text] + places for text, places in _gather(meeting.repeated, found).items()}
+        found = places_of(index_dir_of(pool.dir), summary.tars, meeting.repeated)
+        repeated = {text: repeated[text] + places for text, places in by_uid(meeting.repeated, found).items()}
     if meeting.repeated_in_rows or meeting.repeated_in_tars:
         problems.append(
             f"{meeting.repeated_in_rows:,} uids are on several rows, {meeting.repeated_in_tars:,} at several places"
@@ -368,7 +198,7 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
         len(pool.metadata_paths),
         0 if summary is None else len(summary.tars),
         0 if summary is None else sum(each.without_json for each in summary.counts),
-        "" if summary is None else _gaps(summary),
+        "" if summary is None else numbering(summary),
         meeting,
         repeated,
         columns,
@@ -422,51 +252,6 @@ def _spread(count: int, most: int) -> np.ndarray:
     if count <= most:
         return np.arange(count)
     return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
-
-
-def measure_meeting(pool: Pool, summary: IndexSummary | None, metadata_paths: Sequence[Path] | None = None) -> Meeting:
-    """Count how rows and samples meet, by uid, in memory that does not grow with either.
-
-    `metadata_paths`: the shards to read, else all; `summary` None: the pool has no tars.
-    """
-    index_dir = index_dir_of(pool.dir)
-    paths = pool.metadata_paths if metadata_paths is None else metadata_paths
-    tars = [] if summary is None else summary.tars
-    # A pool without an index is left as it is.
-    folder = cache_dir() / "sorting" if summary is None else index_dir
-    rows_present = without_row = in_rows = in_tars = 0
-    repeated = [np.empty(0, dtype=UID_DTYPE)]
-    parts = {
-        "rows": (pool.read_uids(path) for path in paths),
-        "samples": index_uids(index_dir, tars),
-        "present": index_uids(index_dir, tars, present=True),
-    }
-    with _sorted_on_disk(folder, parts) as arrays:
-        for uids, (rows, samples, present) in walk_together(arrays):
-            rows_present += int(rows[present > 0].sum())
-            without_row += int(samples[rows == 0].sum())
-            in_rows += int((rows > 1).sum())
-            in_tars += int((samples > 1).sum())
-            if sum(map(len, repeated)) < SHOWN:
-                repeated.append(uids[(rows > 1) | (samples > 1)])
-        sizes = [len(array) for array in arrays]
-    return Meeting(
-        sizes[0], rows_present, sizes[1], sizes[2], without_row, in_rows, in_tars, np.concatenate(repeated)[:SHOWN]
-    )
-
-
-@contextmanager
-def _sorted_on_disk(folder: Path, parts: dict[str, Iterator[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """Give the uids of each part sorted, in files that are mapped into memory and removed at the end."""
-    with locked(folder):
-        paths = [folder / f"sorted-{name}.npy" for name in parts]
-        try:
-            for path, arrays in zip(paths, parts.values(), strict=True):
-                write_subset(path, sorted_blocks(arrays, folder))
-            yield [load_subset(path).uids for path in paths]
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
 
 
 def _read_fingerprint(pool: Pool, summary: IndexSummary | None) -> tuple[str | None, list[Path], list[str]]:

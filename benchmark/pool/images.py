@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmark.pool.index import Tar
 from benchmark.pool.pool import Pool
 from benchmark.pool.samples import decode_image
+from benchmark.pool.shards import Tar
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import count_of, find_uids, uid_order
 from benchmark.runtime.ranges import SequentialReader, open_sequential

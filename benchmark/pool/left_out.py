@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.pool.index import IMAGE_ORDER, IndexSummary, tars_left_out
+from benchmark.pool.index_counts import IndexSummary
+from benchmark.pool.index_scan import IMAGE_ORDER
 from benchmark.pool.shards import tell_left_out
+from benchmark.pool.shards_note import tars_left_out
 
 MAX_KINDS = 3  # of unusable samples that are told of a pool
 

@@ -21,18 +21,11 @@ import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
 from benchmark.pool.cosines import Agreement, compared_once, other_order
-from benchmark.pool.index import (
-    IndexSummary,
-    PoolIndex,
-    build_index,
-    has_tars,
-    index_path,
-    index_tables,
-    knows_all_images,
-    read_index,
-    unpack_uids,
-)
+from benchmark.pool.index import PoolIndex, build_index, read_index
+from benchmark.pool.index_counts import IndexSummary
+from benchmark.pool.index_table import index_path, index_tables, knows_all_images, unpack_uids
 from benchmark.pool.shards import is_tar_name
+from benchmark.pool.shards_note import has_tars
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import fingerprint_of, parse_uids
 from benchmark.runtime.errors import NotFoundError, UserError, one_line

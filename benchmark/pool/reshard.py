@@ -14,25 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from benchmark.pool.index import (
-    INDEX_SCHEMA,
-    PoolIndex,
-    Tar,
-    build_index,
-    caption_of,
-    index_tables,
-    present_rows,
-    read_index,
-    read_note,
-    unpack_uids,
-)
+from benchmark.pool.index_table import index_tables, present_rows, unpack_uids
 from benchmark.pool.pool import Pool
-from benchmark.pool.subset import SUBSET_NAME, Subset, load_subset
-from benchmark.pool.tars import ARCHIVE_END, BLOCK, member_header, padding
-from benchmark.pool.uids import UidMarks, count_of, format_uids, runs_of
+from benchmark.pool.reshard_tars import SHARD_FORMAT, STATS_FORMAT, SUBSET_COPY_NAME, ShardPlan, write_shard
+from benchmark.pool.resharded import RESHARD_RECORD_NAME
+from benchmark.pool.shards import Tar
+from benchmark.pool.shards_note import read_note
+from benchmark.pool.subset import Subset, load_subset
+from benchmark.pool.uids import UidMarks, format_uids, runs_of
 from benchmark.runtime.console import say, warn
 from benchmark.runtime.costs import cost
 from benchmark.runtime.errors import UserError
@@ -40,7 +30,6 @@ from benchmark.runtime.executor import map_items
 from benchmark.runtime.files import (
     Json,
     announce,
-    atomic_path,
     digest,
     read_json,
     remove_temporary,
@@ -49,17 +38,11 @@ from benchmark.runtime.files import (
 )
 from benchmark.runtime.locks import LOCK_NAME, locked
 from benchmark.runtime.paths import index_dir_of
-from benchmark.runtime.ranges import SequentialReader, open_sequential
-from benchmark.runtime.records import Record, finished, read_record, write_record
+from benchmark.runtime.records import Record, finished, write_record
 from benchmark.runtime.storage import format_bytes
 
 RESHARD_VERSION = 1
-SHARDS_NAME = "shards"  # in an experiment: what it is trained on
-RECORD_NAME = "reshard.json"
 PLAN_NAME = "resharding.json"  # while it is under way
-SUBSET_COPY_NAME = "sample_ids.npy"
-SHARD_FORMAT, STATS_FORMAT = "{:08d}.tar", "{:08d}_stats.json"
-WRITE_BYTES = 1 << 20  # handed to the system at once
 
 
 @dataclass(frozen=True)
@@ -71,17 +54,6 @@ class Coverage:
     absent: int  # of the distinct uids, without a sample that has image and caption; the links are dead
     unknown: int  # and of these, neither in the metadata nor in the index
     repeated: int  # samples beyond the first of their uid, copies not counted
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One output shard: a range of P, and the tars it comes from."""
-
-    number: int
-    start: int  # in P
-    stop: int
-    tars: tuple[Tar, ...]
-    first: int  # the place in P of the first tar's first sample
 
 
 def reshard(
@@ -106,11 +78,11 @@ def reshard(
         "subset": sha256_of(subset_path),
         "shard_size": shard_size,
     }
-    finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, inputs)  # before the folder is touched
+    finished(out_dir / RESHARD_RECORD_NAME, "reshard", RESHARD_VERSION, inputs)  # before the folder is touched
     refuse_foreign(out_dir)
     with locked(out_dir):
         remove_temporary(out_dir)
-        record = finished(out_dir / RECORD_NAME, "reshard", RESHARD_VERSION, inputs)
+        record = finished(out_dir / RESHARD_RECORD_NAME, "reshard", RESHARD_VERSION, inputs)
         if record is not None:
             _drop_changed(out_dir, record)
         shards = 0 if record is None else record.result["shards"]
@@ -153,7 +125,7 @@ def reshard(
         }
         write_json(out_dir / "meta.json", _meta(pool, subset_path, out_dir, shard_size, result))
         record = Record("reshard", RESHARD_VERSION, inputs, result)
-        write_record(out_dir / RECORD_NAME, record)
+        write_record(out_dir / RESHARD_RECORD_NAME, record)
         (out_dir / PLAN_NAME).unlink()
     say(
         f"reshard: {result['samples']:,} samples in {len(plans):,} tars, {format_bytes(written)} written ({out_dir}); "
@@ -239,141 +211,6 @@ def plan_shards(tars: Sequence[Tar], counts: np.ndarray, shard_size: int) -> lis
     return plans
 
 
-def write_shard(plan: ShardPlan, *, out_dir: Path, index_dir: Path, caption_field: str | None = None) -> int:
-    """Write one output shard of the subset that lies in `out_dir`, and its statistics; return its bytes.
-
-    `caption_field`: of the JSON, that becomes a txt; None where the samples have one.
-    """
-    subset = load_subset(out_dir / SUBSET_COPY_NAME, known_sorted=True)
-    path = out_dir / SHARD_FORMAT.format(plan.number)
-    with atomic_path(path) as temporary, TarWriter(temporary) as writer:
-        first = plan.first
-        for tar, table in zip(plan.tars, index_tables(index_dir, plan.tars, INDEX_SCHEMA.names), strict=True):
-            first = _copy_samples(plan, first, tar, table, subset, writer, caption_field)
-        writer.finish()
-        size = writer.size
-    write_json(out_dir / STATS_FORMAT.format(plan.number), {"successes": plan.stop - plan.start})
-    return size
-
-
-class TarWriter:
-    """Writes a tar through one buffer, which its members are read into, so that their bytes are moved but once."""
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0  # bytes written and buffered
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._buffer = bytearray(WRITE_BYTES)
-        self._filled = 0
-
-    def room(self, length: int) -> memoryview:
-        """Return the next `length` bytes of the archive, to be filled in before anything else is asked for."""
-        if self._filled + length > len(self._buffer):
-            self.flush()
-            if length > len(self._buffer):
-                self._buffer = bytearray(length)
-        start = self._filled
-        self._filled += length
-        self.size += length
-        return memoryview(self._buffer)[start : start + length]
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        waiting = memoryview(self._buffer)[: self._filled]
-        while len(waiting):
-            waiting = waiting[os.write(self._file, waiting) :]
-        self._filled = 0
-
-    def finish(self) -> None:
-        """End the archive as tarfile does: two blocks of zeros, and more up to a multiple of ten kilobytes."""
-        zeros = bytes(2 * BLOCK + -(self.size + 2 * BLOCK) % ARCHIVE_END)
-        self.room(len(zeros))[:] = zeros
-        self.flush()
-
-    def __enter__(self) -> TarWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-
-def _copy_samples(
-    plan: ShardPlan,
-    first: int,
-    tar: Tar,
-    table: pa.Table,
-    subset: Subset,
-    writer: TarWriter,
-    caption_field: str | None,
-) -> int:
-    """Copy what an output shard has of one tar; return the place in P after the tar's last sample."""
-    uids = unpack_uids(table["uid"])
-    copies = count_of(uids, subset.uids) * present_rows(table)
-    ends = first + np.cumsum(copies)
-    rows = np.flatnonzero((copies > 0) & (ends > plan.start) & (ends - copies < plan.stop))
-    chosen = table.take(pa.array(rows))
-    spelt = format_uids(uids[rows])
-    others = chosen["others"].to_pylist() if chosen["others"].null_count < len(rows) else [None] * len(rows)
-    extensions = chosen["image_extension"].to_pylist()
-    places = {name: chosen[name].to_pylist() for name in _PLACES}
-    with open_sequential(tar.path, state=tar.state) as file:
-        for number, row in enumerate(rows.tolist()):
-            members = [
-                (extensions[number], places["image_offset"][number], places["image_length"][number]),
-                ("txt", places["text_offset"][number], places["text_length"][number]),
-            ]
-            if places["json_offset"][number] >= 0:
-                members.append(("json", places["json_offset"][number], places["json_length"][number]))
-            for other in others[number] or ():
-                members.append((other["extension"], other["offset"], other["length"]))
-            caption: bytes | None = None
-            if caption_field is not None:  # the caption's place is the JSON's
-                caption = caption_of(file.read(*members[1][1:]), caption_field)
-                members = [m for m in members if m[0] != "txt"] + [("txt", _NOT_IN_TAR, len(caption))]
-            members.sort()
-            before = int(ends[row] - copies[row])
-            for copy in range(max(plan.start - before, 0), min(plan.stop - before, int(copies[row]))):
-                _copy_sample(f"{spelt[number]}-{copy}", members, file, writer, caption)
-    return int(ends[-1]) if len(ends) else first
-
-
-def _copy_sample(
-    key: str,
-    members: list[tuple[str, int, int]],
-    file: SequentialReader,
-    writer: TarWriter,
-    caption: bytes | None = None,
-) -> None:
-    """Copy a sample's members, (extension, offset, length) in their new order; raises ValueError where one is cut off.
-
-    Members that stand in this order already are read in one piece, headers and all, which are then written over.
-    """
-    padded = [BLOCK + length + padding(length) for _, _, length in members]
-    room = writer.room(sum(padded))
-    start = members[0][1]
-    expected = start
-    for (_, offset, _), size in zip(members, padded, strict=True):
-        if offset != expected:
-            break
-        expected += size
-    else:
-        length = expected - start - BLOCK - padding(members[-1][2])
-        file.readinto(start, room[BLOCK : BLOCK + length])
-        start = -1
-    at = 0
-    for (extension, offset, length), size in zip(members, padded, strict=True):
-        room[at : at + BLOCK] = member_header(f"{key}.{extension}", length)
-        if offset == _NOT_IN_TAR:
-            room[at + BLOCK : at + BLOCK + length] = caption or b""
-        elif start >= 0:
-            file.readinto(offset, room[at + BLOCK : at + BLOCK + length])
-        room[at + BLOCK + length : at + size] = bytes(size - BLOCK - length)
-        at += size
-
-
-_NOT_IN_TAR = -1  # the place of a member that stands in another
-_PLACES = ("image_offset", "image_length", "text_offset", "text_length", "json_offset", "json_length")
-
-
 def _is_written(out_dir: Path, plan: ShardPlan) -> bool:
     """Tell whether an output shard is finished: its statistics come after it."""
     stats_path = out_dir / STATS_FORMAT.format(plan.number)
@@ -384,73 +221,9 @@ def _is_written(out_dir: Path, plan: ShardPlan) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Resharded:
-    """A finished resharding: what it was cut out of, and its samples as training takes them."""
-
-    record: Record
-    index: PoolIndex
-    samples: np.ndarray  # P: places in the index, those of a sample's copies alike
-
-
-def resharded_record(exp_dir: Path) -> Record | None:
-    """Return the record of an experiment's own shards, or None where it has none and is trained in place.
-
-    Raises ValueError where they are not finished.
-    """
-    shards_dir = exp_dir / SHARDS_NAME
-    if not shards_dir.exists():
-        return None
-    record = read_record(shards_dir / RECORD_NAME)
-    if record is None:
-        raise UserError(
-            f"{shards_dir} is not finished (it has no {RECORD_NAME}); run `winnow reshard exp_dir={exp_dir}` again, or "
-            "delete the folder to train on the pool in place",
-            code="shards-unfinished",
-        )
-    return record
-
-
-def read_resharded(exp_dir: Path, record: Record) -> Resharded:
-    """Open an experiment's own shards; raises ValueError where they are not those that their record speaks of."""
-    shards_dir = exp_dir / SHARDS_NAME
-    index = read_index(exp_dir, build_index(exp_dir, uids_in_keys=True))
-    if index.summary.damaged:
-        tar, damaged = index.summary.damaged[0]
-        raise UserError(
-            f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, "
-            "with the shard_size that it had, makes it anew",
-            code="tar-damaged",
-        )
-    for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):
-        stats_path = shards_dir / f"{tar.path.stem}_stats.json"
-        if not stats_path.exists() or read_json(stats_path) != {"successes": counts.present}:
-            raise UserError(
-                f"{tar.path} does not hold the samples that {stats_path.name} counts; delete it and reshard again",
-                code="record-differs",
-            )
-    if (len(index.summary.tars), len(index)) != (record.result["shards"], record.result["samples"]):
-        raise UserError(
-            f"{shards_dir} holds {len(index):,} samples in {len(index.summary.tars):,} tars, but its {RECORD_NAME} "
-            f"says {record.result['samples']:,} in {record.result['shards']:,}; reshard again",
-            code="record-differs",
-        )
-    subset = load_subset(exp_dir / SUBSET_NAME)
-    num_foreign = int((count_of(index.uids, subset.uids) == 0).sum())
-    if num_foreign:
-        raise UserError(
-            f"{shards_dir} holds {num_foreign:,} samples that are none of {SUBSET_NAME}; reshard again",
-            code="record-differs",
-        )
-    # Copies of one sample follow each other from copy 0 on; all of them are read where that one stands.
-    tables = index_tables(index_dir_of(exp_dir), index.summary.tars, ["key"])
-    is_first = np.concatenate([pc.ends_with(table["key"], "-0").to_numpy() for table in tables])
-    return Resharded(record, index, np.maximum.accumulate(np.where(is_first, np.arange(len(index)), 0)))
-
-
 def refuse_foreign(out_dir: Path) -> None:
     """Raise ValueError where anything stands in a folder that this program has not begun."""
-    if not out_dir.exists() or any((out_dir / name).exists() for name in (RECORD_NAME, PLAN_NAME)):
+    if not out_dir.exists() or any((out_dir / name).exists() for name in (RESHARD_RECORD_NAME, PLAN_NAME)):
         return
     if not out_dir.is_dir():
         raise UserError(f"{out_dir} is no folder; give another out_dir=", code="folder-not-empty")

@@ -9,7 +9,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from benchmark.pool.index import PoolIndex, caption_of
+from benchmark.pool.index import PoolIndex
+from benchmark.pool.index_table import caption_of
 from benchmark.pool.tars import IMAGE_FORMATS
 from benchmark.runtime.ranges import RangeReader
 

@@ -8,18 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.pool.check import index_uids
 from benchmark.pool.folder import copy_file, iter_row_groups, make_pool, write_npz_rows, write_parquet_rows
-from benchmark.pool.index import (
-    ShardsNote,
-    hashes_images,
-    narrow_index,
-    only_path,
-    read_note,
-    shards_dir_of,
-    write_note,
-)
+from benchmark.pool.index import hashes_images, narrow_index
+from benchmark.pool.meeting import index_uids
 from benchmark.pool.pool import ASSETS_NAME, Pool, planted_path
+from benchmark.pool.shards_note import ShardsNote, only_path, read_note, shards_dir_of, write_note
 from benchmark.pool.subset import load_subset, write_subset
 from benchmark.pool.uids import UID_DTYPE, count_of, parse_uids, sort_uids, sorted_blocks, unique_uids
 from benchmark.runtime.errors import UserError

@@ -18,8 +18,10 @@ import pyarrow as pa
 from webdataset import FluidWrapper
 from webdataset.utils import pytorch_worker_info
 
-from benchmark.pool.index import IndexSummary, caption_of, index_tables, present_rows, read_note, unpack_uids
+from benchmark.pool.index_counts import IndexSummary
+from benchmark.pool.index_table import caption_of, index_tables, present_rows, unpack_uids
 from benchmark.pool.order import SampleOrder, present_samples
+from benchmark.pool.shards_note import read_note
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import count_of
 from benchmark.runtime.console import warn

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from benchmark.pool.index import shards_dir_of
 from benchmark.pool.pool import planted_path
+from benchmark.pool.shards_note import shards_dir_of
 from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_chooser, get_strategy
 from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.files import Json, digest

@@ -5,11 +5,13 @@ The same decoding serves the samples held in memory and those read on the way, s
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from benchmark.models.build import Tokenizer
-from benchmark.pool.order import AUGMENT_STREAM, SampleOrder, count_repeats
+from benchmark.models.build import Tokenizer, build_tokenizer
+from benchmark.pool.index import PoolIndex
+from benchmark.pool.order import AUGMENT_STREAM, SampleOrder, count_repeats, present_samples
 from benchmark.pool.samples import SampleReader, decode_pixels
+from benchmark.pool.subset import Subset
+from benchmark.pool.uids import UidMarks
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.keyed import keyed_uint64, keyed_uniform
 from benchmark.runtime.stopping import ignore_stop_signals
@@ -297,3 +302,51 @@ def batches_from(dataset: StepBatches, first_step: int, workers: int, device: st
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+class TrainingData:
+    """What the seeds of one experiment share: P, the reader, the tokenizer, and the samples if they fit in memory."""
+
+    def __init__(
+        self, index: PoolIndex, samples: np.ndarray, scale: Scale, *, num_absent: int = 0, num_damaged: int = 0
+    ) -> None:
+        """Take P as places in the index, copies side by side and alike.
+
+        `num_absent` uids have no sample there, and `num_damaged` of the pool's tars are damaged.
+        """
+        self.scale = scale
+        self.num_absent, self.num_damaged = num_absent, num_damaged
+        self.samples = samples
+        self.reader = SampleReader(index, samples)
+        self._tokenizer: Tokenizer | None = None
+        self._held: HeldSamples | None = None
+
+    @cached_property
+    def order(self) -> str:
+        """Return the sha256 of P's uids in their order, which hangs on the tars' names as on nothing else recorded."""
+        told = hashlib.sha256()
+        for start in range(0, len(self.samples), 1 << 20):
+            told.update(self.reader.index.uids[self.samples[start : start + (1 << 20)]].tobytes())
+        return told.hexdigest()
+
+    @classmethod
+    def of(cls, index: PoolIndex, subset: Subset, scale: Scale) -> TrainingData:
+        """Take the subset's samples where they lie in the pool; the index need hold no others."""
+        found = UidMarks(subset.uids)
+        found.mark(index.uids)
+        return cls(
+            index,
+            present_samples(index.uids, subset),
+            scale,
+            num_absent=found.num_distinct - found.num_marked,
+            num_damaged=len(index.summary.damaged),
+        )
+
+    def batches(self, seed: int, ranks: Ranks = SINGLE_PROCESS) -> StepBatches:
+        """Return the run's batches; the first call decodes the samples."""
+        order = SampleOrder(self.samples, self.scale, seed)
+        if self._tokenizer is None:
+            self._tokenizer = build_tokenizer(self.scale.model)
+            if fits_memory(order):
+                self._held = hold_samples(self.reader, self._tokenizer, self.scale)
+        return StepBatches(order, self.reader, self._tokenizer, self._held, ranks)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.pool.index import PoolIndex, index_tables
+from benchmark.pool.index import PoolIndex
+from benchmark.pool.index_table import index_tables
 from benchmark.pool.subset import SUBSET_NAME, write_subset
 from benchmark.pool.uids import count_of, format_uids, parse_uids, sort_uids
 from benchmark.runtime.files import atomic_path

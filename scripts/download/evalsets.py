@@ -32,7 +32,7 @@ from benchmark.runtime.files import Json, read_json, rename, sha256_of, write_by
 from benchmark.runtime.storage import file_hash, state_of
 from benchmark.toolbox.hub_rows import CACHE_NAME, rows_folder
 from scripts.download.metadata import flat_names
-from scripts.download.record import PARTIAL_NAME, RECORD_NAME, HubFile
+from scripts.download.record import DOWNLOAD_RECORD_NAME, PARTIAL_NAME, HubFile
 
 SHARD_COUNT = "test/nshards.txt"
 TEXT_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", SHARD_COUNT)
@@ -208,8 +208,12 @@ def read_record(source: Source, path: Path) -> EvalSet:
 
 def _record_paths(source: Source) -> list[Path]:
     if source.has_rows:
-        return [path for path in sorted(source.place.glob(f"*/{RECORD_NAME}")) if COMMIT.fullmatch(path.parent.name)]
-    return [path for path in [source.place / RECORD_NAME] if path.exists()]
+        return [
+            path
+            for path in sorted(source.place.glob(f"*/{DOWNLOAD_RECORD_NAME}"))
+            if COMMIT.fullmatch(path.parent.name)
+        ]
+    return [path for path in [source.place / DOWNLOAD_RECORD_NAME] if path.exists()]
 
 
 def _is_known(name: str) -> bool:
@@ -351,7 +355,7 @@ def _squeezed(error: BaseException) -> str:
 
 def make_plan(eval_set: EvalSet) -> Plan:
     """Compare a set with its folder; a file is hashed only where size and time are not those of a verified one."""
-    record_path = eval_set.folder / RECORD_NAME
+    record_path = eval_set.folder / DOWNLOAD_RECORD_NAME
     recorded: Mapping[str, Json] = read_json(record_path).get("files", {}) if record_path.exists() else {}
     there: dict[str, str] = {}
     missing, other = [], []
@@ -551,7 +555,7 @@ def _write_record(work: _Work) -> None:
         "commit": eval_set.commit,
         "files": files,
     }
-    path = eval_set.folder / RECORD_NAME
+    path = eval_set.folder / DOWNLOAD_RECORD_NAME
     if not path.exists() or read_json(path) != value:
         write_json(path, value)
 
@@ -625,14 +629,14 @@ class _ShowToken(urllib.request.BaseHandler):
 def recorded_sets(out: Path) -> list[EvalSet]:
     """Return the sets whose records lie in a folder; raises FileNotFoundError where there are none."""
     found = []
-    for pattern, has_rows in ((f"*/{RECORD_NAME}", False), (f"{CACHE_NAME}/*/*/{RECORD_NAME}", True)):
+    for pattern, has_rows in ((f"*/{DOWNLOAD_RECORD_NAME}", False), (f"{CACHE_NAME}/*/*/{DOWNLOAD_RECORD_NAME}", True)):
         for path in sorted(out.glob(pattern)):
             place = path.parent.parent if has_rows else path.parent
             value = read_json(path)
             repo = str(value.get("repo")) if isinstance(value, dict) else ""
             found.append(read_record(Source((place.name,), repo, place, has_rows), path))
     if not found:
-        raise NotFoundError(f"{out} has no set with a {RECORD_NAME}; fetch one first", code="not-found")
+        raise NotFoundError(f"{out} has no set with a {DOWNLOAD_RECORD_NAME}; fetch one first", code="not-found")
     return found
 
 

@@ -27,8 +27,8 @@ from benchmark.runtime.files import Json, read_json, rename, write_json
 from benchmark.runtime.records import describe_differences
 from benchmark.runtime.tables import read_parquet
 from scripts.download.record import (
+    DOWNLOAD_RECORD_NAME,
     KEY_DIGITS,
-    RECORD_NAME,
     SHARD_DIGITS,
     SIDE_SCHEMA,
     Download,
@@ -65,7 +65,7 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
     if recorded := download.record.get("settings"):
         if shown := describe_differences(now, recorded):
             raise UserError(
-                f"{download.out} was begun with other settings ({RECORD_NAME}): {shown}; "
+                f"{download.out} was begun with other settings ({DOWNLOAD_RECORD_NAME}): {shown}; "
                 "repeat those, or choose another folder",
                 code="record-differs",
             )

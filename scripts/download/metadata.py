@@ -15,7 +15,7 @@ from tqdm import tqdm
 from benchmark.runtime.console import say
 from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.files import rename, sha256_of
-from scripts.download.record import RECORD_NAME, Download, HubFile, need_space
+from scripts.download.record import DOWNLOAD_RECORD_NAME, Download, HubFile, need_space
 
 
 def fetch_metadata(download: Download, repo: str, revision: str, *, features: bool) -> None:
@@ -180,12 +180,12 @@ def adopt_metadata(download: Download, repo: str, revision: str) -> None:
     for name, file in download.files.items():
         if name.endswith(".parquet") and there.get(name) != file.size:
             raise UserError(
-                f"{download.metadata_dir / name} has {there.get(name, 0):,} bytes, {file.size:,} by {RECORD_NAME}; "
-                "run without --skip-metadata to fetch it anew",
+                f"{download.metadata_dir / name} has {there.get(name, 0):,} bytes, {file.size:,} by "
+                f"{DOWNLOAD_RECORD_NAME}; run without --skip-metadata to fetch it anew",
                 code="record-differs",
             )
     if extra := {name for name in there if name.endswith(".parquet")} - set(download.files):
         raise UserError(
-            f"{download.metadata_dir} has {min(extra)}, which is not in {RECORD_NAME}; take it away",
+            f"{download.metadata_dir} has {min(extra)}, which is not in {DOWNLOAD_RECORD_NAME}; take it away",
             code="record-differs",
         )

@@ -19,7 +19,7 @@ from benchmark.runtime.files import Json, read_json, write_json
 from benchmark.runtime.records import describe_differences
 from benchmark.runtime.tables import read_parquet
 
-RECORD_NAME = "download.json"
+DOWNLOAD_RECORD_NAME = "download.json"
 PARTIAL_NAME = ".partial"
 GB = 10**9
 SHARD_DIGITS, KEY_DIGITS = 8, 4
@@ -95,7 +95,7 @@ class Download:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.record_path = out / RECORD_NAME
+        self.record_path = out / DOWNLOAD_RECORD_NAME
         self.record: dict[str, Json] = read_json(self.record_path) if self.record_path.exists() else {}
 
     @property
@@ -160,8 +160,9 @@ def check_origin(download: Download, repo: str | None, revision: str | None, ski
         there = next((path for path in (*out.glob("metadata/*.parquet"), *out.glob("shards/*.tar"))), None)
         if there and (not skip_metadata or there.suffix == ".tar"):
             raise UserError(
-                f"{out} holds {there.relative_to(out)} but no {RECORD_NAME}, so it was not downloaded by this program; "
-                "choose another folder" + ("" if there.suffix == ".tar" else ", or give --skip-metadata to use it"),
+                f"{out} holds {there.relative_to(out)} but no {DOWNLOAD_RECORD_NAME}: it was not downloaded by this "
+                "program; choose another folder"
+                + ("" if there.suffix == ".tar" else ", or give --skip-metadata to use it"),
                 code="folder-not-empty",
             )
         if repo is None:
@@ -171,7 +172,9 @@ def check_origin(download: Download, repo: str | None, revision: str | None, ski
     if wanted["revision"] == record.get("commit"):
         wanted["revision"] = record["revision"]
     if shown := describe_differences(wanted, {name: record[name] for name in wanted}):
-        raise UserError(f"{out} is another pool ({RECORD_NAME}): {shown}; choose another folder", code="record-differs")
+        raise UserError(
+            f"{out} is another pool ({DOWNLOAD_RECORD_NAME}): {shown}; choose another folder", code="record-differs"
+        )
     return record["repo"], record["revision"]
 
 

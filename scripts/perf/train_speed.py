@@ -132,7 +132,7 @@ def training_data(job: Job, scale: Scale, limit: int) -> Any:
     """Return the harness's training data over the pool's first `limit` samples."""
     from benchmark.pool.index import read_index
     from benchmark.pool.subset import Subset
-    from benchmark.training.train import TrainingData
+    from benchmark.training.data import TrainingData
 
     index = read_index(Path(job.pool_dir))
     return TrainingData.of(index, Subset.of(index.uids[:limit]), scale)
@@ -170,8 +170,9 @@ def measure_bare(job: Job) -> Outcome:
     from benchmark.models.build import build_model
     from benchmark.models.pixels import normalise
     from benchmark.training.data import batches_from
+    from benchmark.training.exact import recipe_threads
+    from benchmark.training.memory import keep_freed_memory
     from benchmark.training.step import make_optimizer
-    from benchmark.training.train import keep_freed_memory, recipe_threads
 
     scale = scale_of(job)
     one_step = replace(scale, samples_seen=scale.batch_size)
@@ -223,7 +224,7 @@ def measure_bare(job: Job) -> Outcome:
 def measure_decoding(job: Job) -> Outcome:
     """Take our batches as training does, without a model: reading, decoding, cropping and tokenizing alone."""
     from benchmark.training.data import batches_from
-    from benchmark.training.train import recipe_threads
+    from benchmark.training.exact import recipe_threads
 
     scale = scale_of(job)
     data = training_data(job, scale, scale.samples_seen)

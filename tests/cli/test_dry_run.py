@@ -12,8 +12,10 @@ from benchmark.cli import dry_run
 from benchmark.cli.dry_run import cutting_reads, filter_reads, training_reads
 from benchmark.cli.main import main
 from benchmark.pool import images
-from benchmark.pool.index import IndexSummary, PoolIndex, Tar
+from benchmark.pool.index import PoolIndex
+from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.pool import Pool
+from benchmark.pool.shards import Tar
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import parse_uids
 from benchmark.runtime.ranges import BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES, RangeReader

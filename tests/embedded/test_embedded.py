@@ -21,7 +21,18 @@ import pytest
 from PIL import Image
 
 import benchmark.embedded.pool as pool_module
+from benchmark.embedded.captions import write_caption
 from benchmark.embedded.evalsets import GROUP_NAMES, draw_examples, evaluation_sets
+from benchmark.embedded.pairs import (
+    DUPLICATE_SHARE,
+    FIRST_DUPLICATE,
+    GENERATOR_VERSION,
+    KIND_SHARES,
+    KINDS,
+    NEAR_SHARE,
+    Pair,
+    draw_pair,
+)
 from benchmark.embedded.pictograms import (
     CATEGORIES,
     CATEGORY_OF,
@@ -33,26 +44,9 @@ from benchmark.embedded.pictograms import (
     glyphs_of,
     other_concepts,
 )
-from benchmark.embedded.pool import (
-    DUPLICATE_SHARE,
-    FIRST_DUPLICATE,
-    KIND_SHARES,
-    KINDS,
-    NEAR_SHARE,
-    Pair,
-    build_pool,
-    draw_pair,
-)
-from benchmark.embedded.world import (
-    EVALUATION_DIGITS,
-    POOL_WORLD,
-    REFERENCE_WORLD,
-    SHAPE_NAMES,
-    World,
-    digits_of,
-    draw_random_scene,
-    write_caption,
-)
+from benchmark.embedded.pool import build_pool
+from benchmark.embedded.shapes import SHAPE_NAMES
+from benchmark.embedded.world import EVALUATION_DIGITS, POOL_WORLD, REFERENCE_WORLD, World, digits_of, draw_random_scene
 from benchmark.registry import SUITES, load_tasks
 from benchmark.runtime.records import Record, write_record
 from benchmark.scales import SCALES
@@ -79,7 +73,7 @@ def test_a_pair_does_not_depend_on_what_was_drawn_before(pairs: list[Pair]) -> N
 
 
 def test_uids_follow_from_version_seed_and_index() -> None:
-    expected = hashlib.sha256(f"winnow/{pool_module.GENERATOR_VERSION}/5/17".encode()).digest()[:16].hex()
+    expected = hashlib.sha256(f"winnow/{GENERATOR_VERSION}/5/17".encode()).digest()[:16].hex()
     assert draw_pair(5, 17).uid == expected
     assert draw_pair(6, 17).uid != expected
 

@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmark.cli.main import EXIT_USER, main
-from benchmark.embedded.world import draw_picture, draw_random_scene, write_caption
+from benchmark.embedded.captions import write_caption
+from benchmark.embedded.pictures import draw_picture
+from benchmark.embedded.world import draw_random_scene
 from benchmark.experiment.choice import Choice
 from benchmark.models.build import build_model, build_tokenizer
 from benchmark.pool import images as images_module

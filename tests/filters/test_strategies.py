@@ -12,8 +12,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from scipy.special import logsumexp
 
+from benchmark.embedded.captions import write_caption
 from benchmark.embedded.noise import draw_word
-from benchmark.embedded.world import draw_picture, draw_random_scene, load_font, write_caption
+from benchmark.embedded.pictures import draw_picture, load_font
+from benchmark.embedded.world import draw_random_scene
 from benchmark.models.build import build_model, build_tokenizer
 from benchmark.models.reference import ARCHITECTURE, load_reference_model, to_images
 from benchmark.pool.pool import Pool

@@ -27,7 +27,7 @@ from benchmark.registry import SUITES, TASKS
 from benchmark.runtime.records import Record, read_record, write_record
 from benchmark.runtime.text_tables import score, signed
 from benchmark.scales import SCALES
-from benchmark.training.train import RECORD_NAME as TRAINED_NAME
+from benchmark.training.train import CHECKPOINT_RECORD_NAME as TRAINED_NAME
 from leaderboard.curve import curve_frame, plot_curve, render_curve
 from leaderboard.entries import (
     Entry,

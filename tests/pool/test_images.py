@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from benchmark.cli.main import EXIT_USER, main
+from benchmark.embedded.captions import write_caption
 from benchmark.embedded.noise import draw_word
-from benchmark.embedded.world import draw_picture, draw_random_scene, write_caption
+from benchmark.embedded.pictures import draw_picture
+from benchmark.embedded.world import draw_random_scene
 from benchmark.pool import images as images_module
 from benchmark.pool.images import locate_images, read_images
 from benchmark.pool.pool import Pool

@@ -17,16 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from benchmark.pool.index import (
-    ShardsNote,
-    build_index,
-    has_tars,
-    index_tar,
-    read_index,
-    tars_left_out,
-    unindexed_tars,
-    write_note,
-)
+from benchmark.pool.index import build_index, read_index, unindexed_tars
+from benchmark.pool.index_scan import index_tar
+from benchmark.pool.shards_note import ShardsNote, has_tars, tars_left_out, write_note
 from benchmark.pool.tars import Damage, iter_members, scan_tar, write_tar
 from benchmark.pool.uids import format_uids
 from tests.conftest import jpeg, members, uid, user_error

@@ -15,7 +15,8 @@ import pytest
 from benchmark.cli.main import main
 from benchmark.pool import check as pool_check
 from benchmark.pool import uids as uids_module
-from benchmark.pool.check import check_pool, index_pool
+from benchmark.pool.check import check_pool
+from benchmark.pool.index_report import index_pool
 from benchmark.pool.pool import Pool
 from benchmark.pool.tars import write_tar
 from benchmark.selection.runnable import filters_of
@@ -145,7 +146,7 @@ def test_check_counts_coverage_by_uid_and_not_by_numbers(tmp_path):
 def test_check_is_the_same_where_uids_do_not_fit_into_memory(tmp_path, monkeypatch, pico_pool):
     report = check_pool(pico_pool)
     sort = uids_module.sorted_blocks
-    monkeypatch.setattr("benchmark.pool.check.sorted_blocks", lambda parts, folder: sort(parts, folder, max_held=100))
+    monkeypatch.setattr("benchmark.pool.meeting.sorted_blocks", lambda parts, folder: sort(parts, folder, max_held=100))
     assert check_pool(pico_pool).as_json() == report.as_json()
     made = json.loads((pico_pool / "pool.json").read_text())["result"]
     assert (report.meeting.rows, report.meeting.rows_present) == (made["rows"], made["samples"])

@@ -641,7 +641,7 @@ def test_a_killed_import_may_be_begun_anew_with_other_settings(tars, tmp_path, m
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmark.pool.importing._import_tars", killed)
+    monkeypatch.setattr("benchmark.pool.importing.metadata_from_tars", killed)
     given = ["--shards", tars, "--out", tmp_path / "out"]
     assert importing(capsys, *given, "--column", "score=similarity")[0] == 130
     left = {path.name for path in (tmp_path / "out").iterdir()}

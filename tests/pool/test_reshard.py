@@ -23,7 +23,9 @@ from benchmark.cli.main import EXIT_USER, main
 from benchmark.pool import reshard as reshard_module
 from benchmark.pool.index import build_index
 from benchmark.pool.pool import Pool
-from benchmark.pool.reshard import count_samples, plan_shards, read_resharded, reshard, resharded_record, write_shard
+from benchmark.pool.reshard import count_samples, plan_shards, reshard
+from benchmark.pool.reshard_tars import write_shard
+from benchmark.pool.resharded import read_resharded, resharded_record
 from benchmark.pool.samples import SampleReader
 from benchmark.pool.subset import Subset, load_subset
 from benchmark.pool.tars import member_header, write_tar
@@ -534,7 +536,7 @@ def agree_with_tarfile(small_pool) -> None:
     with (
         tempfile.TemporaryDirectory() as name,
         mock.patch("benchmark.pool.index.MANY_TARS", 100),  # a process for each takes longer than all the rest
-        mock.patch("benchmark.pool.reshard.WRITE_BYTES", write_bytes),
+        mock.patch("benchmark.pool.reshard_tars.WRITE_BYTES", write_bytes),
     ):
         # The metadata knows 0 to 10; 10 has no link that works. 11 is not known at all.
         pool_dir, exp_dir = write_pool(Path(name, "pool"), {"uid": [uid(n) for n in range(11)]}), Path(name, "exp")

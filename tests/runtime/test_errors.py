@@ -38,7 +38,7 @@ MAY_BE_RAISED = {"MemoryError", "SystemExit", "AssertionError", "KeyboardInterru
 CAUGHT_THERE = {
     ("benchmark/__init__.py", "AttributeError"),  # what PEP 562 has a module raise
     ("benchmark/toolbox/hub_rows.py", "OSError"),
-    ("benchmark/training/train.py", "OSError"),
+    ("benchmark/training/state.py", "OSError"),
     ("benchmark/runtime/executor.py", "ImportError"),
     ("scripts/download/runner.py", "ValueError"),
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmark.embedded import noise, world
+from benchmark.embedded import noise, pictures, world
 from benchmark.toolbox.text_boxes import Box, find_text, paint_over
 
 INK, PAPER = (20, 40, 90), (240, 235, 200)
@@ -31,7 +31,7 @@ def share_with_text(pixels):
 def write(text, size, *, side=256, at=(20, 30), font="DejaVuSans", picture=None):
     """Draw a text; return the picture and the text's own box as slices."""
     picture = Image.new("RGB", (side, side), PAPER) if picture is None else picture.copy()
-    draw, loaded = ImageDraw.Draw(picture), world.load_font(font, size)
+    draw, loaded = ImageDraw.Draw(picture), pictures.load_font(font, size)
     draw.text(at, text, fill=INK, font=loaded)
     left, top, right, bottom = (int(value) for value in draw.textbbox(at, text, font=loaded))
     return np.asarray(picture), np.s_[top:bottom, left:right]
@@ -45,7 +45,7 @@ def test_words_of_the_embedded_world_are_found():
 def test_drawings_without_words_are_left_alone(kind):
     def draw(rng):
         if kind == "scenes":
-            return world.draw_picture(world.draw_random_scene(rng), rng)
+            return pictures.draw_picture(world.draw_random_scene(rng), rng)
         return noise.draw_off_domain(rng)[0]
 
     assert share_with_text(drawings(draw, 400, kind)) < 0.05

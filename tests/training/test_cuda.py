@@ -11,8 +11,8 @@ from benchmark.pool.index import read_index
 from benchmark.pool.subset import Subset
 from benchmark.scales import SCALES
 from benchmark.training import train
+from benchmark.training.data import TrainingData
 from benchmark.training.step import LossScaler, make_optimizer, train_step
-from benchmark.training.train import TrainingData
 from tests.training.test_step import build, open_clips
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")

@@ -18,10 +18,10 @@ from benchmark.models.build import build_model
 from benchmark.pool.index import read_index
 from benchmark.pool.subset import Subset
 from benchmark.scales import SCALES
-from benchmark.training.data import Batch, batches_from
+from benchmark.training.data import Batch, TrainingData, batches_from
+from benchmark.training.exact import recipe_threads
 from benchmark.training.ranks import Ranks, check_split, wrap
 from benchmark.training.step import contrastive_loss, make_optimizer, train_step
-from benchmark.training.train import TrainingData, recipe_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIEF = dataclasses.replace(SCALES["pico"], samples_seen=640, warmup_steps=3)

@@ -17,8 +17,9 @@ from benchmark.models.pixels import normalise
 from benchmark.pool.index import read_index
 from benchmark.pool.subset import Subset
 from benchmark.scales import SCALES
+from benchmark.training.data import TrainingData
+from benchmark.training.exact import recipe_threads
 from benchmark.training.step import LossScaler, contrastive_loss, learning_rate_at, make_optimizer, train_step
-from benchmark.training.train import TrainingData, recipe_threads
 
 STEPS = 20
 BRIEF = dataclasses.replace(SCALES["pico"], batch_size=16, samples_seen=STEPS * 16, warmup_steps=3, learning_rate=5e-4)

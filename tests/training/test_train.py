@@ -29,9 +29,13 @@ from benchmark.pool.uids import count_of, format_uids, parse_uids
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import sha256_of
 from benchmark.scales import SCALES, get_scale
-from benchmark.training import step, train
+from benchmark.training import data as data_module
+from benchmark.training import exact, memory, step, train
+from benchmark.training import state as state_module
+from benchmark.training.data import TrainingData
+from benchmark.training.memory import fitting_accumulation
 from benchmark.training.ranks import Ranks
-from benchmark.training.train import TrainingData, TrainState, fitting_accumulation, newest_state
+from benchmark.training.state import TrainState, newest_state
 from tests.conftest import user_error
 
 SHORT = dataclasses.replace(SCALES["pico"], samples_seen=320, batch_size=32, warmup_steps=3)
@@ -221,7 +225,7 @@ def test_undecodable_pictures_are_named_with_tar_and_key_and_can_be_taken_out(
     subset = Subset.of(np.concatenate([index.uids, index.uids[:10]]))
     seed_dir = tmp_path / "exp" / "seed-0"
     subset.write(seed_dir.parent / "subset.npy")
-    monkeypatch.setattr(train, "fits_memory", lambda order: not workers)
+    monkeypatch.setattr(data_module, "fits_memory", lambda order: not workers)
     with pytest.raises(UserError) as caught:
         run(TrainingData.of(index, subset, SHORT), seed_dir / "checkpoint", workers=workers)
     told, logs = str(caught.value), seed_dir / "logs"
@@ -286,8 +290,8 @@ def test_what_a_step_held_is_free_before_memory_is_measured(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 100))
-    monkeypatch.setattr(train, "peak_memory", peak)
-    advice = train.memory_advice(nn.Linear(1, 1), OnGpu(range(64)), SHORT, 3, 1, Ranks())
+    monkeypatch.setattr(memory, "peak_memory", peak)
+    advice = memory.memory_advice(nn.Linear(1, 1), OnGpu(range(64)), SHORT, 3, 1, Ranks())
     with (
         pytest.raises(MemoryError, match=r"step 3, 64 .*accumulation=4.*16 "),
         advice,
@@ -320,7 +324,7 @@ def test_a_state_that_takes_long_to_write_is_written_less_often(tmp_path, saving
 
 
 def test_checkpoints_that_would_not_fit_are_refused_before_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    monkeypatch.setattr(state_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
     with pytest.raises(OSError, match=r"11 MB.*1 MB"):
         run(data, tmp_path)
     assert not contents(tmp_path)
@@ -338,7 +342,7 @@ def test_a_full_disk_leaves_the_state_before_whole(data, undisturbed, tmp_path, 
         save_file(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_file", save_or_not)
+        patch.setattr(state_module, "save_file", save_or_not)
         with pytest.raises(OSError, match="No space left on device"):
             run(data, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"state.safetensors", "state-before.safetensors"}
@@ -358,7 +362,7 @@ def test_a_full_disk_leaves_the_state_before_whole(data, undisturbed, tmp_path, 
 def test_a_model_whose_runs_would_not_be_exact_is_refused(monkeypatch, part, said):
     unfit = build_model("pico_cnn")
     unfit.visual.extra = part
-    monkeypatch.setattr(train, "build_model", lambda *_: unfit)
+    monkeypatch.setattr(state_module, "build_model", lambda *_: unfit)
     if said is None:
         assert TrainState.begin(SHORT, 0, "cpu").model is unfit
     else:
@@ -369,7 +373,7 @@ def test_a_model_whose_runs_would_not_be_exact_is_refused(monkeypatch, part, sai
 def test_a_model_of_another_loss_is_refused(monkeypatch):
     biased = build_model("pico_cnn")
     biased.logit_bias = nn.Parameter(torch.zeros(1))
-    monkeypatch.setattr(train, "build_model", lambda *_: biased)
+    monkeypatch.setattr(state_module, "build_model", lambda *_: biased)
     with user_error("model-unfit"):
         TrainState.begin(SHORT, 0, "cpu")
 
@@ -512,11 +516,11 @@ def test_on_a_gpu_an_operation_without_a_fixed_order_is_refused_in_a_sentence(da
 def test_sums_have_one_order_on_a_gpu_and_afterwards_are_as_they_were(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    with train.repeatable_sums("cuda"):
+    with exact.repeatable_sums("cuda"):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory == fills
-    with train.repeatable_sums("cpu"):
+    with exact.repeatable_sums("cpu"):
         assert not torch.are_deterministic_algorithms_enabled()
