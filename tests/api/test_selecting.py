@@ -105,7 +105,7 @@ def test_a_signal_may_be_scored_itself():
 
 def test_a_signal_of_images_is_computed_from_the_pictures_given(pool):
     frame = pool.to_pandas(["uid", "text"]).iloc[:40]
-    images = images_of(pool, pool.num_rows)[:40]
+    images = images_of(pool, pool.count_rows())[:40]
     images[3] = None
     found = wb.score(frame, "clip_similarity", images=images)
     assert np.isnan(found[3]) and found.notna().sum() >= 30 and found.dtype == np.float32
@@ -211,7 +211,7 @@ def cell(power):
 
 cell(1)
 first = wb.select(pool, [wb.rule("in_a_cell")], workers=2)
-assert len(first) == round(0.2 * pool.num_rows)
+assert len(first) == round(0.2 * pool.count_rows())
 cell(-1)  # the cell was changed, and run again
 second = wb.select(pool, [wb.rule("in_a_cell"), wb.rule("basic", min_side=1)], workers=2)
 assert not set(first.to_series().index) & set(second.to_series().index)

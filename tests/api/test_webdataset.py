@@ -105,7 +105,7 @@ def test_persistent_workers_see_the_epoch_that_is_set(pool, subset, expected):
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_our_order_is_that_of_training_batch_by_batch(num_ranks, workers, pool, subset, monkeypatch):
-    data = TrainingData.of(pool.index_within(subset), subset, BRIEF)
+    data = TrainingData.of(pool.load_index(subset), subset, BRIEF)
     batches = data.batches(7)
     tokenizer = build_tokenizer(BRIEF.model)
     monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
@@ -162,7 +162,7 @@ def test_open_clips_trainer_trains_on_it_in_our_order(pool, subset):
     loader = webdataset.WebLoader(stages, batch_size=None, shuffle=False, num_workers=2, persistent_workers=True)
     loader.num_batches, loader.num_samples = BRIEF.steps, BRIEF.samples_seen
     unaugmented = dataclasses.replace(BRIEF, augmentation=dataclasses.replace(BRIEF.augmentation, pixels=0))
-    batches = TrainingData.of(pool.index_within(subset), subset, unaugmented).batches(1)
+    batches = TrainingData.of(pool.load_index(subset), subset, unaugmented).batches(1)
     ours = [(normalise(batches[step].images, BRIEF), batches[step].tokens.long()) for step in range(BRIEF.steps)]
 
     class Loader(list):
