@@ -15,11 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # As a notebook does: no file is the main module, and the folder it runs in comes first on sys.path.
 CODE = """
 import json, sys
-sys.path[:] = [*(["", *sys.argv[3:]]), *(p for p in sys.path if p not in ("", sys.argv[2]))]
+sys.path[:] = [*(["", sys.argv[3]]), *(p for p in sys.path if p not in ("", sys.argv[2]))]
 import winnow as wb
 
 assert wb.register_filter
-subset = wb.select(wb.open_pool(sys.argv[1]), [wb.rule("random", fraction=0.5), wb.rule("basic")], workers=2)
+rules = [wb.rule("random", fraction=0.5), wb.rule("basic")]
+subset = wb.select(wb.open_pool(sys.argv[1]), rules, workers=int(sys.argv[4]))
 board = wb.read_board("nano").to_pandas()
 import benchmark, filters
 print(json.dumps([len(subset), len(board), benchmark.__file__, wb.__file__, filters.THEIRS]))
@@ -54,22 +55,28 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-@pytest.fixture(params=[True, False], ids=["packages", "folders"])
-def user_dir(request, tmp_path):
-    """A folder of a user's, with our names; with or without `__init__.py`."""
+@pytest.fixture
+def user_dir(tmp_path):
+    return make_user_dir(tmp_path, has_packages=True)
+
+
+def make_user_dir(tmp_path, *, has_packages):
+    """Make a folder of a user's, with our names; with or without `__init__.py`."""
     for name in ("benchmark", "filters", "leaderboard"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "notes.py").write_text("raise RuntimeError('theirs')\n")
-        if request.param and name != "filters":
+        if has_packages and name != "filters":
             (tmp_path / name / "__init__.py").write_text("raise RuntimeError('theirs')\n")
     (tmp_path / "filters" / "__init__.py").write_text("THEIRS = True\n")
     return tmp_path
 
 
-@pytest.mark.parametrize("installed", [False, True], ids=["checkout", "wheel"])
-def test_winnow_finds_its_own_packages(installed, user_dir, pool_dir, request):
+@pytest.mark.parametrize("has_packages, installed", [(True, False), (False, False), (True, True), (False, True)])
+def test_winnow_finds_its_own_packages(has_packages, installed, tmp_path, pool_dir, request):
     place = request.getfixturevalue("site") if installed else ROOT
-    command = [sys.executable, "-c", CODE, str(pool_dir), str(ROOT), str(place)]
+    user_dir = make_user_dir(tmp_path / "user", has_packages=has_packages)
+    workers = "2" if has_packages else "0"  # a folder without __init__ hides nothing that lies further along the path
+    command = [sys.executable, "-c", CODE, str(pool_dir), str(ROOT), str(place), workers]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=user_dir, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
