@@ -30,22 +30,10 @@ from benchmark.runtime.console import say
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.failures import EXIT_PARTS, EXIT_PROBLEMS, end_of_script
 from benchmark.runtime.locks import locked
-from scripts.download.evalsets import (
-    EvalSet,
-    Outcome,
-    Source,
-    UnreachableError,
-    check_sets,
-    chosen_sets,
-    endpoint_of_hub,
-    fetch_sets,
-    find_set,
-    make_plan,
-    need_hub_client,
-    recorded_sets,
-    sources_of,
-    token_shown,
-)
+from scripts.download.check_evalsets import check_sets, chosen_sets, recorded_sets
+from scripts.download.evalsets import EvalSet, Source, make_plan, sources_of
+from scripts.download.evalsets_at_hub import UnreachableError, endpoint_of_hub, find_set, need_hub_client, token_shown
+from scripts.download.fetch_evalsets import Outcome, fetch_sets
 from scripts.download.record import GB, need_space
 
 SUITE = "datacomp"

@@ -27,7 +27,8 @@ from benchmark.pool.samples import decode_image
 from benchmark.runtime.errors import UserError
 from benchmark.training.data import Crop, crop_and_resize, draw_crop
 from scripts.perf.make_jpeg_pool import draw_picture, encode
-from scripts.perf.train_speed import OPEN_CLIP_AREA, SEED, machine
+from scripts.perf.train_report import OPEN_CLIP_AREA, machine
+from scripts.perf.train_speed import SEED
 
 IMAGE_SIZE = 224
 DRAFT_SIZE = 256  # the least that Pillow's draft mode may shrink to: a crop of 90 % still has 224 pixels

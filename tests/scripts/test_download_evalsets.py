@@ -240,7 +240,7 @@ def test_all_sets_of_the_suite_come_whole(hub, tmp_path, capsys):
 def test_a_second_run_asks_for_nothing_and_reads_nothing(hub, tmp_path, capsys, monkeypatch):
     assert run(tmp_path) == 0
     hub.asked.clear()
-    monkeypatch.setattr("scripts.download.evalsets._is_large", None)
+    monkeypatch.setattr("scripts.download.fetch_evalsets._is_large", None)
     monkeypatch.setattr(
         "scripts.download.evalsets.file_hash",
         lambda path, state: hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".txt" else 1 / 0,

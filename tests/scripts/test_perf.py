@@ -21,9 +21,9 @@ from benchmark.pool.samples import SampleReader
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import make_rule
 from benchmark.training.data import crop_and_resize, draw_crop
-from scripts.perf import decoders, eval_speed, filter_speed, make_jpeg_pool, train_speed
+from scripts.perf import decoders, eval_report, eval_speed, filter_speed, make_jpeg_pool, train_report, train_speed
 from scripts.perf.process import Timing
-from scripts.perf.train_speed import Job, Outcome
+from scripts.perf.train_report import Job, Outcome
 from tests.conftest import user_error
 from tests.wordnet_files import write_wordnet_files
 
@@ -56,7 +56,7 @@ def test_first_steps_can_be_left_out(pico_pool, leg):
     outcome = train_speed.run_in_process(job_of(leg, pico_pool, samples=192, stream=True, skip=1))
     assert outcome.samples == 128 and outcome.seconds > 0 and outcome.cpu_seconds > 0
     with user_error("perf", match="--skip 3"):
-        train_speed.scale_of(job_of(leg, pico_pool, samples=192, skip=3))
+        train_report.scale_of(job_of(leg, pico_pool, samples=192, skip=3))
 
 
 def test_open_clips_own_trainer_runs_on_the_same_tars(pico_pool):
@@ -96,7 +96,7 @@ def test_the_report_gives_medians_and_ratios(tmp_path, capsys):
         ]
         for slower in (1, 2, 1)
     ]
-    train_speed.print_report(jobs, train_speed.make_rows(jobs, rounds), 3)
+    train_report.print_report(jobs, train_report.make_rows(jobs, rounds), 3)
     said = capsys.readouterr().out
     assert "| our loop, decoding once included | 1 | 0 | 300 | 150 to 300 | 200 |  |" in said
     assert "| our loop without it | 1 | 0 | 400 | 200 to 400 |  | 0.75 × |" in said
@@ -324,14 +324,14 @@ def test_every_text_classifier_is_the_same(speed_sets, tmp_path):
 
 def test_evaluation_reports_medians_and_targets():
     one, each = "clip_benchmark, one call, 4 workers, 1 threads", "clip_benchmark, a call for each, 4 workers"
-    lines = eval_speed.report_tasks({"`winnow evaluate`": [10, 20, 10], one: [40, 40, 50], each: [90, 90, 90]}, 2000)
+    lines = eval_report.report_tasks({"`winnow evaluate`": [10, 20, 10], one: [40, 40, 50], each: [90, 90, 90]}, 2000)
     assert "| `winnow evaluate` | 10.0 | 10.0 to 20.0 | 2,000 |  |" in lines
     assert f"| {one} | 40.0 | 40.0 to 50.0 | 500 | 4.00 × |" in lines
     assert "- to clip_benchmark's fastest, one call: 4.00 (2.00 to 5.00 by round); target 3.00: reached" in lines
-    lines = eval_speed.report_images({"bare encoder": [10.0], "ours": [8.0]})
+    lines = eval_report.report_images({"bare encoder": [10.0], "ours": [8.0]})
     assert lines[-1] == "- images alone, to the bare encoder: 0.80 (0.80 to 0.80 by round); target 0.90: **missed**"
     rows = {"ours": [2.0], "ours, three tasks": [2.0], "ours, not cut": [8.0], "clip_benchmark": [12.0]}
-    said = "\n".join(eval_speed.report_texts(rows, 2000))
+    said = "\n".join(eval_report.report_texts(rows, 2000))
     assert (
         "one task, to clip_benchmark: 6.00" in said
         and "three tasks of one classifier, to clip_benchmark: 18.00" in said
