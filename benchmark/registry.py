@@ -595,12 +595,12 @@ def _add_strategy(strategy: Strategy) -> None:
             raise UserError(
                 f"{strategy.source_path} registers {strategy.name!r} twice, in lines {before.line} and "
                 f"{strategy.line}; rename one of them",
-                code="registered-twice",
+                code="name-taken",
             )
         raise UserError(
             f"two files register the strategy {strategy.name!r}, {before.source_path} and {strategy.source_path}; "
             "rename one of them",
-            code="registered-twice",
+            code="name-taken",
         )
     STRATEGIES[strategy.name] = strategy
     if strategy.loaded is not None:
@@ -617,7 +617,7 @@ def _is_again(before: Strategy, now: Strategy) -> bool:
 
 def _add(table: dict[str, Any], name: str, item: Any, noun: str) -> None:
     if name in table and not (_LOADING is None and _ADDED_BY.get((noun, name)) is None):
-        raise UserError(f"two files register the {noun} {name!r}; rename one of them", code="registered-twice")
+        raise UserError(f"two files register the {noun} {name!r}; rename one of them", code="name-taken")
     table[name] = item
     _ADDED_BY[noun, name] = None if _LOADING is None else _LOADING.path
 

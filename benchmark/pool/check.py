@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from benchmark.pool.cosines import Agreement, other_order
 from benchmark.pool.index import build_index
 from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.index_report import by_uid, damage_lines, numbering, places_of, repeat_lines
-from benchmark.pool.index_table import index_tables, present_rows
+from benchmark.pool.index_table import PLACE_COLUMNS, index_tables, is_utf8, present_rows
 from benchmark.pool.left_out import left_out_lines
 from benchmark.pool.meeting import Meeting, measure_meeting
 from benchmark.pool.pool import Pool, npz_shapes
 from benchmark.pool.samples import MAX_UNDECODABLE, decode_pixels
+from benchmark.pool.shards_note import read_note
 from benchmark.pool.uids import count_of, format_uids
 from benchmark.runtime.files import Json
 from benchmark.runtime.paths import index_dir_of
@@ -49,11 +50,15 @@ class Cosines:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A sample of the pool's pictures, decoded."""
+    """A sample of the pool's pictures, decoded, and what of their captions is not text."""
 
     sampled: int
     undecodable: int
     examples: list[str]  # of these, "TAR KEY"
+    not_utf8: list[str] = field(default_factory=list)  # captions of the same samples, "TAR KEY"
+
+    def as_json(self) -> dict[str, Json]:
+        return {"sampled": self.sampled, "undecodable": self.undecodable, "examples": self.examples}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class PoolReport:
                 "arrays": self.features,
                 "cosines": {column: asdict(each) for column, each in self.cosines.items()},
             },
-            "pictures": None if self.pictures is None else asdict(self.pictures),
+            "pictures": None if self.pictures is None else self.pictures.as_json(),
             "problems": self.problems,
         }
 
@@ -139,6 +144,11 @@ class PoolReport:
                     f"pictures      {self.pictures.sampled:,} decoded as a sample, "
                     f"{self.pictures.undecodable:,} of them cannot be"
                 )
+                if captions := self.pictures.not_utf8:
+                    lines.append(
+                        f"captions      {len(captions):,} of the same samples are not UTF-8, such as that of "
+                        f"{captions[0]}; what cannot be decoded is read as U+FFFD"
+                    )
         else:
             lines.append("samples       none: the pool is metadata alone")
         if self.num_shards:
@@ -232,19 +242,24 @@ def sample_pictures(pool: Pool, summary: IndexSummary) -> Pictures:
     index_dir = index_dir_of(pool.dir)
     present = [number for number, counts in enumerate(summary.counts) if counts.present]
     chosen = [summary.tars[present[place]] for place in _spread(len(present), MAX_TARS)]
-    sampled, bad = 0, []
+    sampled, bad, not_utf8 = 0, [], []
     reader = RangeReader(block_bytes=PICTURE_BLOCK_BYTES)
-    columns = ["key", "image_offset", "image_length", "text_offset"]
+    columns = ["key", *PLACE_COLUMNS]
+    note = read_note(pool.dir)
+    has_texts = note is None or note.caption_field is None  # else captions stand in the JSON, which is UTF-8
     for tar, table in zip(chosen, index_tables(index_dir, chosen, columns), strict=True):
         there = np.flatnonzero(present_rows(table))
         for row in there[_spread(len(there), MAX_PICTURES // len(chosen))].tolist():
-            offset, length = (table[name][row].as_py() for name in ("image_offset", "image_length"))
+            offset, length, text_offset, text_length = (table[name][row].as_py() for name in PLACE_COLUMNS)
             data = reader.read(tar.path, offset, length, state=tar.state)
             sampled += 1
+            where = f"{tar.path.name} {table['key'][row].as_py()}"
             if decode_pixels(data) is None:
-                bad.append(f"{tar.path.name} {table['key'][row].as_py()}")
+                bad.append(where)
+            if has_texts and not is_utf8(reader.read(tar.path, text_offset, text_length, state=tar.state)):
+                not_utf8.append(where)
     reader.close()
-    return Pictures(sampled, len(bad), bad[:NAMED_PICTURES])
+    return Pictures(sampled, len(bad), bad[:NAMED_PICTURES], not_utf8)
 
 
 def _spread(count: int, most: int) -> np.ndarray:

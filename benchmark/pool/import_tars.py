@@ -16,10 +16,11 @@ from benchmark.pool.import_tables import COMMON_TYPES, Tables
 from benchmark.pool.index import workers_for
 from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.index_scan import MAX_JSON_BYTES, is_uid
-from benchmark.pool.index_table import caption_of, index_tables, present_rows, unpack_uids
+from benchmark.pool.index_table import caption_of, index_tables, is_utf8, present_rows, unpack_uids
 from benchmark.pool.shards import Tar
 from benchmark.pool.tars import Damage, reading_ahead, scan_tar
 from benchmark.pool.uids import format_uids
+from benchmark.runtime.console import warn
 from benchmark.runtime.errors import UnknownNameError, UserError
 from benchmark.runtime.executor import map_items
 from benchmark.runtime.files import Json
@@ -42,6 +43,7 @@ class Probe:
     num_json: int
     num_uids: int  # and of these, that name a uid
     num_texts: int  # samples with a txt
+    odd_uid: str | None = None  # of a JSON, that is not 32 hex characters
 
     @property
     def all_have_uids(self) -> bool:
@@ -59,6 +61,7 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
     """Look at the first samples of every tar."""
     fields: dict[str, Json] = {}
     num_json = num_uids = num_texts = 0
+    odd_uid: str | None = None
     for tar in tars:
         with open_sequential(tar.path) as file:
             read = reading_ahead(file.read_up_to)
@@ -76,8 +79,12 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
                     if isinstance(record, dict):
                         num_json += 1
                         fields |= {name: value for name, value in record.items() if fields.get(name) is None}
-                        num_uids += isinstance(record.get("uid"), str) and is_uid(record["uid"])
-    return Probe(fields, num_json, num_uids, num_texts)
+                        uid = record.get("uid")
+                        if isinstance(uid, str) and is_uid(uid):
+                            num_uids += 1
+                        elif uid is not None and odd_uid is None:
+                            odd_uid = repr(uid)[:80]
+    return Probe(fields, num_json, num_uids, num_texts, odd_uid)
 
 
 def check_fields(tables: Tables, probe: Probe) -> None:
@@ -143,35 +150,55 @@ def metadata_from_tars(
     caption_field: str | None,
     workers: int | None,
 ) -> dict[str, Json]:
+    """Write a metadata shard for each tar; return the counts of rows and of samples that are left out."""
     work = partial(_write_metadata_of, out_dir=out_dir, wanted=wanted, caption_field=caption_field)
-    rows = sum(map_items(work, summary.tars, workers=workers_for(summary.tars, workers), name="metadata"))
+    found = list(map_items(work, summary.tars, workers=workers_for(summary.tars, workers), name="metadata"))
+    rows = sum(each.rows for each in found)
+    if examples := [each.example for each in found if each.example]:
+        warn(
+            f"{sum(each.not_utf8 for each in found):,} captions are not UTF-8, such as that of {examples[0]}; "
+            "what cannot be decoded becomes U+FFFD"
+        )
     return {"rows": rows, "left_out": summary.num_rows - rows}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a metadata shard was made of."""
+
+    rows: int
+    not_utf8: int = 0  # captions
+    example: str = ""
 
 
 def _write_metadata_of(
     tar: Tar, *, out_dir: Path, wanted: dict[str, tuple[str, pa.DataType]], caption_field: str | None
-) -> int:
-    """Write the metadata shard of a tar's samples that have image and caption; return how many they are."""
+) -> _Written:
+    """Write the metadata shard of a tar's samples that have image and caption, unless it is there."""
     target = out_dir / "metadata" / f"{tar.stem}.parquet"
     if target.exists():
-        return int(pq.read_metadata(target).num_rows)
+        return _Written(int(pq.read_metadata(target).num_rows))
     names = ["uid", "key", "image_offset", "text_offset", "text_length", "json_offset", "json_length", "image_sha256"]
     (table,) = index_tables(index_dir_of(out_dir), [tar], names)
     table = table.filter(pa.array(present_rows(table)))
     schema = pa.schema(
         [(name, COMMON_TYPES[name]) for name in FROM_TARS] + [(new, kind) for new, (_, kind) in wanted.items()]
     )
+    not_utf8: list[str] = []  # keys
     with open_sequential(tar.path, state=tar.state) as file, parquet_writer(target, schema) as write:
         read = reading_ahead(file.read_up_to)
         for start in range(0, table.num_rows, BATCH):
             part = table.slice(start, BATCH)
             texts, records = [], []
-            for text_offset, text_length, json_offset, json_length in zip(
+            for key, text_offset, text_length, json_offset, json_length in zip(
+                part["key"].to_pylist(),
                 *(part[f"{kind}_{what}"].to_pylist() for kind in ("text", "json") for what in ("offset", "length")),
                 strict=True,
             ):
                 text = caption_of(read(text_offset, text_length), caption_field)
                 texts.append(text.decode("utf-8", "replace"))
+                if not is_utf8(text):
+                    not_utf8.append(key)
                 records.append(_read_record(read(json_offset, json_length)) if json_offset >= 0 and wanted else {})
             hashes = [None if value is None else value.hex() for value in part["image_sha256"].to_pylist()]
             arrays = [pa.array(format_uids(unpack_uids(part["uid"]))), pa.array(texts), pa.array(hashes, pa.string())]
@@ -179,7 +206,8 @@ def _write_metadata_of(
                 values = [_field(record, new, old) for record in records]
                 arrays.append(_as_array(values, kind, f"{tar.path}: column {new!r} (field {old!r})", part["key"]))
             write(pa.Table.from_arrays(arrays, schema=schema))
-    return table.num_rows
+    example = f"{not_utf8[0]!r} in {tar.label}" if not_utf8 else ""
+    return _Written(table.num_rows, len(not_utf8), example)
 
 
 def _read_record(data: bytes) -> dict[str, Json]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmark.pool.folder import make_pool
 from benchmark.pool.import_tables import Tables, metadata_from_tables, parquet_paths, with_uid_source
-from benchmark.pool.import_tars import check_fields, metadata_from_tars, probe_tars, wanted_fields
+from benchmark.pool.import_tars import Probe, check_fields, metadata_from_tars, probe_tars, wanted_fields
 from benchmark.pool.index import build_index
 from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.left_out import tell_dotted, tell_nothing_usable, unusable_lines
@@ -93,18 +93,113 @@ def import_pool(
     Raises UserError where files that hold samples are left out, tars are damaged or dots in names hide members; with
     `strict` False it warns.
     """
+    plan = _plan(shards, metadata, dict(columns or {}), uid_column, key_column, strict)
+
+    def make() -> dict[str, Json]:
+        write_note(out_dir, plan.note())
+        summary = build_index(out_dir, workers=workers)
+        if not summary.num_present:
+            fields = [] if plan.caption_field else plan.probe.text_fields
+            why = tell_nothing_usable(summary, needs_json=not plan.assign_uids, fields=fields)
+            raise UserError(
+                f"no sample in {plan.found.folder} can be used, as none has image, caption and a uid: {why}",
+                code="no-usable-sample",
+            )
+        _refuse_unsound(summary, strict)
+        if plan.tables.paths:
+            return metadata_from_tables(out_dir, plan.tables, summary)
+        wanted = wanted_fields(plan.fields, plan.probe.fields)
+        return metadata_from_tars(out_dir, summary, wanted, plan.caption_field, workers)
+
+    is_new = not (out_dir / "import.json").exists()
+    record = make_pool(out_dir, "import", IMPORT_VERSION, plan.inputs(), make)
+    summary = build_index(out_dir)
+    if not is_new:
+        _refuse_unsound(summary, strict)
+    pool = Pool(out_dir, strict=False)
+    return ImportReport(record, summary, measure_meeting(pool, summary), plan.found)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is imported, and where uids and captions come from."""
+
+    found: Found
+    probe: Probe
+    tables: Tables
+    fields: dict[str, str]  # of the JSON that become columns, where the metadata is made from the tars
+    caption_field: str | None
+    assign_uids: bool
+
+    def inputs(self) -> dict[str, Json]:
+        """Return what the import is recorded by."""
+        tables, caption = self.tables, self.caption_field
+        return {
+            "shards_dir": str(self.found.folder.resolve()),
+            "assign_uids": self.assign_uids,
+            "tars": digest([[tar.label, tar.size] for tar in self.found.tars]),
+            "metadata": [[path.name, sha256_of(local_copy(path))] for path in tables.paths],
+            "columns": {**tables.columns, **({} if caption is None else {"text": caption})},
+            "uid_column": tables.uid_column,
+            "key_column": tables.key_column,
+        }
+
+    def note(self) -> ShardsNote:
+        """Return what the pool says of its tars."""
+        return ShardsNote(
+            str(self.found.folder.resolve()),
+            assign_uids=self.assign_uids,
+            hash_images=not self.tables.paths,
+            names=self.found.names,
+            caption_field=self.caption_field,
+        )
+
+
+def _plan(
+    shards: Sequence[Path],
+    metadata: Sequence[Path],
+    columns: dict[str, str],
+    uid_column: str | None,
+    key_column: str | None,
+    strict: bool,
+) -> _Plan:
+    """Look at tars and tables and decide what is taken from which; raises UserError before anything is written."""
     found = find_tars(shards)
+    _refuse_left_out(found, shards, strict)
+    probe = probe_tars(found.tars)
+    _refuse_unclear_uids(found, probe, uid_column)
+    tables = Tables(parquet_paths(metadata), columns, uid_column, key_column)
+    caption_field = None
+    if tables.paths:
+        tables = with_uid_source(tables, probe.all_have_uids)
+        is_by_content = tables.uid_column is None and tables.key_column is None
+        assign_uids = is_by_content or (tables.key_column is not None and not probe.all_have_uids)
+    else:
+        check_fields(tables, probe)
+        caption_field = columns.pop("text", None)
+        assign_uids = uid_column is None and not probe.all_have_uids
+    if assign_uids and probe.odd_uid is not None:
+        warn(
+            f"json in {found.folder} name uids that are not 32 hex characters, such as {probe.odd_uid}; uids are made "
+            "from image hash and caption instead"
+        )
+    return _Plan(found, probe, tables, columns, caption_field, assign_uids)
+
+
+def _refuse_left_out(found: Found, shards: Sequence[Path], strict: bool) -> None:
     if found.left_out:
         where = " ".join(map(str, shards))
-        told = "Unpack what is compressed, and name" if any(is_packed(each) for each in found.left_out) else "Name"
+        remedy = "Unpack what is compressed, and name" if any(is_packed(each) for each in found.left_out) else "Name"
         left_out = UserError(
-            f"--shards {where}: {tell_left_out(found.left_out, len(found.tars))}. {told} "
-            f"what is meant, such as '{found.folder}/*.tar' (the top alone) or '{found.folder}/**/*.tar' (folders too)",
+            f"--shards {where}: {tell_left_out(found.left_out, len(found.tars))}. {remedy} "
+            f"what is meant, such as '{found.folder}/*.tar' (the top only) or '{found.folder}/**/*.tar' (folders too)",
             code="tars-left-out",
         )
         _refuse(left_out, strict)
-    tars, given = found.tars, dict(columns or {})
-    probe = probe_tars(tars)
+
+
+def _refuse_unclear_uids(found: Found, probe: Probe, uid_column: str | None) -> None:
+    """Raise UserError where some JSON have no uid of the right form, or none of them although it is requested."""
     if uid_column is not None and not probe.num_uids:
         raise UserError(
             f"--uid-column {uid_column}: the json of the first samples in {found.folder} have no field 'uid' of 32 hex "
@@ -117,55 +212,6 @@ def import_pool(
             "characters; --uid-column uid keeps these and leaves the other samples out",
             code="uid-invalid",
         )
-    tables = Tables(parquet_paths(metadata), given, uid_column, key_column)
-    caption_field = None
-    if tables.paths:
-        tables = with_uid_source(tables, probe.all_have_uids)
-        is_by_content = tables.uid_column is None and tables.key_column is None
-        assign_uids = is_by_content or (tables.key_column is not None and not probe.all_have_uids)
-    else:
-        check_fields(tables, probe)
-        caption_field = given.pop("text", None)
-        assign_uids = uid_column is None and not probe.all_have_uids
-    inputs: dict[str, Json] = {
-        "shards_dir": str(found.folder.resolve()),
-        "assign_uids": assign_uids,
-        "tars": digest([[tar.label, tar.size] for tar in tars]),
-        "metadata": [[path.name, sha256_of(local_copy(path))] for path in tables.paths],
-        "columns": {**tables.columns, **({} if caption_field is None else {"text": caption_field})},
-        "uid_column": tables.uid_column,
-        "key_column": tables.key_column,
-    }
-    text_fields = [] if caption_field else probe.text_fields
-
-    def make() -> dict[str, Json]:
-        note = ShardsNote(
-            str(found.folder.resolve()),
-            assign_uids=assign_uids,
-            hash_images=not tables.paths,
-            names=found.names,
-            caption_field=caption_field,
-        )
-        write_note(out_dir, note)
-        summary = build_index(out_dir, workers=workers)
-        if not summary.num_present:
-            told = tell_nothing_usable(summary, needs_json=not assign_uids, fields=text_fields)
-            raise UserError(
-                f"no sample in {found.folder} can be used, as none has image, caption and a uid: {told}",
-                code="no-usable-sample",
-            )
-        _refuse_unsound(summary, strict)
-        if tables.paths:
-            return metadata_from_tables(out_dir, tables, summary)
-        return metadata_from_tars(out_dir, summary, wanted_fields(given, probe.fields), caption_field, workers)
-
-    is_new = not (out_dir / "import.json").exists()
-    record = make_pool(out_dir, "import", IMPORT_VERSION, inputs, make)
-    summary = build_index(out_dir)
-    if not is_new:
-        _refuse_unsound(summary, strict)
-    pool = Pool(out_dir, strict=False)
-    return ImportReport(record, summary, measure_meeting(pool, summary), found)
 
 
 def _refuse_unsound(summary: IndexSummary, strict: bool) -> None:

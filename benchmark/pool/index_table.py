@@ -60,6 +60,15 @@ def caption_of(data: bytes, caption_field: str | None) -> bytes:
     return data if caption_field is None else str(from_json(data)[caption_field]).encode()
 
 
+def is_utf8(data: bytes) -> bool:
+    """Tell whether a caption's bytes are text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def present_rows(table: pa.Table) -> np.ndarray:
     """Tell of an index's rows whether image and caption are there: (rows,) bool, from the columns of their offsets."""
     return (table["image_offset"].to_numpy() >= 0) & (table["text_offset"].to_numpy() >= 0)

@@ -24,8 +24,7 @@ from benchmark.pool.cosines import Agreement, compared_once, other_order
 from benchmark.pool.index import PoolIndex, build_index, read_index
 from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.index_table import index_path, index_tables, knows_all_images, unpack_uids
-from benchmark.pool.shards import is_tar_name
-from benchmark.pool.shards_note import has_tars
+from benchmark.pool.shards_note import has_tars, import_hint
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import fingerprint_of, parse_uids
 from benchmark.runtime.errors import NotFoundError, UserError, one_line
@@ -445,8 +444,8 @@ def _near(pool_dir: Path) -> str:
         return f" It holds {_listed(inside)}."
     if pool_dir.name in ("metadata", "shards") and pool_dir.is_dir():
         return f" Did you mean {pool_dir.parent}, which it is in?"
-    if pool_dir.is_dir() and any(is_tar_name(path.name) for path in pool_dir.iterdir()):
-        return f" It holds tars: `winnow pool import --shards {pool_dir} --out DIR` makes a pool of them."
+    if pool_dir.is_dir() and (hint := import_hint(pool_dir)):
+        return hint
     spelt = pool_dir.absolute()
     while not spelt.parent.is_dir():  # the part of the path that is not there
         spelt = spelt.parent

@@ -33,10 +33,20 @@ def list_tars(pool_dir: Path) -> list[Tar]:
     if not tars:
         if not is_remote(pool_dir) and not pool_dir.is_dir():
             raise NotFoundError(f"there is no pool at {pool_dir}", code="pool-not-found")
+        hint = import_hint(pool_dir)
         raise NotFoundError(
-            f"{pool_dir} has no images: there is no tar in {shards_dir}; {tell_contents(shards_dir)}", code="no-tars"
+            f"{pool_dir} has no images: there is no tar in {shards_dir}; {tell_contents(shards_dir)}"
+            + (f".{hint}" if hint else ""),
+            code="no-tars",
         )
     return tars
+
+
+def import_hint(folder: Path) -> str:
+    """Say how a pool is made of a folder that holds tars itself; empty where it holds none."""
+    if is_remote(folder) or not any(shards.is_tar_name(path.name) for path in folder.iterdir()):
+        return ""
+    return f" It holds tars: `winnow pool import --shards {folder} --out DIR` makes a pool of them."
 
 
 def tars_left_out(pool_dir: Path) -> list[shards.LeftOut]:

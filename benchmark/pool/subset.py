@@ -185,7 +185,7 @@ def _refuse_other_format(path: Path, beginning: bytes) -> None:
         raise UserError(
             f"{path} is not a subset file, but {found}; a subset is .npy (pairs of dtype 'u8,u8', as `winnow filter` "
             "and DataComp write), the same pairs without a header, or .parquet with a column 'uid'",
-            code="not-a-subset",
+            code="subset-invalid",
         )
 
 
@@ -232,6 +232,6 @@ def _count_of_raw(path: Path) -> int:
         raise UserError(
             f"{path} is not a subset file: neither .npy nor raw pairs of 8-byte integers, "
             f"as its {size:,} bytes are no multiple of {UID_DTYPE.itemsize}",
-            code="not-a-subset",
+            code="subset-invalid",
         )
     return size // UID_DTYPE.itemsize

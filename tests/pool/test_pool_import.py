@@ -571,6 +571,29 @@ def without_text(name, caption, **fields):
 CAPTIONS = ['a "quoted" caption', "zwei Häuser\n— am Fluß", "", None]
 
 
+def test_captions_that_are_not_utf8_are_counted_and_named(tmp_path, capsys):
+    latin = [("b.jpg", jpeg(COLOURS["b"])), ("b.txt", "Flu\u00df".encode("latin-1"))]
+    write_tar(tmp_path / "tars" / "0.tar", plain("a") + latin + plain("c"))
+    code, printed = importing(capsys, "--shards", tmp_path / "tars", "--out", tmp_path / "out")
+    assert code == 0 and "1 captions are not UTF-8, such as that of 'b' in 0.tar" in printed
+    assert rows_of(tmp_path / "out")["text"].tolist() == ["caption a", "Flu\ufffd", "caption c"]
+    assert main(["pool", "check", str(tmp_path / "out")]) == 0
+    assert "captions      1 of the same samples are not UTF-8, such as that of 0.tar b" in capsys.readouterr().out
+
+
+def test_uids_of_another_form_are_named_before_others_are_made(tmp_path, capsys):
+    write_tar(tmp_path / "tars" / "0.tar", plain("a", uid="00017") + plain("b", uid="00018"))
+    code, printed = importing(capsys, "--shards", tmp_path / "tars", "--out", tmp_path / "out")
+    assert code == 0 and "such as '00017'; uids are made from image hash and caption instead" in printed
+    assert rows_of(tmp_path / "out")["uid"].tolist() == [uid_of("a"), uid_of("b")]
+
+
+def test_a_folder_of_tars_that_is_indexed_as_a_pool_is_shown_the_way(tmp_path, capsys):
+    write_tar(tmp_path / "tars" / "0.tar", plain("a"))
+    assert main(["pool", "index", str(tmp_path / "tars")]) == 2
+    assert f"`winnow pool import --shards {tmp_path / 'tars'} --out DIR`" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.fixture
 def json_tars(tmp_path):
     """Captions in the json, as MetaCLIP packs them: with escapes, beyond ASCII, empty, and one that is not there."""

@@ -337,7 +337,7 @@ def test_a_file_of_another_format_is_never_read_as_raw_uids(folder, capsys, name
         path.write_bytes(path.read_bytes() + b" " * (-path.stat().st_size % 16))  # what raw pairs would be
     with pytest.raises(ValueError) as error:
         load_subset(path)
-    assert error.value.code in ("not-a-subset", "column-missing") and name in str(error.value)
+    assert error.value.code in ("subset-invalid", "column-missing") and name in str(error.value)
     assert main(["subset", "info", name]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

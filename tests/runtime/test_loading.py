@@ -146,7 +146,7 @@ def test_a_cell_that_is_run_again_replaces_its_filter_and_no_other_files(tmp_pat
 
     with pytest.raises(UserError) as caught:
         register_filter()(basic)
-    assert caught.value.code == "registered-twice" and "basic.py" in str(caught.value)
+    assert caught.value.code == "name-taken" and "basic.py" in str(caught.value)
 
 
 def test_a_plugin_that_is_imported_by_another_is_one_module_and_may_be_loaded_itself(tmp_path, pool):

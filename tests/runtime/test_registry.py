@@ -72,7 +72,7 @@ def test_declarations_that_contradict_themselves_are_refused(scratch):
         register_selector()(r_seedless)
     with user_error("strategy-invalid", match=r"'r_arch'.*'\{arch\}_score'.*'arch'"):
         register_filter(columns=["{arch}_score"])(_renamed("r_arch"))
-    with user_error("registered-twice", match="'basic'"):
+    with user_error("name-taken", match="'basic'"):
         register_filter()(_renamed("basic"))
 
 
