@@ -1,6 +1,6 @@
 """Scales: the fixed training recipes. A number here is part of the benchmark; changing one raises `recipe`.
 
-A recipe cannot be changed from the command line; a test pins every field. A scale of one's own is a
+A recipe cannot be changed from the command line; a test pins every field. A custom scale is a
 YAML or JSON file (`scale=my_scale.yaml`): it names the scale it departs from (`base:`) and what is different; `model:`
 may be the path, from there, of an open_clip configuration (JSON). Its results say that they are not comparable.
 
@@ -32,7 +32,7 @@ from benchmark.runtime.names import nearest_name
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image, drawn from (seed, position) alone.
+    """What happens to a training image, drawn from (seed, position) only.
 
     `shift` moves the picture by up to `pixels` in each direction, edges repeated.
     `random_resized_crop` is open_clip's: an area share within `area`, then a bicubic resize.
@@ -72,7 +72,7 @@ class Scale:
     mean: tuple[float, float, float]  # of pixel values in [0, 1]
     std: tuple[float, float, float]
 
-    with_replacement: bool  # blocks drawn anew each time instead of epoch by epoch
+    with_replacement: bool  # blocks drawn again each time instead of epoch by epoch
     block_size: int  # consecutive samples of the pool that stay together
     window_blocks: int  # blocks shuffled together
     spread_repeats: bool  # move a sample's copies out of one batch where that is possible
@@ -82,7 +82,7 @@ class Scale:
     device: str  # what the recipe's reference runs used: "cpu" or "cuda"
     is_embedded: bool  # `winnow pool build` draws its pool
 
-    base: str | None = None  # of a scale of one's own: the scale that it departs from
+    base: str | None = None  # of a custom scale: the scale that it departs from
 
     @property
     def steps(self) -> int:
@@ -96,7 +96,7 @@ class Scale:
 
     @property
     def is_comparable(self) -> bool:
-        """Tell whether its results may be compared with others': not those of a scale of one's own."""
+        """Tell whether its results may be compared with others': not those of a custom scale."""
         return self.base is None
 
     @property
@@ -236,7 +236,7 @@ MICRO = replace(
 
 SCALES: dict[str, Scale] = {scale.name: scale for scale in (PICO, NANO, MICRO, DEBUG, SMALL, MEDIUM, LARGE, XLARGE)}
 
-# Of scales of one's own: where the open_clip configuration of a model lies, by the name that says what is in it.
+# Of custom scales: where the open_clip configuration of a model lies, by the name that says what is in it.
 MODEL_FILES: dict[str, Path] = {}
 
 MAX_WINDOW_BLOCKS = 1_000_000  # one window then holds everything
@@ -247,11 +247,11 @@ CHOICES = {
     "precision": ("fp32", "amp", "amp_bf16"),
     "device": ("cpu", "cuda"),
 }
-FIXED = ("name", "recipe", "pool_size", "suite", "is_embedded")  # what a scale of one's own has from its base
+FIXED = ("name", "recipe", "pool_size", "suite", "is_embedded")  # what a custom scale has from its base
 
 
 def get_scale(name: str) -> Scale:
-    """Look a scale up by its name, or read the file of a scale of one's own; raises KeyError with the nearest name."""
+    """Look a scale up by its name, or read the file of a custom scale; raises KeyError with the nearest name."""
     if name.endswith(CUSTOM_SUFFIXES):
         return read_scale(Path(name).expanduser())
     if name not in SCALES:
@@ -264,7 +264,7 @@ def get_scale(name: str) -> Scale:
 
 
 def read_scale(path: Path) -> Scale:
-    """Read a scale of one's own: `base: <scale>` and the fields that differ. Raises ValueError for what is not one."""
+    """Read a custom scale: `base: <scale>` and the fields that differ. Raises ValueError for what is not one."""
     if not path.is_file():
         raise NotFoundError(f"there is no scale file {path}", code="scale-not-found")
     try:
@@ -292,7 +292,7 @@ def read_scale(path: Path) -> Scale:
 
 
 def own_model(path: Path) -> str:
-    """Note where the configuration of a model of one's own lies; return its name, with a hash of what is in it.
+    """Note where the configuration of a custom model lies; return its name, with a hash of what is in it.
 
     The hash covers the vocabulary that it names (`tokenizer_kwargs.bpe_path`, from the configuration's folder).
     """
@@ -301,7 +301,7 @@ def own_model(path: Path) -> str:
     config = read_json(path)
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("vision_cfg", "text_cfg")):
         raise UserError(
-            f"{path} is no open_clip configuration: it needs embed_dim, vision_cfg and text_cfg", code="model-unfit"
+            f"{path} is not an open_clip configuration: it needs embed_dim, vision_cfg and text_cfg", code="model-unfit"
         )
     hashes = [sha256_of(path)]
     vocabulary = (config["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
@@ -315,7 +315,7 @@ def own_model(path: Path) -> str:
 
 
 def _checked(path: Path, base: Scale, given: dict[str, Any]) -> dict[str, Any]:
-    """Validate the values of a scale of one's own against the types of the fields, and against what can work."""
+    """Validate the values of a custom scale against the types of the fields, and against what can work."""
     from pydantic import TypeAdapter, ValidationError
 
     if isinstance(given.get("augmentation"), dict):

@@ -1,1 +1,1 @@
-"""The embedded pool of scales `nano` and `pico`: a drawn world, its noise, evaluation sets and reference models."""
+"""The embedded pool of scales `nano` and `pico`: a synthetic world, its noise, evaluation sets and reference models."""

@@ -24,14 +24,14 @@ ROWS_PER_CLUSTER = 128  # DataComp: 100,000 centroids for 12.8 million samples
 TARGET_WORLD = replace(POOL_WORLD, kinds={"pictogram": 0.6, "letter": 0.2, "digit": 0.2})
 
 
-def write_assets(pool_dir: Path, drawn: pa.Table) -> None:
+def write_assets(pool_dir: Path, pairs: pa.Table) -> None:
     """Write what image-based filtering and NormSim compare with: cluster centres of the pool's images, and targets.
 
-    Targets stand in for ImageNet's training images: pictures of tasks' classes, drawn under keys of their own.
+    Targets stand in for ImageNet's training images: pictures of tasks' classes, generated under keys of their own.
     """
-    pixels = np.stack([_draw_target(index) for index in range(NUM_TARGETS)])
+    pixels = np.stack([_make_target(index) for index in range(NUM_TARGETS)])
     features = [np.load(path.with_suffix(".npz")) for path in sorted((pool_dir / "metadata").glob("*.parquet"))]
-    num_clusters = max(1, drawn.num_rows // ROWS_PER_CLUSTER)
+    num_clusters = max(1, pairs.num_rows // ROWS_PER_CLUSTER)
     for name in REFERENCE_MODELS:
         images = np.concatenate([part[f"{name}_img"] for part in features]).astype(np.float32)
         for what, array in (
@@ -52,6 +52,6 @@ def _entries() -> list[str]:
     return sorted(names)
 
 
-def _draw_target(index: int) -> np.ndarray:
+def _make_target(index: int) -> np.ndarray:
     rng = Random(f"winnow/{GENERATOR_VERSION}/target/{index}")
     return np.asarray(draw_picture(draw_random_scene(rng, TARGET_WORLD), rng))

@@ -1,4 +1,4 @@
-"""The embedded scales' evaluation sets: drawn from a seed of their own, in the webdataset layout of CLIP_benchmark."""
+"""The embedded scales' evaluation sets: generated from their own seed, in the webdataset layout of CLIP_benchmark."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from benchmark.embedded.world import (
 from benchmark.pool.tars import write_tar
 from benchmark.runtime.files import write_bytes
 
-EVALUATION_SEED = 2024  # the same for every pool; pools draw under other keys
+EVALUATION_SEED = 2024  # the same for every pool; pools use other keys
 GROUP_NAMES = ("plain and large", "plain and small", "textured and large", "textured and small")
 NUM_INSTANCES = 200  # of association
 NUM_ASSOCIATION_IMAGES = 600
@@ -130,8 +130,8 @@ def write_evaluation_set(eval_dir: Path, evaluation_set: EvaluationSet) -> None:
     _write_lines(folder / "test" / "nshards.txt", ("1",))
 
 
-def draw_examples(evaluation_set: EvaluationSet) -> Iterator[Example]:
-    """Draw a data set's images in order; labels and groups take turns, so both are balanced."""
+def generate_examples(evaluation_set: EvaluationSet) -> Iterator[Example]:
+    """Generate a data set's images in order; labels and groups take turns, so both are balanced."""
     seen: set[str] = set()
     for index in range(evaluation_set.num_images):
         rng = _random_of(evaluation_set, index)
@@ -154,7 +154,7 @@ def draw_examples(evaluation_set: EvaluationSet) -> Iterator[Example]:
 
 
 def _draw_scene(evaluation_set: EvaluationSet, index: int, group: int | None, rng: Random) -> Scene:
-    """Draw the scene of a data set's image, of the class whose turn it is where the data set has classes."""
+    """Choose the scene of a data set's image, of the class whose turn it is where the data set has classes."""
     name = evaluation_set.name
     classnames = evaluation_set.classnames
     classname = classnames[index % len(classnames)] if classnames else ""
@@ -197,7 +197,7 @@ def _draw_scene(evaluation_set: EvaluationSet, index: int, group: int | None, rn
 
 
 def _draw_instances(evaluation_set: EvaluationSet) -> Iterator[dict[str, object]]:
-    """Draw association's instances: a cue, candidate images, and which of them belong to it; categories take turns."""
+    """Generate association's instances: a cue, candidate images, and which belong to it; categories take turns."""
     concepts = list(CATEGORY_OF)
     categories = [*CATEGORIES, "vehicle"]
     of_image = [CATEGORY_OF[concepts[index % len(concepts)]] for index in range(evaluation_set.num_images)]
@@ -229,7 +229,7 @@ def _corrupt(picture: Image.Image, rng: Random) -> Image.Image:
 
 
 def _members(evaluation_set: EvaluationSet) -> Iterator[tuple[str, bytes]]:
-    for index, example in enumerate(draw_examples(evaluation_set)):
+    for index, example in enumerate(generate_examples(evaluation_set)):
         key = _key(index)
         yield f"{key}.png", example.image
         if example.captions:

@@ -1,4 +1,4 @@
-"""What is wrong with web data, as the drawn world has it: captions and pictures of every planted kind of noise."""
+"""What is wrong with web data, as the synthetic world has it: captions and pictures of every planted kind of noise."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """What a pair is drawn as, before it is encoded."""
+class _Draft:
+    """A pair before its picture is encoded."""
 
     picture: Image.Image
     text: str
@@ -80,23 +80,23 @@ class _Drawing:
     kinds: frozenset[str]
 
 
-def draw_pair(pool_seed: int, index: int) -> Pair:
-    """Draw the pair at `index` of a pool: the same wherever and in whatever order it is drawn."""
+def generate_pair(pool_seed: int, index: int) -> Pair:
+    """Generate the pair at `index` of a pool: the same wherever and in whatever order."""
     key = f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}"
     rng = Random(f"{key}/pair")
     is_duplicate = rng.random() < DUPLICATE_SHARE and index >= FIRST_DUPLICATE
-    drawing = _draw_duplicate(pool_seed, rng) if is_duplicate else _draw_original(pool_seed, index)
+    draft = _generate_duplicate(pool_seed, rng) if is_duplicate else _generate_original(pool_seed, index)
     file = io.BytesIO()
-    drawing.picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    draft.picture.save(file, "JPEG", quality=JPEG_QUALITY)
     uid = hashlib.sha256(key.encode()).hexdigest()[:32]
     return Pair(
         uid=uid,
         image=file.getvalue(),
-        text=drawing.text,
+        text=draft.text,
         url=f"https://{_SITES[int(len(_SITES) * rng.random() ** 2)]}/{uid[:2]}/{uid[2:12]}.jpg",
-        original_width=drawing.width,
-        original_height=drawing.height,
-        kinds=drawing.kinds,
+        original_width=draft.width,
+        original_height=draft.height,
+        kinds=draft.kinds,
         is_dead_link=rng.random() < DEAD_LINK_SHARE,
     )
 
@@ -104,20 +104,20 @@ def draw_pair(pool_seed: int, index: int) -> Pair:
 @lru_cache
 def _sources(pool_seed: int) -> list[int]:
     """Return the indices of the pairs that are repeated."""
-    return [i for i in range(FIRST_DUPLICATE) if _draw_kind(_random_of_original(pool_seed, i)) in ALIGNED_KINDS]
+    return [i for i in range(FIRST_DUPLICATE) if _choose_kind(_random_of_original(pool_seed, i)) in ALIGNED_KINDS]
 
 
 @lru_cache(maxsize=FIRST_DUPLICATE)
-def _draw_source(pool_seed: int, index: int) -> _Drawing:
-    return _draw_original(pool_seed, index)
+def _generate_source(pool_seed: int, index: int) -> _Draft:
+    return _generate_original(pool_seed, index)
 
 
-def _draw_original(pool_seed: int, index: int) -> _Drawing:
-    """Draw a pair that repeats no other."""
+def _generate_original(pool_seed: int, index: int) -> _Draft:
+    """Generate a pair that repeats no other."""
     rng = _random_of_original(pool_seed, index)
-    kind = _draw_kind(rng)
+    kind = _choose_kind(rng)
     kinds = set() if kind == "clean" else {kind}
-    picture, text = _draw_pair_of(kind, rng)
+    picture, text = _picture_and_caption(kind, rng)
     if rng.random() < 0.07:
         picture = noise.add_watermark(picture, rng)
         kinds.add("watermark")
@@ -138,18 +138,18 @@ def _draw_original(pool_seed: int, index: int) -> _Drawing:
     picture, more_kinds = _fit_detail(picture, shorter)
     longer = round(shorter * aspect)
     width, height = (longer, shorter) if is_wide else (shorter, longer)
-    return _Drawing(picture, text, width, height, frozenset(kinds | more_kinds))
+    return _Draft(picture, text, width, height, frozenset(kinds | more_kinds))
 
 
 def _random_of_original(pool_seed: int, index: int) -> Random:
     return Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/{index}/original")
 
 
-def _draw_kind(rng: Random) -> str:
+def _choose_kind(rng: Random) -> str:
     return rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
 
 
-def _draw_pair_of(kind: str, rng: Random) -> tuple[Image.Image, str]:
+def _picture_and_caption(kind: str, rng: Random) -> tuple[Image.Image, str]:
     if kind == "off_domain":
         return noise.draw_off_domain(rng)
     if kind == "text_only":
@@ -177,16 +177,16 @@ def _draw_pair_of(kind: str, rng: Random) -> tuple[Image.Image, str]:
     return (noise.draw_corrupt(rng), text) if rng.random() < 0.5 else (picture, noise.garble(text, rng))
 
 
-def _draw_duplicate(pool_seed: int, rng: Random) -> _Drawing:
-    """Draw a repeat of one of the pool's first pairs, some of which are repeated much more often than others."""
+def _generate_duplicate(pool_seed: int, rng: Random) -> _Draft:
+    """Generate a repeat of one of the pool's first pairs, some of which are repeated much more often than others."""
     sources = _sources(pool_seed)
-    source = _draw_source(pool_seed, sources[int(len(sources) * rng.random() ** 2)])
+    source = _generate_source(pool_seed, sources[int(len(sources) * rng.random() ** 2)])
     if rng.random() >= NEAR_SHARE:
         return replace(source, kinds=source.kinds | {"duplicate", "exact_duplicate"})
     shrink = rng.uniform(0.4, 1.0)
     width, height = max(48, round(source.width * shrink)), max(48, round(source.height * shrink))
     picture, more_kinds = _fit_detail(noise.change_slightly(source.picture, rng), min(width, height))
-    return _Drawing(picture, source.text, width, height, source.kinds | more_kinds | {"duplicate"})
+    return _Draft(picture, source.text, width, height, source.kinds | more_kinds | {"duplicate"})
 
 
 def _fit_detail(picture: Image.Image, shorter: int) -> tuple[Image.Image, set[str]]:

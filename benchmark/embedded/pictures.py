@@ -31,7 +31,7 @@ BACKGROUND_COLOURS: tuple[Rgb, ...] = (
 
 
 def draw_picture(scene: Scene, rng: Random, *, is_outline: bool = False) -> Image.Image:
-    """Draw a scene at 32 x 32 px, RGB; its shapes as outlines only where asked."""
+    """Draw a scene at 32 x 32 px, RGB; its shapes as outlines where `is_outline`."""
     ink = _jitter(COLOURS[scene.colour], rng)
     paper = _contrasting(ink, rng)
     if scene.kind == "texture":

@@ -1,6 +1,6 @@
-"""The embedded pool: pairs drawn one by one from (generator version, pool seed, index), written as CommonPool is.
+"""The embedded pool: pairs generated one by one from (generator version, pool seed, index), written as CommonPool is.
 
-`build_pool` draws tar shards in worker processes, scores all pairs with the two reference models and writes the
+`build_pool` generates tar shards in worker processes, scores all pairs with the two reference models and writes the
 metadata, the planted labels, the evaluation sets and the index. Its bytes do not depend on the workers.
 """
 
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from benchmark.embedded.assets import write_assets
 from benchmark.embedded.evalsets import evaluation_sets, write_evaluation_set
-from benchmark.embedded.pairs import GENERATOR_VERSION, KINDS, Pair, draw_pair
+from benchmark.embedded.pairs import GENERATOR_VERSION, KINDS, Pair, generate_pair
 from benchmark.embedded.world import IMAGE_SIZE
 from benchmark.models.reference import (
     REFERENCE_MODELS,
@@ -46,15 +46,15 @@ from benchmark.runtime.records import Record, finished, write_record
 from benchmark.scales import Scale
 
 BUILDING_NAME = "building.json"  # says that a pool is being built here, and which
-PARTS_NAME = "building"  # what is drawn and not yet in the metadata
+PARTS_NAME = "building"  # what is generated and not yet in the metadata
 POOL_NAME = "pool.json"
 
 
 def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | None = None) -> None:
     """Build an embedded scale's pool in `pool_dir`; a finished one is skipped, a killed build goes on.
 
-    `workers` counts drawing processes (0: draw in this one; None: chosen by the pool's size); no byte depends on it.
-    Raises ValueError where the folder holds a pool made otherwise, or something that is no pool of ours.
+    `workers` counts processes (0: generate in this one; None: chosen by the pool's size); no byte depends on it.
+    Raises ValueError where the folder holds a pool made otherwise, or something else than an embedded pool.
     """
     from benchmark.pool.index import build_index
 
@@ -77,20 +77,20 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
         if (built := finished(pool_dir / POOL_NAME, "pool", GENERATOR_VERSION, inputs)) is not None:
             _refuse_changed_files(pool_dir, built.result["files"])
             _remove_scaffold(pool_dir)
-            say(f"pool: as before ({pool_dir})")
+            say(f"pool: up to date, skipping ({pool_dir})")
             return
         if not finished(pool_dir / BUILDING_NAME, "pool building", GENERATOR_VERSION, inputs):
             write_record(pool_dir / BUILDING_NAME, Record("pool building", GENERATOR_VERSION, inputs, {}))
         remove_temporary(pool_dir)
         with cost(pool_dir, "pool build", scale=scale.name, pool_seed=pool_seed):
-            _draw_everything(pool_dir, scale, pool_seed, workers)
-            drawn = pa.concat_tables([feather.read_table(path) for path in sorted((pool_dir / PARTS_NAME).glob("*"))])
-            _write_metadata(pool_dir, scale, pool_seed, drawn)
-            write_assets(pool_dir, drawn)
+            _generate_files(pool_dir, scale, pool_seed, workers)
+            pairs = pa.concat_tables([feather.read_table(path) for path in sorted((pool_dir / PARTS_NAME).glob("*"))])
+            _write_metadata(pool_dir, scale, pool_seed, pairs)
+            write_assets(pool_dir, pairs)
             build_index(pool_dir)
         result: dict[str, Json] = {
-            "rows": drawn.num_rows,
-            "samples": drawn.num_rows - pc.sum(drawn["is_dead_link"]).as_py(),
+            "rows": pairs.num_rows,
+            "samples": pairs.num_rows - pc.sum(pairs["is_dead_link"]).as_py(),
             "files": _file_sizes(pool_dir),
             "versions": {
                 "pillow": PIL.__version__,
@@ -101,12 +101,12 @@ def build_pool(pool_dir: Path, scale: Scale, pool_seed: int = 0, workers: int | 
         }
         write_record(pool_dir / POOL_NAME, Record("pool", GENERATOR_VERSION, inputs, result))
         _remove_scaffold(pool_dir)
-        say(f"pool: {result['rows']:,} pairs drawn, {result['samples']:,} of them with a picture ({pool_dir})")
+        say(f"pool: {result['rows']:,} pairs generated, {result['samples']:,} of them with a picture ({pool_dir})")
 
 
 def write_shard(pool_dir: Path, pool_seed: int, shard: int, start: int, stop: int) -> None:
-    """Draw the pairs from `start` to `stop` into a tar, and keep what the metadata needs of them."""
-    pairs = [draw_pair(pool_seed, index) for index in range(start, stop)]
+    """Generate the pairs from `start` to `stop` into a tar, and store what the metadata needs of them."""
+    pairs = [generate_pair(pool_seed, index) for index in range(start, stop)]
     hashes = [hashlib.sha256(pair.image).hexdigest() for pair in pairs]
     write_tar(_tar_path(pool_dir, shard), _members(shard, pairs, hashes))
     columns: dict[str, pa.Array] = {
@@ -153,8 +153,8 @@ def _decode(image: bytes) -> bytes:
         return picture.tobytes()
 
 
-def _draw_everything(pool_dir: Path, scale: Scale, pool_seed: int, workers: int | None) -> None:
-    """Draw the tars and evaluation sets that are not there yet."""
+def _generate_files(pool_dir: Path, scale: Scale, pool_seed: int, workers: int | None) -> None:
+    """Generate the tars and evaluation sets that are not there yet."""
     step = _samples_per_shard(scale)
     tasks: list[tuple[Callable[..., None], tuple[object, ...]]] = [
         (write_shard, (pool_dir, pool_seed, shard, start, min(start + step, scale.pool_size)))
@@ -164,7 +164,7 @@ def _draw_everything(pool_dir: Path, scale: Scale, pool_seed: int, workers: int 
     tasks += [(write_evaluation_set, (pool_dir / "eval", each)) for each in evaluation_sets(scale.suite)]
     if workers is None:
         workers = 0 if scale.pool_size <= 10_000 else (os.cpu_count() or 1)
-    with tqdm(total=len(tasks), desc="drawing", unit="file", disable=None) as progress:
+    with tqdm(total=len(tasks), desc="generating", unit="file", disable=None) as progress:
         if workers == 0:
             for function, arguments in tasks:
                 function(*arguments)
@@ -178,25 +178,25 @@ def _draw_everything(pool_dir: Path, scale: Scale, pool_seed: int, workers: int 
                 progress.update()
 
 
-def _write_metadata(pool_dir: Path, scale: Scale, pool_seed: int, drawn: pa.Table) -> None:
+def _write_metadata(pool_dir: Path, scale: Scale, pool_seed: int, pairs: pa.Table) -> None:
     """Score all pairs and write the metadata shards that are not there yet, rows in an order of their own."""
-    order = list(range(drawn.num_rows))
+    order = list(range(pairs.num_rows))
     Random(f"winnow/{GENERATOR_VERSION}/{pool_seed}/order").shuffle(order)
-    drawn = drawn.take(pa.array(order))
+    pairs = pairs.take(pa.array(order))
     with atomic_path(pool_dir / "planted.parquet") as temporary:
-        pq.write_table(drawn.select(["uid", "is_clean", *KINDS]), temporary)
+        pq.write_table(pairs.select(["uid", "is_clean", *KINDS]), temporary)
     step = _rows_per_metadata_shard(scale)
     missing = {
         start: path
-        for start in range(0, drawn.num_rows, step)
+        for start in range(0, pairs.num_rows, step)
         if not (path := _metadata_path(pool_dir, scale, pool_seed, start)).exists()
     }
     if not missing:
         return
-    pixels = np.frombuffer(b"".join(drawn["pixels"].to_pylist()), np.uint8)
-    embeddings = encode_pairs(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3), drawn["text"].to_pylist())
+    pixels = np.frombuffer(b"".join(pairs["pixels"].to_pylist()), np.uint8)
+    embeddings = encode_pairs(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3), pairs["text"].to_pylist())
     for start, path in missing.items():
-        rows = drawn.slice(start, step)
+        rows = pairs.slice(start, step)
         arrays = {key: array[start : start + step] for key, array in embeddings.items()}
         with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             halves = {key: array.astype(np.float16) for key, array in arrays.items()}
@@ -236,9 +236,9 @@ def _refuse_changed_files(pool_dir: Path, sizes: dict[str, Json]) -> None:
     changed = [name for name, size in sizes.items() if now.get(name) != size]
     if changed:
         raise UserError(
-            f"{pool_dir} was changed after it was drawn: {changed[0]} is "
+            f"{pool_dir} was changed after it was generated: {changed[0]} is "
             f"{'of another size' if changed[0] in now else 'gone'} ({len(changed)} files in all); "
-            "delete the folder to have it drawn again",
+            "delete the folder to have it generated again",
             code="file-changed",
         )
 

@@ -1,8 +1,8 @@
-"""The drawn world: pictures of shapes, letters, digits, pictograms and patterns at 32 px, and captions of them.
+"""The synthetic world: pictures of shapes, letters, digits, pictograms and patterns at 32 px, and captions of them.
 
 A `World` says which of them are drawn by whom and how captions are worded: the pool has one, the reference models
 another. Captions leave things out (they name the colour one time in four and the background seldom): named always,
-these solve the contrastive loss alone and shapes stay at chance (measured on the prototype).
+these solve the contrastive loss on their own, and shapes stay at chance (measured on the prototype).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class World:
 
 
 def draw_random_scene(rng: Random, world: World | None = None) -> Scene:
-    """Draw a scene of a world (by default the pool's)."""
+    """Choose a scene of a world (by default the pool's)."""
     world = world or POOL_WORLD
     kind = rng.choices(list(world.kinds), list(world.kinds.values()))[0]
     background = random_background(rng)
@@ -125,12 +125,12 @@ def digits_of(part: range, name: str = "") -> tuple[int, ...]:
 
 
 def random_size(rng: Random) -> str:
-    """Draw "large" (three in four) or "small"."""
+    """Choose "large" (three in four) or "small"."""
     return "large" if rng.random() < 0.75 else "small"
 
 
 def random_background(rng: Random) -> str:
-    """Draw a background, with the pool's shares."""
+    """Choose a background, with the pool's shares."""
     return rng.choices(list(BACKGROUNDS), list(BACKGROUNDS.values()))[0]
 
 

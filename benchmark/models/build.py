@@ -70,7 +70,7 @@ def register_configs() -> None:
 
 
 def build_model(name: str, seed: int = 0, image_size: int | None = None) -> nn.Module:
-    """Build an open_clip model with weights drawn from `seed`, in float32, leaving torch's global generator alone.
+    """Build an open_clip model with weights drawn from `seed`, in float32, and leave torch's global generator as it is.
 
     `image_size` is in pixels, the configuration's own where it is None.
     """
@@ -101,7 +101,7 @@ def build_tokenizer(name: str) -> Tokenizer:
 
 
 def build_own_model(name: str, seed: int, image_size: int) -> nn.Module:
-    """Build a model of one's own; raises ValueError where it cannot be, or does not take its pictures or its tokens."""
+    """Build a custom model; raises ValueError where it cannot be, or does not take its pictures or its tokens."""
     try:
         model, tokens = build_model(name, seed, image_size), build_tokenizer(name)(["a photo", ""])
         with torch.inference_mode():

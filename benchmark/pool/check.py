@@ -122,7 +122,7 @@ class PoolReport:
         if self.num_shards:
             lines.append(f"rows          {meeting.rows:,} in {self.num_shards:,} metadata shards")
         else:
-            lines.append("rows          none: the pool has shards alone")
+            lines.append("rows          none: the pool has shards only")
         if self.num_tars:
             lines.append(
                 f"samples       {meeting.samples:,} with a uid in {self.num_tars:,} tars, "
@@ -150,7 +150,7 @@ class PoolReport:
                         f"{captions[0]}; what cannot be decoded is read as U+FFFD"
                     )
         else:
-            lines.append("samples       none: the pool is metadata alone")
+            lines.append("samples       none: the pool is metadata only")
         if self.num_shards:
             lines.append(f"columns       {', '.join(f'{name} ({kind})' for name, kind in self.columns.items())}")
             arrays = ", ".join(f"{name} ({' x '.join(map(str, dims))})" for name, dims in self.features.items())
@@ -177,7 +177,7 @@ def check_pool(pool_dir: Path, *, workers: int | None = None) -> PoolReport:
     """Look a whole pool over; nothing is written but the index, where it is not there yet.
 
     Memory does not grow with the pool: uids are sorted in files beside the index. Raises FileNotFoundError where there
-    is no pool.
+    is no pool there.
     """
     pool = Pool(pool_dir, strict=False)
     summary = build_index(pool.dir, workers=workers) if pool.has_images else None

@@ -23,7 +23,7 @@ from benchmark.runtime.paths import cache_dir, is_remote, location_key
 from benchmark.runtime.storage import open_file, state_of, storage_errors
 from benchmark.runtime.tables import COMMON_FAMILIES, is_family, plain_column, read_footer, read_parquet
 
-CHECK_VERSION = 1  # raised by hand when another choice of rows, or another limit, would judge anew
+CHECK_VERSION = 1  # raised by hand when another choice of rows, or another limit, would give other answers
 RUNS, RUN_ROWS = (
     16,
     16,
@@ -64,7 +64,7 @@ _KNOWN: dict[str, tuple[str, list[Agreement]]] = {}  # by path, with the files' 
 
 
 def compared_once(path: Path) -> list[Agreement]:
-    """Return how the scores of a metadata shard and the .npz beside it agree; kept by the files' states in the cache.
+    """Return how the scores of a metadata shard and the .npz beside it agree; cached by the files' states.
 
     Nothing where they cannot be compared, as without a score or one of the embeddings. It reads a score column and some
     hundred rows of two arrays. A damaged .npz raises what numpy and zipfile raise.
@@ -80,9 +80,9 @@ def compared_once(path: Path) -> list[Agreement]:
     found = _kept(kept_path, states)
     if found is None:
         found = compare_cosines(path)
-        kept = [[each.column, each.features, each.compared, each.apart, each.difference] for each in found]
+        values = [[each.column, each.features, each.compared, each.apart, each.difference] for each in found]
         with locked(kept_path.parent):
-            write_json(kept_path, [states, kept])
+            write_json(kept_path, [states, values])
     _KNOWN[str(path)] = states, found
     return found
 
@@ -153,7 +153,7 @@ def _agreement(
 def _read_rows(
     file: BinaryIO, archive: zipfile.ZipFile, name: str, rows: np.ndarray, num_rows: int
 ) -> np.ndarray | None:
-    """Read some rows of an array of an .npz, (rows, dimension); None where it is no matrix of so many rows."""
+    """Read some rows of an array of an .npz, (rows, dimension); None where it is not a matrix of that many rows."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)

@@ -27,7 +27,7 @@ def make_pool(
 ) -> Record:
     """Call `make` to fill a folder, once: return the record of what it made, now or before.
 
-    `make` leaves alone what is there already, so that a killed call goes on with the same settings; with others it
+    `make` leaves what is there already, so that a killed call resumes with the same settings; with others it
     begins anew. Where `make` raises what the user can mend, nothing of it stays. Raises ValueError where the folder was
     made with other settings, or holds what is not ours.
     """
@@ -46,7 +46,7 @@ def make_pool(
             claim = read_record(claim_path)
             wanted = Record(stage, version, inputs, {})
             if claim is not None and claim.hash != wanted.hash:
-                say(f"{out_dir}: begun with other settings and not finished; begun anew")
+                say(f"{out_dir}: begun with other settings and not finished; starting again")
                 _remove_begun(out_dir)
             if claim is None or claim.hash != wanted.hash:
                 write_record(claim_path, wanted)
@@ -84,7 +84,7 @@ def _remove_begun(out_dir: Path) -> None:
 def as_out_dir(text: str) -> Path:
     """Return the folder that a pool is made in; raises ValueError for a URL."""
     if "://" in text:
-        raise UserError(f"--out {text} is no local folder; make the pool here and upload it", code="option-value")
+        raise UserError(f"--out {text} is not a local folder; make the pool here and upload it", code="option-value")
     return Path(text).expanduser()
 
 
@@ -121,28 +121,28 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table
         yield writer.write_table
 
 
-def write_parquet_rows(source: Path, target: Path, kept: np.ndarray) -> None:
-    """Write some rows of a parquet file, in order; `kept` is a mask, (rows,) bool."""
+def write_parquet_rows(source: Path, target: Path, chosen: np.ndarray) -> None:
+    """Write some rows of a parquet file, in order; `chosen` is a mask, (rows,) bool."""
     start = 0
     with parquet_writer(target, without_view_types(read_parquet_schema(source))) as write:
         for table in map(without_views, iter_row_groups(source)):
-            chosen = kept[start : start + table.num_rows]
+            chosen = chosen[start : start + table.num_rows]
             start += table.num_rows
             if chosen.any():
                 write(table.filter(pa.array(chosen)))
 
 
-def write_npz_rows(source: Path, target: Path, kept: np.ndarray) -> None:
-    """Write some rows of every array of an .npz, as `np.savez` does, an array at a time; `kept` is a mask, (rows,)."""
+def write_npz_rows(source: Path, target: Path, chosen: np.ndarray) -> None:
+    """Write some rows of every array of an .npz, as `np.savez` does, array by array; `chosen` is a mask, (rows,)."""
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, shape in npz_shapes(source).items():
-            if shape[:1] != kept.shape:
+            if shape[:1] != chosen.shape:
                 raise UserError(
-                    f"{source}: {name} has shape {shape}, but there are {len(kept):,} rows", code="array-shape"
+                    f"{source}: {name} has shape {shape}, but there are {len(chosen):,} rows", code="array-shape"
                 )
             array = _read_array(source, name)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array[kept], allow_pickle=False)
+                np.lib.format.write_array(member, array[chosen], allow_pickle=False)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -21,8 +21,8 @@ def tell_foreign(files: Iterable[Path]) -> str | None:
     """Say of the first file that is known what it is and how to get tars; None where there is none."""
     paths = list(files)
     for path in paths:
-        if path.suffix.lower() == ".parquet" and (told := _tell_parquet(path)):
-            return f"{told}. {HOW_TO_TARS}"
+        if path.suffix.lower() == ".parquet" and (what := _tell_parquet(path)):
+            return f"{what}. {HOW_TO_TARS}"
     for path in paths:
         if path.suffix.lower() in (".csv", ".tsv"):
             return f"{path} is a table of text with the columns {_columns_of(path)}, without pictures. {HOW_TO_TARS}"

@@ -47,7 +47,7 @@ class Tables:
     key_column: str | None
 
     def names_of(self, path: Path, schema: pa.Schema) -> list[tuple[str, str]]:
-        """Return (new, old) of every column that is kept beside the uid.
+        """Return (new, old) of every column that is taken beside the uid.
 
         Raises KeyError for a column that is not there, ValueError where a name or a type does not fit.
         """
@@ -85,7 +85,7 @@ def parquet_paths(given: Sequence[Path]) -> tuple[Path, ...]:
         tables = sorted(location.glob("*.[ct]sv")) if location.is_dir() else [location]
         if tables and (location.is_file() or not found) and tables[0].suffix.lower() in (".csv", ".tsv"):
             raise UserError(
-                f"--metadata {location}: {tables[0].name} is no parquet file, and only these are read; write one by "
+                f"--metadata {location}: {tables[0].name} is not a parquet file, and only these are read; write one by "
                 f"pandas.read_csv({tables[0].name!r}).to_parquet({tables[0].with_suffix('.parquet').name!r})",
                 code="metadata-not-parquet",
             )
@@ -167,11 +167,11 @@ def _import_table(
         for number, table in enumerate(map(without_views, iter_row_groups(path))):
             uids, has_uid = uids_of(table, f"{path}, row group {number}")
             masks.append(has_uid)
-            kept = table.filter(pa.array(has_uid))
+            chosen = table.filter(pa.array(has_uid))
             arrays = [pa.array(format_uids(uids), pa.string())]
             for new, old in names:
                 try:
-                    column = kept[old]
+                    column = chosen[old]
                     if new in COMMON_TYPES:
                         family = family_of(COMMON_TYPES[new])
                         column = plain_column(

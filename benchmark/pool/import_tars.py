@@ -88,15 +88,15 @@ def probe_tars(tars: Sequence[Tar]) -> Probe:
 
 
 def check_fields(tables: Tables, probe: Probe) -> None:
-    """Raise ValueError or KeyError where an option does not go with tars alone."""
+    """Raise ValueError or KeyError where an option does not go with tars only."""
     if tables.key_column is not None:
         raise UserError(
-            f"--key-column {tables.key_column} goes with --metadata: tars alone are joined with nothing",
+            f"--key-column {tables.key_column} goes with --metadata: tars only are joined with nothing",
             code="option-conflict",
         )
     if tables.uid_column not in (None, "uid"):
         raise UserError(
-            f"--uid-column {tables.uid_column} goes with --metadata; of tars alone it is their json's uid",
+            f"--uid-column {tables.uid_column} goes with --metadata; of tars only it is their json's uid",
             code="option-conflict",
         )
     for new, old in tables.columns.items():
@@ -231,6 +231,6 @@ def _as_array(values: list[Json], kind: pa.DataType, where: str, keys: pa.Chunke
                 pa.array([value], kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 raise UserError(
-                    f"{where}: {value!r} of sample {key.as_py()!r} is no {kind}", code="column-type"
+                    f"{where}: {value!r} of sample {key.as_py()!r} is not {kind}", code="column-type"
                 ) from error
         raise

@@ -1,4 +1,4 @@
-"""Somebody else's pairs as a pool: tars by reference, metadata from their parquet files or from the tars alone."""
+"""Somebody else's pairs as a pool: tars by reference, metadata from their parquet files or from the tars only."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def import_pool(
     columns, and `columns` (new name -> field); `text` may be one of these where the tars have no txt. With it,
     `columns` renames. Uids are the tars' where their JSON names some, else those of image hash and caption; rows get
     theirs from `uid_column`, from the sample whose key is in `key_column`, or from the columns sha256 and text. A row
-    without a uid is left out and counted. A finished import is left as it is, a killed call goes on, and one that fails
+    without a uid is left out and counted. A finished import is left as it is, a killed call resumes, and one that fails
     leaves nothing.
 
     Raises UserError where files that hold samples are left out, tars are damaged or dots in names hide members; with

@@ -61,7 +61,7 @@ class PoolIndex:
 
 
 def workers_for(tars: Sequence[Tar], workers: int | None) -> int:
-    """Return how many processes take tars one by one: as many as asked for, else a core each where there are many."""
+    """Return how many processes take tars one by one: as many as requested, else a core each where there are many."""
     if workers is not None:
         return workers
     return 0 if len(tars) < MANY_TARS else min(os.cpu_count() or 1, len(tars))
@@ -72,9 +72,9 @@ def build_index(
 ) -> IndexSummary:
     """Index every tar that has no index or has changed since; return what all their footers say.
 
-    Each tar's index is written atomically, so a killed pass goes on. `workers` None: one process per core where there
+    Each tar's index is written atomically, so a killed pass resumes. `workers` None: one process per core where there
     is much to do. With `hash_images` the images whose JSON names no sha256 are read and hashed, now and whenever a tar
-    of this pool is indexed again: the content hash must not hang on when that was.
+    of this pool is indexed again: the content hash must not depend on when that was.
     """
     tars, index_dir, note = list_tars(pool_dir), index_dir_of(pool_dir), read_note(pool_dir)
     if hash_images and not (index_dir / HASHED_MARK).exists():
@@ -162,10 +162,10 @@ def read_index(pool_dir: Path, summary: IndexSummary | None = None, subset: Subs
 
 def write_index(index_dir: Path, tar: Tar, table: pa.Table, counts: TarCounts, *, hash_images: bool = False) -> None:
     """Write a tar's index, its counts in the footer, atomically."""
-    told = asdict(counts)
+    values = asdict(counts)
     if counts.is_sound:
-        told = {name: value for name, value in told.items() if name not in _LEFT_OUT}
-    about = {"version": INDEX_VERSION, "state": _kept_state(tar), "hash_images": hash_images, **told}
+        values = {name: value for name, value in values.items() if name not in _LEFT_OUT}
+    about = {"version": INDEX_VERSION, "state": _recorded_state(tar), "hash_images": hash_images, **values}
     table = table.replace_schema_metadata({"winnow_index": json.dumps(about)})
     with atomic_path(index_path(index_dir, tar)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -180,20 +180,20 @@ def _keep_time(path: Path, target: Path, tar: Tar) -> None:
     if is_remote(tar.path):
         return
     os.utime(path, ns=(_time_of(tar), _time_of(tar)))
-    kept, note_path = path.stat().st_mtime_ns, _time_note_path(target)
-    if kept != _time_of(tar):
-        write_json(note_path, {"kept": kept, "meant": _time_of(tar)})
+    stored, note_path = path.stat().st_mtime_ns, _time_note_path(target)
+    if stored != _time_of(tar):
+        write_json(note_path, {"kept": stored, "meant": _time_of(tar)})
     else:
         note_path.unlink(missing_ok=True)
 
 
 def _is_of_time(path: Path, tar: Tar) -> bool:
     """Tell whether an index was made from a local tar as it is now."""
-    kept = path.stat().st_mtime_ns
-    if kept == _time_of(tar):
+    stored = path.stat().st_mtime_ns
+    if stored == _time_of(tar):
         return True
     try:
-        return bool(read_json(_time_note_path(path)) == {"kept": kept, "meant": _time_of(tar)})
+        return bool(read_json(_time_note_path(path)) == {"kept": stored, "meant": _time_of(tar)})
     except (OSError, ValueError):
         return False
 
@@ -232,8 +232,8 @@ def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | No
         about = json.loads((pq.read_schema(path).metadata or {})[b"winnow_index"])
         is_older = not is_remote(tar.path) and not _is_of_time(path, tar)
     except (pa.ArrowException, OSError, KeyError, ValueError):
-        return None  # absent, of an older version, or damaged, and made anew
-    fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == _kept_state(tar)
+        return None  # absent, of an older version, or damaged, and made again
+    fits = about.pop("version", None) == INDEX_VERSION and about.pop("state", None) == _recorded_state(tar)
     if is_older or not fits or (hash_images and not about["hash_images"]):
         return None
     if "lacking" not in about and (about["rows"] > about["present"] or about["without_json"] or about["damage"]):
@@ -243,8 +243,8 @@ def _read_counts(index_dir: Path, tar: Tar, hash_images: bool) -> TarCounts | No
     return TarCounts(**{**about, "damage_places": tuple(about["damage_places"]), "lacking": lacking})
 
 
-def _kept_state(tar: Tar) -> str:
-    # A local tar's time is kept as the time of its index, so that the same tars give the same bytes of index.
+def _recorded_state(tar: Tar) -> str:
+    # A local tar's time is stored as the time of its index, so that the same tars give the same bytes of index.
     return tar.state if is_remote(tar.path) else str(tar.size)
 
 

@@ -20,7 +20,7 @@ from benchmark.pool.uids import fingerprint_of
 from benchmark.runtime.console import warn
 from benchmark.runtime.errors import UserError
 
-MAX_KINDS = 8  # of unusable samples that are told of a tar, by their members
+MAX_KINDS = 8  # of unusable samples that are named of a tar, by their members
 MAX_MEMBERS = 6  # of such a sample that are named
 
 
@@ -46,7 +46,7 @@ class TarCounts:
     uid_sum: str  # the fingerprint of the rows' uids
     damage: int  # places that could not be read
     damage_places: tuple[str, ...]  # the first of them
-    # What follows is written into an index only where something is left out; its being there tells that an index knows.
+    # What follows is written into an index only where something is left out; where it is there, the index knows it.
     empty: int = 0  # samples with neither picture nor caption where uids are made of these; they are no rows
     dotted: int = 0  # pictures or captions that a dot in their names hides from their samples
     dotted_example: str = ""  # a name

@@ -43,7 +43,7 @@ def index_tar(
     there twice, at the place of the first of them.
 
     `only`: sorted uids, outside of which a sample is left out as if it were not there. `uids_in_keys`: the keys are
-    `{uid}-{copy}`, as in resharded tars, and the JSON is not asked. `caption_field`: of the JSON, that is the caption.
+    `{uid}-{copy}`, as in resharded tars, and the JSON is not read. `caption_field`: of the JSON, that is the caption.
     """
     rows = _Rows(hash_images, assign_uids, uids_in_keys, caption_field)
     with open_sequential(path) as file:
@@ -72,7 +72,7 @@ class _Rows:
     damage: Damage = field(default_factory=Damage)
     without_json: int = 0
     empty: int = 0
-    unusable: UnusableSamples = field(default_factory=UnusableSamples)  # those that are no rows
+    unusable: UnusableSamples = field(default_factory=UnusableSamples)  # those that become no rows
     apart: list[tuple[str, dict[str, Member]]] = field(default_factory=list)  # may have more members elsewhere
     uids: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -154,7 +154,7 @@ class _Rows:
             uid = key.rpartition("/")[2].partition("-")[0]
             if not is_uid(uid):
                 self.damage.add(
-                    min(member.offset for member in members.values()), f"the key {key!r} is no uid and copy"
+                    min(member.offset for member in members.values()), f"the key {key!r} is not {{uid}}-{{copy}}"
                 )
                 return
         elif record is not None:
@@ -211,7 +211,7 @@ class _Rows:
         except ValueError as error:
             raise UserError(f"cannot be read ({error})", code="file-damaged") from error
         if not isinstance(fields, dict):
-            raise UserError("is no object with a uid", code="uid-invalid")
+            raise UserError("is not an object with a uid", code="uid-invalid")
         uid, sha256 = fields.get("uid"), fields.get("sha256")
         digest = None
         if isinstance(sha256, str) and len(sha256) == 64:
@@ -219,13 +219,13 @@ class _Rows:
                 digest = bytes.fromhex(sha256)
             except ValueError:
                 digest = None
-        told = None if self.caption_field is None else fields.get(self.caption_field)
-        caption = told.encode() if isinstance(told, str) else None
+        text = None if self.caption_field is None else fields.get(self.caption_field)
+        caption = text.encode() if isinstance(text, str) else None
         if self.assign_uids:
             return "", digest, caption
         if not isinstance(uid, str):
             raise UserError(
-                "names no uid" if uid is None else f"names the uid {uid!r}, which is no text", code="uid-invalid"
+                "names no uid" if uid is None else f"names the uid {uid!r}, which is not text", code="uid-invalid"
             )
         if not is_uid(uid):
             raise UserError(f"names the uid {uid!r}; a uid is 32 hex characters", code="uid-invalid")

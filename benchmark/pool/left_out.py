@@ -11,7 +11,7 @@ from benchmark.pool.index_scan import IMAGE_ORDER
 from benchmark.pool.shards import tell_left_out
 from benchmark.pool.shards_note import tars_left_out
 
-MAX_KINDS = 3  # of unusable samples that are told of a pool
+MAX_KINDS = 3  # of unusable samples that are named of a pool
 
 
 def left_out_lines(pool_dir: Path, summary: IndexSummary | None) -> list[str]:

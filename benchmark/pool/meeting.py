@@ -22,7 +22,7 @@ SHOWN_REPEATS = 10  # repeated uids that are named
 
 
 def index_uids(index_dir: Path, tars: Sequence[Tar], *, present: bool = False) -> Iterator[np.ndarray]:
-    """Yield the uids of each tar's index, or of its samples with image and caption alone."""
+    """Yield the uids of each tar's index, or of its samples with image and caption only."""
     for table in index_tables(index_dir, tars, ["uid", "image_offset", "text_offset"]):
         uids = unpack_uids(table["uid"])
         if present:

@@ -1,4 +1,4 @@
-"""The order of samples: which sample stands at which position of training, from (scale, subset, seed) alone.
+"""The order of samples: which sample stands at which position of training, from (scale, subset, seed) only.
 
 P is the list of the subset's present samples in pool order, the copies of a sample directly after each other. P is
 cut into blocks; a window is a run of shuffled blocks whose samples are shuffled together. Nothing is stored: the order
@@ -71,7 +71,7 @@ class SampleOrder:
     def _spread_positions(self) -> np.ndarray:
         """The place in P at every position of the run, (steps * batch_size,).
 
-        Where a repeat goes hangs on all windows before, so these positions are held: 8 bytes for each.
+        Where a repeat goes depends on all windows before, so these positions are held in memory: 8 bytes for each.
         """
         batch_size = self.scale.batch_size
         positions = np.empty(self.scale.steps * batch_size, dtype=np.int64)
@@ -89,7 +89,7 @@ class SampleOrder:
         return -(-len(self.samples) // self.scale.block_size)
 
     def _window(self, number: int) -> np.ndarray:
-        """Return the places in P of a window, numbered through the run; the last ones asked for are kept."""
+        """Return the places in P of a window, numbered through the run; the last ones are cached."""
         if number not in self._windows:
             while len(self._windows) >= WINDOWS_KEPT:
                 del self._windows[next(iter(self._windows))]

@@ -87,7 +87,7 @@ ASSETS_NAME = "assets"  # the folder of a pool's own
 
 
 def planted_path(pool: Pool) -> Path:
-    """Return where an embedded pool keeps the labels that were planted when it was drawn."""
+    """Return where an embedded pool keeps the labels that were planted when it was generated."""
     return pool.dir / "planted.parquet"
 
 
@@ -100,7 +100,7 @@ class Pool:
     def __init__(self, pool_dir: str | Path, *, strict: bool = True, signals_dir: Path | None = None) -> None:
         """Open the pool; raises FileNotFoundError where there is none.
 
-        `strict`: a damaged tar is an error. `signals_dir`: where signals are kept instead of in the pool or the cache.
+        `strict`: a damaged tar is an error. `signals_dir`: where signals are stored, instead of the pool or the cache.
         """
         self.dir = as_location(pool_dir) if isinstance(pool_dir, str) else pool_dir
         self.strict = strict
@@ -108,14 +108,14 @@ class Pool:
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise NotFoundError(
-                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir DIR` draws an "
-                "embedded one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale small "
-                "--out pools/small` fetches DataComp's",
+                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir DIR` generates "
+                "an embedded one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale "
+                "small --out pools/small` fetches DataComp's",
                 code="pool-not-found",
             )
         if not self.metadata_paths and not self.has_images:
             why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"
-            raise NotFoundError(f"{self.dir} is no pool: {why}.{_near(self.dir)}", code="pool-not-found")
+            raise NotFoundError(f"{self.dir} is not a pool: {why}.{_near(self.dir)}", code="pool-not-found")
         # A request or two each where the pool is remote, so some at once.
         with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
             self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
@@ -135,7 +135,7 @@ class Pool:
             return {file.path: file.state for file in list_files(self.dir / "metadata")}
         except FileNotFoundError as error:
             self._why_no_metadata = one_line(error) if is_remote(self.dir) else ""
-            return {}  # a pool of shards alone
+            return {}  # a pool of shards only
 
     @cached_property
     def metadata_paths(self) -> list[Path]:
@@ -158,18 +158,18 @@ class Pool:
 
     @property
     def signals_dir(self) -> Path:
-        """Return where signals are kept: as given, else `<pool_dir>/signals`, or a cache where that is not writable."""
+        """Return where signals are stored: as given, else `<pool_dir>/signals`, or a cache if that is read-only."""
         return self._signals_dir or signals_dir_of(self.dir)
 
     def with_signals_dir(self, folder: Path) -> Pool:
-        """Return the same pool, what was read of it included, with its signals kept in another folder."""
+        """Return the same pool, what was read of it included, with its signals in another folder."""
         other = Pool.__new__(Pool)
         other.__dict__ = {**self.__dict__, "_signals_dir": folder}
         return other
 
     @cached_property
     def has_images(self) -> bool:
-        """Tell whether any shard is there; a pool may be metadata alone."""
+        """Tell whether any shard is there; a pool may be metadata only."""
         return has_tars(self.dir)
 
     # What follows may read the whole pool and write its index or a cache the first time; the answers are remembered.
@@ -262,7 +262,7 @@ class Pool:
         return parse_uids(column, str(path))
 
     def uid_parts(self) -> Iterator[np.ndarray]:
-        """Yield the uids of all rows in file order, file by file: of the index where the pool has shards alone."""
+        """Yield the uids of all rows in file order, file by file: of the index where the pool has shards only."""
         if self.metadata_paths:
             yield from (self.read_uids(path) for path in self.metadata_paths)
         else:
@@ -272,7 +272,7 @@ class Pool:
     def read_columns(self, path: Path, columns: Sequence[str]) -> pd.DataFrame:
         """Read columns of one metadata shard with pandas' default types."""
         table = read_parquet(path, columns)
-        # A plain RangeIndex even where no column is asked for.
+        # A plain RangeIndex even where no column is requested.
         return plain_frame(table, path) if columns else pd.DataFrame(index=pd.RangeIndex(self.footer(path).num_rows))
 
     def to_pandas(self, columns: Sequence[str] | None = None, *, max_rows: int | None = MAX_FRAME_ROWS) -> pd.DataFrame:
@@ -437,7 +437,7 @@ class Pool:
 
 
 def _near(pool_dir: Path) -> str:
-    """Say which folder may be meant by one that is no pool: a pool in it, or one with a similar name beside it."""
+    """Say which folder may be meant by one that is not a pool: a pool in it, or one with a similar name beside it."""
     if is_remote(pool_dir):
         return ""
     if inside := _pools_in(pool_dir):

@@ -65,7 +65,7 @@ def reshard(
     max_missing: int = 0,
     workers: int | None = None,
 ) -> Record:
-    """Write the subset's samples into `out_dir`, or reuse what is there and fits; a killed run goes on.
+    """Write the subset's samples into `out_dir`, or reuse what is there and fits; a killed run resumes.
 
     Raises ValueError where the pool does not know more than `max_missing` of the uids, and where the folder was made
     from something else.
@@ -89,7 +89,7 @@ def reshard(
         if record is not None and all((out_dir / STATS_FORMAT.format(n)).exists() for n in range(shards)):
             (out_dir / PLAN_NAME).unlink(missing_ok=True)  # what a kill right after the record left
             samples = record.result["samples"]
-            say(f"reshard: as before, {samples:,} samples in {shards:,} tars ({out_dir})")
+            say(f"reshard: up to date, skipping: {samples:,} samples in {shards:,} tars ({out_dir})")
             return record
         counts, coverage = count_samples(pool, subset, subset_path, max_missing)
         plans = plan_shards(pool.ensure_index().tars, counts, shard_size)
@@ -172,13 +172,13 @@ def refuse_unknown(known: UidMarks, pool: Pool, subset_path: Path, max_missing: 
     if not num_unknown:
         return
     example = ", ".join(format_uids(known.unmarked(3)))
-    told = f"{subset_path}: {num_unknown:,} of {known.num_distinct:,} uids are not in {pool.dir}, such as {example}"
+    what = f"{subset_path}: {num_unknown:,} of {known.num_distinct:,} uids are not in {pool.dir}, such as {example}"
     if pool.metadata_paths:
-        note = "; max_missing= is for pools of shards alone" if max_missing else ""
-        raise UserError(f"{told}; is it a subset of another pool?{note}", code="uid-unknown")
+        note = "; max_missing= is for pools of shards only" if max_missing else ""
+        raise UserError(f"{what}; is it a subset of another pool?{note}", code="uid-unknown")
     if num_unknown > max_missing:
         raise UserError(
-            f"{told}. It has shards alone; where images are missing from them, allow for it with "
+            f"{what}. It has shards only; where images are missing from them, allow for it with "
             f"max_missing={num_unknown}",
             code="uid-unknown",
         )
@@ -226,7 +226,7 @@ def refuse_foreign(out_dir: Path) -> None:
     if not out_dir.exists() or any((out_dir / name).exists() for name in (RESHARD_RECORD_NAME, PLAN_NAME)):
         return
     if not out_dir.is_dir():
-        raise UserError(f"{out_dir} is no folder; give another out_dir=", code="folder-not-empty")
+        raise UserError(f"{out_dir} is not a folder; give another out_dir=", code="folder-not-empty")
     found = sorted(path.name for path in out_dir.iterdir() if path.name != LOCK_NAME)
     if found:
         raise UserError(

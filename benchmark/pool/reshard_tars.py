@@ -60,7 +60,7 @@ class TarWriter:
         self._filled = 0
 
     def room(self, length: int) -> memoryview:
-        """Return the next `length` bytes of the archive, to be filled in before anything else is asked for."""
+        """Return the next `length` bytes of the archive, to be filled in before the next call."""
         if self._filled + length > len(self._buffer):
             self.flush()
             if length > len(self._buffer):

@@ -56,7 +56,7 @@ def read_resharded(exp_dir: Path, record: Record) -> Resharded:
         tar, damaged = index.summary.damaged[0]
         raise UserError(
             f"{tar.path} is damaged: {damaged.damage_places[0]}; delete it, and `winnow reshard exp_dir={exp_dir}`, "
-            "with the shard_size that it had, makes it anew",
+            "with the shard_size that it had, makes it again",
             code="tar-damaged",
         )
     for tar, counts in zip(index.summary.tars, index.summary.counts, strict=True):

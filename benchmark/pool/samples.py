@@ -40,7 +40,7 @@ class SampleReader:
 
 
 def decode_image(data: bytes) -> Image.Image | None:
-    """Decode to RGB, or None where the bytes are no picture or too large a one."""
+    """Decode to RGB, or None where the bytes are not a picture, or one that is too large."""
     try:
         image = Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
         if image.width * image.height > MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""Sub-pools: the rows of a pool whose uids come first in a random order that the seed and the uids alone decide."""
+"""Sub-pools: the rows of a pool whose uids come first in a random order that only the seed and the uids decide."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ TOP_BITS = 16  # of the hashes that are counted first
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Which uids are drawn: those whose hash is below `key`, and of those that have it, the uids up to `last`."""
+class SampleCut:
+    """Which uids are sampled: those whose hash is below `key`, and of those that have it, the uids up to `last`."""
 
     seed: int
     key: int
     last: np.ndarray | None  # (1,) UID_DTYPE
 
     def holds(self, uids: np.ndarray) -> np.ndarray:
-        """Tell which uids are drawn, (n,) bool."""
+        """Tell which uids are sampled, (n,) bool."""
         keys, key = hash_uids(uids, self.seed), np.uint64(self.key)
         if self.last is None:
             return keys < key
@@ -53,9 +53,9 @@ def hash_uids(uids: np.ndarray, seed: int) -> np.ndarray:
 def sample_pool(pool_dir: Path, out_dir: Path, *, size: int, seed: int = 0) -> Record:
     """Make a pool of `size` rows of another one: the same rows whatever that one's files and their order.
 
-    More rows with the same seed hold fewer. A uid on several rows is drawn with all of them, so there may be fewer
-    rows than asked for, by less than that uid has. The tars are referred to, not copied. A finished sub-pool is
-    left as it is, a killed call goes on. Raises ValueError where `size` is not from 1 to the pool's rows.
+    More rows with the same seed hold fewer. A uid on several rows is sampled with all of them, so there may be fewer
+    rows than requested, by fewer than that uid has. The tars are referred to, not copied. A finished sub-pool is
+    left as it is, a killed call resumes. Raises ValueError where `size` is not from 1 to the pool's rows.
     """
     pool = Pool(pool_dir, strict=False)
     if not 1 <= size <= pool.count_rows():
@@ -74,10 +74,10 @@ def sample_pool(pool_dir: Path, out_dir: Path, *, size: int, seed: int = 0) -> R
     return make_pool(out_dir, "sample", SAMPLE_VERSION, inputs, lambda: _make(pool, out_dir, size, seed, shards_dir))
 
 
-def find_cut(parts: Callable[[], Iterator[np.ndarray]], size: int, seed: int) -> Cut:
+def find_cut(parts: Callable[[], Iterator[np.ndarray]], size: int, seed: int) -> SampleCut:
     """Find the cut below which at most `size` rows lie, and with one more uid more than that.
 
-    `parts` gives the uids of all rows, and is asked twice. Raises ValueError where already the first uid has more rows.
+    `parts` gives the uids of all rows, and is called twice. Raises ValueError where the first uid has more rows.
     """
     shift = np.uint64(64 - TOP_BITS)
     counts = np.zeros(1 << TOP_BITS, dtype=np.int64)
@@ -93,35 +93,35 @@ def find_cut(parts: Callable[[], Iterator[np.ndarray]], size: int, seed: int) ->
     taken = int(np.searchsorted(np.cumsum(copies[order]), left, side="right"))
     if taken:
         last = order[taken - 1]
-        return Cut(seed, int(keys[last]), distinct[last : last + 1])
+        return SampleCut(seed, int(keys[last]), distinct[last : last + 1])
     if bucket == 0 or ends[bucket - 1] == 0:
         raise UserError(
-            f"--size {size:,} is too small: the first uid drawn has {copies[order[0]]:,} rows", code="option-value"
+            f"--size {size:,} is too small: the first uid sampled has {copies[order[0]]:,} rows", code="option-value"
         )
-    return Cut(seed, bucket << (64 - TOP_BITS), None)
+    return SampleCut(seed, bucket << (64 - TOP_BITS), None)
 
 
 def _make(pool: Pool, out_dir: Path, size: int, seed: int, shards_dir: str | None) -> dict[str, Json]:
     cut = find_cut(lambda: _uids_of(pool), size, seed)
     rows = 0
     for path in pool.metadata_paths:
-        kept, target = cut.holds(pool.read_uids(path)), out_dir / "metadata" / path.name
-        rows += int(kept.sum())
-        if not kept.any() or target.exists():
+        chosen, target = cut.holds(pool.read_uids(path)), out_dir / "metadata" / path.name
+        rows += int(chosen.sum())
+        if not chosen.any() or target.exists():
             continue
         if path.with_suffix(".npz").exists():
-            write_npz_rows(path.with_suffix(".npz"), target.with_suffix(".npz"), kept)
-        write_parquet_rows(path, target, kept)
+            write_npz_rows(path.with_suffix(".npz"), target.with_suffix(".npz"), chosen)
+        write_parquet_rows(path, target, chosen)
     _take_along(pool, out_dir, cut)
     if shards_dir is None:
         return {"rows": rows, "present": 0}
     note = read_note(pool.dir)
     parents_only = only_path(pool.dir)
     within = None if parents_only is None else load_subset(parents_only).uids
-    chosen = (uids[cut.holds(uids)] for uids in _uids_of(pool))
+    parts = (uids[cut.holds(uids)] for uids in _uids_of(pool))
     if within is not None:
-        chosen = (uids[count_of(uids, within) > 0] for uids in chosen)
-    write_subset(out_dir / UIDS_NAME, (unique_uids(block)[0] for block in sorted_blocks(chosen, out_dir)))
+        parts = (uids[count_of(uids, within) > 0] for uids in parts)
+    write_subset(out_dir / UIDS_NAME, (unique_uids(block)[0] for block in sorted_blocks(parts, out_dir)))
     assign_uids = note is not None and note.assign_uids
     names, caption_field = (None, None) if note is None else (note.names, note.caption_field)
     write_note(out_dir, ShardsNote(shards_dir, UIDS_NAME, assign_uids, hashes_images(pool.dir), names, caption_field))
@@ -131,14 +131,14 @@ def _make(pool: Pool, out_dir: Path, size: int, seed: int, shards_dir: str | Non
 
 
 def _uids_of(pool: Pool) -> Iterator[np.ndarray]:
-    """Yield the uids of the metadata's rows; of the samples where the pool has shards alone."""
+    """Yield the uids of the metadata's rows; of the samples where the pool has shards only."""
     if pool.metadata_paths:
         return (pool.read_uids(path) for path in pool.metadata_paths)
     return index_uids(index_dir_of(pool.dir), pool.ensure_index().tars)
 
 
-def _take_along(pool: Pool, out_dir: Path, cut: Cut) -> None:
-    """Write what lies beside the metadata: assets as they are, and the drawn rows' planted labels."""
+def _take_along(pool: Pool, out_dir: Path, cut: SampleCut) -> None:
+    """Write what lies beside the metadata: assets as they are, and the sampled rows' planted labels."""
     source, target = planted_path(pool), out_dir / planted_path(pool).name
     if source.exists() and not target.exists():
         uids = [parse_uids(table["uid"], str(source)) for table in iter_row_groups(source)]

@@ -108,7 +108,7 @@ def tars_in(folder: Path, names: Sequence[str] | None = None) -> list[Tar]:
 def find_tars(given: Sequence[Path]) -> Found:
     """Find the tars that `--shards` means: folders, patterns (`*`, `?`, `[...]`, `{0..9}`, `{a,b}`) and files.
 
-    A folder stands for the tars at its top; one that has tars in folders alone, for all of these. Raises
+    A folder stands for the tars at its top; one that has tars in folders only, for all of these. Raises
     FileNotFoundError, with what is there instead, where there is no tar.
     """
     if len(given) == 1 and not _is_pattern(given[0]) and not has_file(given[0]):
@@ -163,9 +163,9 @@ def tell_contents(folder: Path) -> str:
         advice = "; unpack what is compressed: tars must be plain" if any(map(is_packed, left_out)) else ""
         return tell_left_out(left_out, 0) + advice
     kinds = Counter(file.path.suffix.lower() or "files without an extension" for file in files)
-    told = "it holds " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    what = "it holds " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
     foreign = tell_foreign(file.path for file in files)
-    return f"{told}: {foreign}" if foreign else told
+    return f"{what}: {foreign}" if foreign else what
 
 
 def _find_in_folder(folder: Path) -> Found:
@@ -223,8 +223,8 @@ def _find(location: Path) -> tuple[list[FileState], list[LeftOut]]:
             code="tars-missing",
         )
     if not files:
-        told = tell_left_out(left_out, 0) if left_out else tell_foreign(others) or "nothing has such a name"
-        raise NotFoundError(f"--shards {text}: there is no tar; {told}", code="no-tars")
+        what = tell_left_out(left_out, 0) if left_out else tell_foreign(others) or "nothing has such a name"
+        raise NotFoundError(f"--shards {text}: there is no tar; {what}", code="no-tars")
     return list(files.values()), left_out
 
 

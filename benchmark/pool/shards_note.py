@@ -56,7 +56,7 @@ def tars_left_out(pool_dir: Path) -> list[shards.LeftOut]:
 
 
 def has_tars(pool_dir: Path) -> bool:
-    """Tell whether a pool has any tar; it may be metadata alone."""
+    """Tell whether a pool has any tar; it may be metadata only."""
     note = read_note(pool_dir)
     try:
         return bool(list_tars(pool_dir))
@@ -84,7 +84,7 @@ def read_note(pool_dir: Path) -> ShardsNote | None:
     try:
         note = ShardsNote(**value)
     except TypeError as error:
-        raise UserError(f"{path} is no note on shards: {error}", code="record-damaged") from error
+        raise UserError(f"{path} does not say where shards are: {error}", code="record-damaged") from error
     return note if note.names is None else replace(note, names=tuple(note.names))
 
 

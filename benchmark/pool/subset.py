@@ -171,8 +171,8 @@ def _uids_of_parquet(path: Path) -> np.ndarray:
     names = read_footer(path).schema.to_arrow_schema().names
     if names.count("uid") != 1:
         found = "no column" if "uid" not in names else f"{names.count('uid')} columns"
-        told = f"{path} is a parquet file with {found} 'uid', where one names the samples"
-        raise UserError(f"{told}; it has {names}", code="column-missing")
+        what = f"{path} is a parquet file with {found} 'uid', where one names the samples"
+        raise UserError(f"{what}; it has {names}", code="column-missing")
     return parse_uids(read_parquet(path, ["uid"], "write it again")["uid"], str(path))
 
 
@@ -231,7 +231,7 @@ def _count_of_raw(path: Path) -> int:
     if size % UID_DTYPE.itemsize:
         raise UserError(
             f"{path} is not a subset file: neither .npy nor raw pairs of 8-byte integers, "
-            f"as its {size:,} bytes are no multiple of {UID_DTYPE.itemsize}",
+            f"as its {size:,} bytes are not a multiple of {UID_DTYPE.itemsize}",
             code="subset-invalid",
         )
     return size // UID_DTYPE.itemsize

@@ -15,7 +15,7 @@ import numpy as np
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import atomic_path
 
-# By extension, what Pillow may decode: its other decoders are no business of a stranger's file.
+# By extension, what Pillow may decode: its other decoders are not for a stranger's file.
 IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 BLOCK = 512  # bytes; tars are made of these
 ARCHIVE_END = 20 * BLOCK  # tars are padded to a multiple of this
@@ -30,8 +30,8 @@ MAX_EXTENDED = 1 << 16  # bytes of a long name or of a pax header
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 # What else is found where a tar should be: its first bytes in lower case, behind white space.
 OTHERS = {
-    b"<!doctype": "is a web page (HTML) and no tar: what was asked for was not sent; fetch it again",
-    b"<html": "is a web page (HTML) and no tar: what was asked for was not sent; fetch it again",
+    b"<!doctype": "is a web page (HTML) and not a tar: the server sent something else; fetch it again",
+    b"<html": "is a web page (HTML) and not a tar: the server sent something else; fetch it again",
     b"<?xml": "is an XML document and no tar, as storages send that refuse; fetch it again",
     b'{"': "is a JSON document and no tar, as servers send that refuse; fetch it again",
     b"version https://git-lfs": "is a pointer of Git LFS and not the tar that it stands for; run `git lfs pull`",
@@ -133,7 +133,7 @@ def iter_members(path: Path) -> Iterator[Member]:
 
 
 def reading_ahead(read: ReadAt) -> ReadAt:
-    """Return a reader that asks `read` for a little more than it is asked for, and keeps the last piece.
+    """Return a reader that reads a little more than requested, and keeps the last piece.
 
     One request then serves all that lies between one picture and the next.
     """
@@ -153,7 +153,7 @@ def reading_ahead(read: ReadAt) -> ReadAt:
 def scan_tar(read: ReadAt, size: int, damage: Damage) -> Iterator[Member]:
     """Yield the plain files of an uncompressed tar of `size` bytes in its order; what is wrong goes into `damage`.
 
-    Behind a header that is no header the walk goes on at the next sound one, so a damaged place loses only what stands
+    Behind a damaged header the walk resumes at the next sound one, so a damaged place loses only what stands
     there. A tar is whole where zeros end it, and nothing follows them. `read` is best one that reads ahead.
     """
     position = 0
@@ -235,7 +235,7 @@ def other_than_tar(head: bytes) -> str | None:
         if head.startswith(begins):
             return f"is compressed; tars must be plain, so that their members have a place: {program} it"
     start = head.lstrip().lower()
-    return next((told for begins, told in OTHERS.items() if start.startswith(begins)), None)
+    return next((what for begins, what in OTHERS.items() if start.startswith(begins)), None)
 
 
 def is_header(header: bytes) -> bool:

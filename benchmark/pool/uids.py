@@ -23,7 +23,7 @@ from benchmark.runtime.tables import is_family, plain_column
 
 UID_DTYPE = np.dtype("u8,u8")  # upper and lower 64 bits, as in DataComp's subset files
 BLOCK = 2**20  # uids that are looked at together
-DENSE = 8  # uids held for each uid asked, up to which reading all of them is faster than searching
+DENSE = 8  # uids held for each uid wanted, up to which reading all of them is faster than searching
 MAX_HELD = 2**24  # uids that are sorted in memory, 256 MiB of them
 
 _HEX_CHARACTERS = np.frombuffer(string.hexdigits.encode(), dtype=np.uint8)
@@ -73,7 +73,7 @@ def uid_order(uids: np.ndarray) -> np.ndarray:
 
 
 def sort_uids(uids: np.ndarray) -> np.ndarray:
-    """Return the uids sorted as 128-bit numbers, repeats kept."""
+    """Return the uids sorted as 128-bit numbers, repeats included."""
     return np.take(uids, uid_order(uids))
 
 
@@ -297,51 +297,51 @@ def _refuse_malformed(rows: np.ndarray, array: pa.Array, where: str) -> None:
         )
 
 
-def _runs_of_block(asked: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _runs_of_block(wanted: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Do the work of `runs_of` for few uids that are sorted."""
-    start = int(_bisect(asked[:1], held, 0, len(held), "left")[0])
-    window = held[start : int(_bisect(asked[-1:], held, start, len(held), "right")[0])]
-    if len(window) <= DENSE * len(asked):
+    start = int(_bisect(wanted[:1], held, 0, len(held), "left")[0])
+    window = held[start : int(_bisect(wanted[-1:], held, start, len(held), "right")[0])]
+    if len(window) <= DENSE * len(wanted):
         upper = np.ascontiguousarray(window["f0"])  # numpy's own search would copy it anyway
-        low, high = (np.searchsorted(upper, asked["f0"], side) for side in ("left", "right"))
+        low, high = (np.searchsorted(upper, wanted["f0"], side) for side in ("left", "right"))
     else:
-        low, high = np.zeros(len(asked), dtype=np.int64), np.full(len(asked), len(window))
-    first = _bisect(asked, window, low, high, "left")
-    end = first + _holds(window, first, asked)
-    rows = np.flatnonzero(_holds(window, first + 1, asked))  # few, mostly: one copy is the rule
-    end[rows] = _bisect(asked[rows], window, first[rows] + 1, high[rows], "right")
+        low, high = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), len(window))
+    first = _bisect(wanted, window, low, high, "left")
+    end = first + _holds(window, first, wanted)
+    rows = np.flatnonzero(_holds(window, first + 1, wanted))  # few, mostly: one copy is the rule
+    end[rows] = _bisect(wanted[rows], window, first[rows] + 1, high[rows], "right")
     return start + first, start + end
 
 
 def _bisect(
-    asked: np.ndarray, held: np.ndarray, low: np.ndarray | int, high: np.ndarray | int, side: str
+    wanted: np.ndarray, held: np.ndarray, low: np.ndarray | int, high: np.ndarray | int, side: str
 ) -> np.ndarray:
-    """Return the bound of each asked uid among held[low:high], as numpy's searchsorted, which copies what it searches.
+    """Return the bound of each wanted uid among held[low:high], as numpy's searchsorted, which copies what it searches.
 
     All are searched at once, and only what is compared is read.
     """
-    low, high = np.broadcast_to(low, asked.shape), np.broadcast_to(high, asked.shape)
-    asked_high, asked_low = np.ascontiguousarray(asked["f0"]), asked["f1"]
+    low, high = np.broadcast_to(low, wanted.shape), np.broadcast_to(high, wanted.shape)
+    wanted_high, wanted_low = np.ascontiguousarray(wanted["f0"]), wanted["f1"]
     held_high, held_low = held["f0"], held["f1"]
     before = np.less if side == "left" else np.less_equal
     for _ in range(int((high - low).max(initial=0)).bit_length()):
         middle = (low + high) >> 1
         there = np.minimum(middle, len(held) - 1)  # that of a search that has ended may be the end
         found = held_high[there]
-        is_before = found < asked_high
-        ties = np.flatnonzero(found == asked_high)
-        is_before[ties] = before(held_low[there[ties]], asked_low[ties])
+        is_before = found < wanted_high
+        ties = np.flatnonzero(found == wanted_high)
+        is_before[ties] = before(held_low[there[ties]], wanted_low[ties])
         is_before &= middle < high
         low, high = np.where(is_before, middle + 1, low), np.where(is_before, high, middle)
     return np.array(low, dtype=np.int64)
 
 
-def _holds(held: np.ndarray, places: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Tell whether each asked uid stands at its place, which may be the end."""
+def _holds(held: np.ndarray, places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Tell whether each wanted uid stands at its place, which may be the end."""
     if len(held) == 0:
         return np.zeros(len(places), dtype=bool)
     there = np.minimum(places, len(held) - 1)
-    return (places < len(held)) & (held["f0"][there] == asked["f0"]) & (held["f1"][there] == asked["f1"])
+    return (places < len(held)) & (held["f0"][there] == wanted["f0"]) & (held["f1"][there] == wanted["f1"])
 
 
 def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -363,6 +363,6 @@ def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
 
 
 def _let_go(uids: np.ndarray) -> None:
-    """Give back the memory of what has been read of a file's memory map; it is read again where it is asked again."""
+    """Give back the memory of what has been read of a file's memory map; it is read again when needed."""
     if isinstance(uids, np.memmap) and uids.mode == "r" and isinstance(uids.base, mmap.mmap):
         uids.base.madvise(mmap.MADV_DONTNEED)

@@ -93,7 +93,7 @@ def _map_in_processes(
                 code="worker-died",
             ) from error
         except BaseException:
-            # Not waited for: what they are at may take minutes, and is gone on with the next time.
+            # Not waited for: what they are at may take minutes, and is resumed the next time.
             for worker in list(pool._processes.values()):
                 worker.kill()
             raise
@@ -272,15 +272,15 @@ def _connected_ray() -> Any:
     if not address and started.exists():
         address = started.read_text().strip()
     if not address:
-        say("ray: RAY_ADDRESS is not set and `ray start` was not run here; a cluster of this machine alone is started")
+        say("ray: RAY_ADDRESS is not set and `ray start` was not run here; a cluster of this machine only is started")
     elif address != "local" and "://" not in address:
         _check_answers(address)  # Ray itself would wait for minutes
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"Ray cannot be used at {address or 'local'}: {told}", code="unreachable") from error
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"Ray cannot be used at {address or 'local'}: {why}", code="unreachable") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
     return ray
@@ -293,5 +293,5 @@ def _check_answers(address: str) -> None:
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"no Ray cluster answers at {address} ({error}); set RAY_ADDRESS to one that does, or to `local` for "
-            "one of this machine alone"
+            "one of this machine only"
         ) from error

@@ -66,18 +66,18 @@ PACKAGES = (
 )
 # What Python says of a path that can be none, in whichever option or file it was given.
 _NO_PATHS = {
-    "Could not determine home directory.": "a path begins with ~ and a name that is no user of this machine",
+    "Could not determine home directory.": "a path begins with ~ and a name that is not a user of this machine",
     "embedded null byte": "a path holds a NUL character",
 }
-# What a driver or a card does; an assertion in a kernel or a wrong address is what we, or torch, asked of it.
+# What a driver or a card does; an assertion in a kernel or a wrong address is what we, or torch, made it do.
 _GPU_FAILED = re.compile(r"CUDA error: (?!device-side assert|an illegal|misaligned)|.*NVIDIA driver")
 _LOADER_FAILED = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n")
 _LOADER_DIED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed|exited)")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a user is told of a failure that can be mended."""
+class Message:
+    """What a user reads of a failure that can be mended."""
 
     sentence: str
     code: str
@@ -95,24 +95,26 @@ class Ending:
     code: str | None = None  # of the failure
 
 
-def tell(error: BaseException) -> Told | None:
+def explain(error: BaseException) -> Message | None:
     """Return the sentence and the code of what a user can mend; None for anything else, which is a defect of ours."""
     if isinstance(error, UserError):
-        return Told(_joined(_of_loader(str(error))), error.code)
+        return Message(_joined(_of_loader(str(error))), error.code)
     if isinstance(error, MemoryError) or _is_torchs_memory(error):
-        return Told(f"out of memory ({_joined(str(error)) or 'no more could be had'})", "out-of-memory")
+        return Message(f"out of memory ({_joined(str(error)) or 'no more could be had'})", "out-of-memory")
     if isinstance(error, OSError):
-        return _tell_system(error)
+        return _explain_system(error)
     if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) not in OUR_PACKAGES:
-        return Told(f"the package {package} is needed and not installed: pip install {package}", "package-missing")
+        return Message(f"the package {package} is needed and not installed: pip install {package}", "package-missing")
     if type(error) in (RuntimeError, ValueError) and str(error) in _NO_PATHS:
-        return Told(_NO_PATHS[str(error)], "not-found")
+        return Message(_NO_PATHS[str(error)], "not-found")
     if isinstance(error, RuntimeError) and _GPU_FAILED.match(str(error)):
-        return Told(f"the GPU does not work ({str(error).splitlines()[0]}); see nvidia-smi", "gpu-failed")
+        return Message(f"the GPU does not work ({str(error).splitlines()[0]}); see nvidia-smi", "gpu-failed")
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return Told("no more threads can be started here; use fewer workers=, or raise `ulimit -u`", "too-many-threads")
+        return Message(
+            "no more threads can be started here; use fewer workers=, or raise `ulimit -u`", "too-many-threads"
+        )
     if isinstance(error, RuntimeError) and _LOADER_DIED.match(str(error)):
-        return Told(
+        return Message(
             "a process that loads samples died (killed, or out of memory?); try fewer workers=, then run the same "
             "command again",
             "worker-died",
@@ -120,7 +122,7 @@ def tell(error: BaseException) -> Told | None:
     return None
 
 
-def _tell_system(error: OSError) -> Told | None:
+def _explain_system(error: OSError) -> Message | None:
     """Tell what the system says: with its number, or as one of the kinds of OSError that say what is the matter."""
     code = SYSTEM_CODES.get(error.errno or 0) or next(
         (code for kind, code in SYSTEM_KINDS.items() if isinstance(error, kind)), None
@@ -129,13 +131,13 @@ def _tell_system(error: OSError) -> Told | None:
         return None
     code = code or OTHER_SYSTEM_CODE
     if code == "disk-full" and error.strerror == os.strerror(error.errno or 0) and not error.filename:
-        return Told(
-            "no space left on device; make room and run the same command again: it goes on from what is saved", code
+        return Message(
+            "no space left on device; make room and run the same command again: it resumes from what is saved", code
         )
     text = _of_loader(str(error))
     if error.strerror:
         text = f"{error.strerror}: {os.fsdecode(error.filename)}" if error.filename else error.strerror
-    return Told(_joined(text) or type(error).__name__, code)
+    return Message(_joined(text) or type(error).__name__, code)
 
 
 def _is_torchs_memory(error: BaseException) -> bool:
@@ -176,24 +178,24 @@ def reported(program: str, work: Callable[[], int], arguments: Sequence[str], *,
         if not rank:
             who = "" if prefix == "error" else f"{prefix}: "
             print(
-                f"\n{who}interrupted by {name}{what}. What is finished is kept; to go on, run "
+                f"\n{who}interrupted by {name}{what}. What is finished stays; to go on, run "
                 f"the same command again:\n"
                 f"  {program} {' '.join(arguments)}",
                 file=sys.stderr,
             )
         return Ending(EXIT_SIGNAL + number, f"interrupted by {name}", "interrupted")
-    except Exception as error:  # here every command ends; what is no user's error is told as ours
+    except Exception as error:  # here every command ends; what is not a user's error is shown as ours
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             # The reader (`| head`) has gone; nothing is left to say to it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return Ending(EXIT_SIGNAL + signal.SIGPIPE, "the reader of its output has gone", "interrupted")
         who = f"rank {rank} of {size}: " if size > 1 else ""
-        told = tell(error)
-        if told is not None:
+        message = explain(error)
+        if message is not None:
             if os.environ.get("WINNOW_TRACEBACK"):
                 traceback.print_exc()
-            print(f"{prefix}: {who}{told}", file=sys.stderr)
-            return Ending(EXIT_USER, str(told), told.code)
+            print(f"{prefix}: {who}{message}", file=sys.stderr)
+            return Ending(EXIT_USER, str(message), message.code)
         text = f"internal error: {type(error).__name__}: {_joined(str(error))}".rstrip(": ")
         path = write_traceback(error, [program, *arguments])
         if path is None or os.environ.get("WINNOW_TRACEBACK"):
@@ -212,7 +214,7 @@ def _reader_has_gone() -> bool:
         polled = select.poll()
         polled.register(sys.stdout.fileno(), select.POLLERR)
         return any(event & select.POLLERR for _, event in polled.poll(0))
-    except (OSError, ValueError, AttributeError):  # it is no file, or closed
+    except (OSError, ValueError, AttributeError):  # it is not a file, or closed
         return False
 
 
@@ -231,7 +233,7 @@ def write_traceback(error: BaseException, command: Sequence[str]) -> Path | None
     """Write a defect's traceback with what it takes to understand it; return the file, None where none could be made.
 
     It goes to the folder of `keep_tracebacks_in`, else to the user's cache, else to the temporary folder. It never
-    raises: what is to be told is the defect.
+    raises: what matters is the defect.
     """
     try:
         text = "\n".join([*_circumstances(command), "", *traceback.format_exception(error)])

@@ -1,4 +1,4 @@
-"""Fetch one public file by HTTP: goes on where it broke off, is checked by its sha256, and put in place whole."""
+"""Fetch one public file by HTTP: resumes where it broke off, is checked by its sha256, and put in place whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT = 60.0  # seconds of a server's silence
 
 
 def fetch_file(url: str, path: Path, sha256: str) -> None:
-    """Fetch a file with a progress bar, unless it is there; what a killed call left is gone on with.
+    """Fetch a file with a progress bar, unless it is there; what a killed call left is resumed.
 
     Raises ConnectionError where the server cannot be reached or breaks off, and ValueError where it has other bytes.
     """
@@ -65,4 +65,4 @@ def _append(url: str, partial: Path) -> None:
         raise ConnectionError(f"{url} cannot be read: {getattr(error, 'reason', error)}") from error
     size = partial.stat().st_size
     if total is not None and size < total:
-        raise ConnectionError(f"{url} broke off after {size:,} of {total:,} bytes; started again, it goes on there")
+        raise ConnectionError(f"{url} broke off after {size:,} of {total:,} bytes; started again, it resumes there")

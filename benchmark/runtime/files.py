@@ -106,11 +106,11 @@ def _read_json(path: Path, make_object: Callable[[dict[str, Json]], Json] | None
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Read a text file of a user's; raises UserError that names the file where it is no text."""
+    """Read a text file of a user's; raises UserError that names the file where it is not text."""
     try:
         return path.read_text(encoding=encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}", code="text-damaged") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}", code="text-damaged") from error
 
 
 def digest(value: Json) -> str:

@@ -76,7 +76,7 @@ REQUIRED_PACKAGES = frozenset(
     }
 )
 
-# Fields that are of one version of Python alone, of the kind of quotes, or follow from where a node stands.
+# Fields that only one version of Python has, of the kind of quotes, or follow from where a node stands.
 _LEFT_OUT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -120,7 +120,7 @@ class OwnCode:
 
 
 def read_own_code(path: Path) -> OwnCode:
-    """Read a user's file and every module of theirs that it imports; raises UserError where one is no Python."""
+    """Read a user's file and every module of theirs that it imports; raises UserError where one is not valid Python."""
     main = SourceFile(path, path.read_bytes())
     helpers: dict[str, SourceFile] = {}
     beside: set[Path] = set()
@@ -175,8 +175,8 @@ def parse(source: SourceFile) -> ast.Module:
     try:
         return ast.parse(source.data)
     except (SyntaxError, ValueError) as error:
-        told = f"{error.msg}, line {error.lineno}" if isinstance(error, SyntaxError) else error
-        raise UserError(f"{source.path} cannot be loaded: it is no Python ({told})", code="bad-code") from error
+        why = f"{error.msg}, line {error.lineno}" if isinstance(error, SyntaxError) else error
+        raise UserError(f"{source.path} cannot be loaded: it is not valid Python ({why})", code="bad-code") from error
 
 
 def imported_names(tree: ast.AST, package: str) -> set[str]:
@@ -215,7 +215,7 @@ def write_tree(tree: ast.Module) -> str:
     """Write a syntax tree as text: node names and their fields that are not empty."""
     names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree)}
     parts: list[str] = []
-    _write(tree, parts, with_docstrings="__doc__" in names)  # code that reads them hangs on them
+    _write(tree, parts, with_docstrings="__doc__" in names)  # code that reads them depends on them
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of their keys: the same whatever was drawn before, and on every machine."""
+"""Random numbers that are functions of their keys: the same whatever was generated before, and on every machine."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _CODE: dict[Path, SourceFile] = {}  # as it was read for the file that imports i
 def run_file(code: OwnCode) -> types.ModuleType:
     """Run a file, and what it imports from beside itself, as they were read; returns the module.
 
-    Modules that an earlier version of these files left are run anew. Raises what the file raises.
+    Modules that an earlier version of these files left are run again. Raises what the file raises.
     """
     path = code.main.path
     package = _package_of(path.parent)

@@ -110,8 +110,8 @@ class _Mirror:
     def follow(self, source: Path, target: Path) -> None:
         """Upload a file that was just renamed, after everything else that is finished, so that records come last.
 
-        New files are told by name and inode, which a listing has; what is written into a file in place goes up at the
-        end, as does, at the latest, what another process replaces twice between two renames of this one.
+        New files are recognised by name and inode, which a listing has; what is written into a file in place goes up at
+        the end, as does, at the latest, what another process replaces twice between two renames of this one.
         """
         # What a forked worker renames goes up with what this process renames next.
         if not target.is_relative_to(self.folder) or os.getpid() != self.process:
@@ -235,7 +235,7 @@ def _is_unfinished(name: str) -> bool:
 
 
 def _is_log(name: Path) -> bool:
-    """Tell whether a file is appended to as the work goes on, and uploaded at the end."""
+    """Tell whether a file is appended to during the work, and uploaded at the end."""
     return name.name == "costs.jsonl" or "logs" in name.parts
 
 

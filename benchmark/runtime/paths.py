@@ -26,7 +26,9 @@ def as_location(text: str) -> Path:
         try:
             return Path(text).expanduser()
         except RuntimeError as error:
-            raise UserError(f"{text}: {text.partition('/')[0]} is no user of this machine", code="not-found") from error
+            raise UserError(
+                f"{text}: {text.partition('/')[0]} is not a user of this machine", code="not-found"
+            ) from error
     protocol = match[1].lower()
     if protocol in ("file", "local"):
         return Path(text[match.end() :])

@@ -1,4 +1,4 @@
-"""Ranges of files, local and remote: what is far away is kept in blocks on disk, the least recently used go first."""
+"""Ranges of files, local and remote: what is far away is cached in blocks on disk, the least recently used go first."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RangeReader:
     """Reads ranges of local and remote files; threads may share it, and other processes make their own of it.
 
     Remote files are fetched in blocks, one request each, which lie in the cache folder for all processes of the
-    machine. A file's state is asked for once in a reader's life.
+    machine. A file's state is looked up once in a reader's life.
     """
 
     def __init__(self, *, block_bytes: int = BLOCK_BYTES) -> None:
@@ -83,11 +83,11 @@ class RangeReader:
             except FileNotFoundError:
                 continue  # another thread closed it and another process removed it, in that moment
 
-    def _read_local(self, path: Path, told: Path, offset: int, length: int, state: str | None = None) -> bytes:
+    def _read_local(self, path: Path, shown: Path, offset: int, length: int, state: str | None = None) -> bytes:
         with self._lock:  # else another thread might close the file
             data = os.pread(self._descriptor(path, state), length, offset)
             if len(data) < length:
-                raise _too_short(told, offset, length, os.fstat(self._descriptor(path)).st_size)
+                raise _too_short(shown, offset, length, os.fstat(self._descriptor(path)).st_size)
         return data
 
     def _descriptor(self, path: Path, state: str | None = None) -> int:
@@ -261,21 +261,21 @@ def fetch_range(file: FileState, start: int, stop: int) -> bytes:
 def _refuse_changed(file: FileState, state: str | None) -> None:
     if state is not None and file.state != state:
         raise UserError(
-            f"{file.path} has changed since it was indexed; run the same command again to have it indexed anew",
+            f"{file.path} has changed since it was indexed; run the same command again to have it indexed again",
             code="file-changed",
         )
 
 
 def _too_short(path: Path, offset: int, length: int, size: int) -> UserError:
     return UserError(
-        f"{path} is too short: {length:,} bytes at byte {offset:,} are asked for, it ends at {size:,}; "
+        f"{path} is too short: {length:,} bytes at byte {offset:,} are needed, it ends at {size:,}; "
         "was it changed or cut off after it was indexed?",
         code="file-changed",
     )
 
 
 def max_cache_bytes() -> int:
-    """Return how many bytes of remote files are kept in blocks: $WINNOW_BLOCK_CACHE_BYTES, else 20 GB."""
+    """Return how many bytes of remote files are cached in blocks: $WINNOW_BLOCK_CACHE_BYTES, else 20 GB."""
     return number_of_environment("WINNOW_BLOCK_CACHE_BYTES", MAX_CACHE_BYTES)
 
 

@@ -26,7 +26,7 @@ class Record:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 that identifies this output, made from its inputs alone."""
+        """Return the sha256 that identifies this output, made from its inputs only."""
         return digest({"stage": self.stage, "version": self.version, "made_from": self.inputs})
 
 
@@ -49,7 +49,9 @@ def read_record(path: Path) -> Record | None:
         return None
     value = _read_json(path, partial(_Entries, path))
     if not isinstance(value, dict) or not all(isinstance(value[name], dict) for name in ("made_from", "result")):
-        raise UserError(f"{path} is no record of a stage; delete it, or choose another folder", code="record-damaged")
+        raise UserError(
+            f"{path} is not a record of a stage; delete it, or choose another folder", code="record-damaged"
+        )
     return Record(value["stage"], value["version"], value["made_from"], value["result"])
 
 
@@ -62,7 +64,7 @@ class _Entries(dict[str, Json]):
 
     def __missing__(self, name: str) -> Json:
         raise UserError(
-            f"{self.path} has no {name!r}, so it is no record of this stage; delete it, or choose another folder",
+            f"{self.path} has no {name!r}, so it is not a record of this stage; delete it, or choose another folder",
             code="record-damaged",
         )
 
@@ -90,14 +92,14 @@ def finished(path: Path, stage: str, version: int, inputs: dict[str, Json]) -> R
     )
 
 
-CODE_TOLD = " (the code of it and of its helpers)"
+CODE_NOTE = " (the code of it and of its helpers)"
 
 
 def describe_differences(wanted: dict[str, Json], there: dict[str, Json]) -> str:
     """Name what two sets of settings differ in, with both values; empty where they are the same."""
     wanted, there = (_flatten(json.loads(json.dumps(values))) for values in (wanted, there))
     differences = [
-        f"{key}{CODE_TOLD if key.endswith('.identity') else ''} is "
+        f"{key}{CODE_NOTE if key.endswith('.identity') else ''} is "
         f"{_short(there[key]) if key in there else 'absent'} there and "
         f"{_short(wanted[key]) if key in wanted else 'absent'} now"
         for key in dict.fromkeys([*wanted, *there])

@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm sends th
 
 
 class Stopped(BaseException):
-    """A signal asked for a stop, and what was under way is saved."""
+    """A signal requested a stop, and what was under way is saved."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(what)

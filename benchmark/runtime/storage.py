@@ -42,13 +42,13 @@ def storage_errors(location: object = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = None if isinstance(location, Path) else _told(error, str(location))
-        if told is None:
+        translated = None if isinstance(location, Path) else _translated(error, str(location))
+        if translated is None:
             raise
-        raise told from error
+        raise translated from error
 
 
-def _told(error: Exception, location: str) -> OSError | None:
+def _translated(error: Exception, location: str) -> OSError | None:
     """Return the error for users, or None where it is one already."""
     where, reason = f"{location}: " if location else "", one_line(error)
     if isinstance(error, NotImplementedError) and location:
@@ -75,7 +75,7 @@ def _told(error: Exception, location: str) -> OSError | None:
 
 @dataclass(frozen=True)
 class FileState:
-    """A file of a folder, with what tells that it has changed."""
+    """A file of a folder, with what shows that it has changed."""
 
     path: Path
     size: int  # in bytes
@@ -83,7 +83,7 @@ class FileState:
 
 
 def state_of(path: Path) -> str:
-    """Return what tells that a file has changed: "size/mtime_ns", or of a remote one "size/etag" (or the like)."""
+    """Return what shows that a file has changed: "size/mtime_ns", or of a remote one "size/etag" (or the like)."""
     return stat_of(path).state
 
 
@@ -110,19 +110,19 @@ def has_file(path: Path) -> bool:
 
 
 def file_hash(path: Path, state: str) -> str:
-    """Return the sha256 of a file in that state (of a remote one, its state); kept in the user's cache."""
+    """Return the sha256 of a file in that state (of a remote one, its state); cached for the user."""
     if is_remote(path):
         return digest(state)
-    kept_path = cache_dir() / "hashes" / f"{location_key(path)}.json"
-    if kept_path.exists():
-        kept: list[str] = read_json(kept_path)
-        if kept[0] == state:
-            return kept[1]
+    cached_path = cache_dir() / "hashes" / f"{location_key(path)}.json"
+    if cached_path.exists():
+        cached: list[str] = read_json(cached_path)
+        if cached[0] == state:
+            return cached[1]
     found = sha256_of(path)
     if state_of(path) != state:
         raise changed(path)
-    with locked(kept_path.parent):
-        write_json(kept_path, [state, found])
+    with locked(cached_path.parent):
+        write_json(cached_path, [state, found])
     return found
 
 
@@ -184,7 +184,7 @@ def _files_of(folder: Path, name: str, infos: Iterable[Mapping[str, Any]]) -> li
 
 
 def open_file(path: Path, *, read_ahead: int = 0) -> BinaryIO:
-    """Open a file for reading; of a remote one, every read is a request of `read_ahead` more bytes than asked for."""
+    """Open a file for reading; of a remote one, every read is a request of `read_ahead` more bytes than requested."""
     if not is_remote(path):
         return path.open("rb")
     filesystem, name = filesystem_of(path)

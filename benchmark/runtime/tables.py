@@ -2,7 +2,7 @@
 
 Writers spell one column in many Arrow types. Here text of any of them (large, views, dictionaries) is text; decimals
 are float64; dictionaries are their values; integers, floats (halves too) and bools stay as they are, since a score is
-compared in its own type. Bytes are text in CommonPool's text columns alone, and bytes elsewhere.
+compared in its own type. Bytes are text in CommonPool's text columns only, and bytes elsewhere.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def plain_column(column: Column, where: str, family: str | None = None) -> Colum
     except pa.ArrowException as error:
         row = _row_without_text(column)
         if row is not None:
-            told = f"{where} has bytes in row {row} that are no text in UTF-8; write it as text"
-            raise UserError(told, code="column-type") from error
+            what = f"{where} has bytes in row {row} that are not UTF-8; write it as text"
+            raise UserError(what, code="column-type") from error
         raise UserError(
             f"{where} is {kind}, which cannot be read as {wanted} ({one_line(error)}); {REMEDY}", code="column-type"
         ) from error
@@ -166,7 +166,7 @@ def wrong_type(where: str, kind: pa.DataType, family: str | None) -> UserError:
 
 
 def column_problem(footer: pq.FileMetaData, name: str) -> str | None:
-    """Say why rules cannot read a column that a metadata file has, from its footer alone; None where they can."""
+    """Say why rules cannot read a column that a metadata file has, from its footer only; None where they can."""
     schema = footer.schema.to_arrow_schema()
     count = schema.names.count(name)
     if count > 1:
@@ -207,8 +207,8 @@ def plain_frame(table: pa.Table, path: Path) -> pd.DataFrame:
             try:
                 column.to_pandas()
             except pa.ArrowException as error:
-                told = f"{path}: the column {name!r} is {column.type}, which pandas cannot hold ({one_line(error)})"
-                raise UserError(f"{told}; {REMEDY}", code="column-type") from error
+                what = f"{path}: the column {name!r} is {column.type}, which pandas cannot hold ({one_line(error)})"
+                raise UserError(f"{what}; {REMEDY}", code="column-type") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""What a strategy's source names that its values may hang on unseen: the net under benchmark/runtime/watch.py.
+"""What a strategy's source names that its values may depend on unseen: the net under benchmark/runtime/watch.py.
 
 The audit hook sees neither environment variables nor files that C++ or Rust opens. So a file that names the
 environment, a module for networks or processes, or that hands such a reader a path which is no asset of its strategies
@@ -68,7 +68,7 @@ READERS = re.compile(
     r"|sentencepiece\.SentencePieceProcessor|tokenizers\.\w+\.from_\w+"
     r"|(lightgbm|xgboost)\.Booster"
     r"|benchmark\.tables\.read_\w+|benchmark\.language\.load_language_model"
-    # Or only look whether a file is there, and how large: what is made of it hangs on that.
+    # Or only look whether a file is there, and how large: what is made of it depends on that.
     r"|os\.path\.(exists|lexists|isfile|isdir|getsize|getmtime)|os\.(stat|lstat|access|listdir|scandir|walk)"
     r"|glob\.i?glob"
 )
@@ -99,12 +99,12 @@ def spell_undeclared(strategy: str, inputs: Sequence[Undeclared]) -> str:
     first, *others = inputs
     if first.kind == "script":
         return (
-            f"{strategy} is of a script or notebook: it runs in this process and nothing of it is kept for another "
-            "time; put it into a file of its own and name that in plugins= to have it kept"
+            f"{strategy} is of a script or notebook: it runs in this process and nothing of it is "
+            "cached; put it into a file of its own and name that in plugins= to have it cached"
         )
     stem = re.sub(r"\W", "_", PurePath(first.name).stem)
     stem = stem if stem.isidentifier() else "words"
-    told, remedy = {
+    what, remedy = {
         "file": (
             f"reads {first.name}",
             f'declare assets={{"{stem}": "{PurePath(first.name).name}"}} and take the path from the argument '
@@ -116,7 +116,7 @@ def spell_undeclared(strategy: str, inputs: Sequence[Undeclared]) -> str:
         "code": (f"imports {first.name}", "import it by an ordinary import statement"),
     }[first.kind]
     more = f" and {len(others)} more" if others else ""
-    return f"{strategy} {told}{more}, which it has not declared, so nothing of it is kept for another time; {remedy}"
+    return f"{strategy} {what}{more}, which it has not declared, so nothing of it is cached; {remedy}"
 
 
 @dataclass
@@ -159,7 +159,7 @@ class _Names:
         return node
 
     def references(self) -> Iterator[tuple[ast.AST, str]]:
-        """Yield every expression that names an imported thing, whole chains of attributes alone."""
+        """Yield every expression that names an imported thing, whole chains of attributes only."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Name | ast.Attribute) and not isinstance(self.parents[node], ast.Attribute):
                 inner: ast.AST = node

@@ -30,7 +30,7 @@ IMPORT_FILES = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_e
 
 @dataclass(frozen=True)
 class Undeclared:
-    """Something that a strategy's values hang on and that it has not declared."""
+    """Something that a strategy's values depend on and that it has not declared."""
 
     kind: str  # file, variable, code, server, process or script
     name: str
@@ -66,7 +66,7 @@ def undeclared_reads(source: Path) -> list[Undeclared]:
 
 
 def forget_reads(source: Path) -> None:
-    """Forget what a file's strategies read, as the file is loaded anew."""
+    """Forget what a file's strategies read, as the file is loaded again."""
     _FOUND.pop(source, None)
 
 
@@ -78,19 +78,19 @@ def watching(source: Path, code: Iterable[Path] = (), assets: Iterable[str] = ()
     written = _WRITTEN.setdefault(source, set())
     watched = _Watched(source, frozenset(code), both, written)
     _LAST.update(dict.fromkeys(map(str, watched.code), watched))
-    with _told(watched):
+    with _attributed(watched):
         yield
 
 
 @contextmanager
 def not_watching() -> Iterator[None]:
     """Take what this thread reads for reads of Winnow's own."""
-    with _told(None):
+    with _attributed(None):
         yield
 
 
 @contextmanager
-def _told(watched: _Watched | None) -> Iterator[None]:
+def _attributed(watched: _Watched | None) -> Iterator[None]:
     before = getattr(_LOCAL, "watched", _NOBODY)
     _LOCAL.watched = watched
     try:

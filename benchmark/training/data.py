@@ -192,7 +192,7 @@ def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
 
 
 class StepBatches(Dataset[Batch]):
-    """The batch of every step, in parts; each a function of (order, part) alone: any worker may make any of them.
+    """The batch of every step, in parts; each a function of (order, part) only: any worker may make any of them.
 
     A rank makes its own contiguous slice of each global batch.
     """
@@ -323,11 +323,11 @@ class TrainingData:
 
     @cached_property
     def order(self) -> str:
-        """Return the sha256 of P's uids in their order, which hangs on the tars' names as on nothing else recorded."""
-        told = hashlib.sha256()
+        """Return the sha256 of P's uids in their order; of what is recorded only this depends on the tars' names."""
+        state = hashlib.sha256()
         for start in range(0, len(self.samples), 1 << 20):
-            told.update(self.reader.index.uids[self.samples[start : start + (1 << 20)]].tobytes())
-        return told.hexdigest()
+            state.update(self.reader.index.uids[self.samples[start : start + (1 << 20)]].tobytes())
+        return state.hexdigest()
 
     @classmethod
     def of(cls, index: PoolIndex, subset: Subset, scale: Scale) -> TrainingData:

@@ -34,7 +34,7 @@ class recipe_threads:  # noqa: N801  # reads as a statement
 
 @contextmanager
 def repeatable_sums(device: str) -> Iterator[None]:
-    """On a GPU, have torch take every sum in one order for a block: a killed run goes on to the same bytes there too.
+    """On a GPU, have torch take every sum in one order for a block: a killed run ends with the same bytes there too.
 
     What has no such form then raises RuntimeError.
     """
@@ -73,7 +73,7 @@ def order_advice(scale: Scale, ranks: Ranks) -> Iterator[None]:
 
 
 def refuse_unfit(model: nn.Module, scale: Scale) -> None:
-    """Raise ValueError for a model of a scale of one's own whose runs would not be exact, or whose loss is another."""
+    """Raise ValueError for a model of a custom scale whose runs would not be exact, or whose loss is another."""
     mixing = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if mixing:
         raise UserError(

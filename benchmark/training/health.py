@@ -1,6 +1,6 @@
-"""The health of a training run while it runs: a progress bar, JSON lines, and Weights & Biases where it is asked for.
+"""The health of a training run while it runs: a progress bar, JSON lines, and Weights & Biases where it is requested.
 
-`seed-N/logs/health.jsonl` has a line every few seconds. A run that was killed repeats lines when it goes on: of two
+`seed-N/logs/health.jsonl` has a line every few seconds. A run that was killed repeats lines when it resumes: of two
 lines with one step, the later counts. All of it is outside every hash.
 """
 
@@ -141,7 +141,7 @@ class Health:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.stats and kind is not KeyboardInterrupt:
-            self._write(time.perf_counter())  # what no line has told yet
+            self._write(time.perf_counter())  # what no line has reported yet
         self.bar.close()
 
     def waited_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:

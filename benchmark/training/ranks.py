@@ -1,6 +1,6 @@
-"""Ranks: the processes that train together under torchrun, and how they agree. One process alone is rank 0 of 1.
+"""Ranks: the processes that train together under torchrun, and how they agree. A single process is rank 0 of 1.
 
-Rank 0 alone checks, writes and talks. What one rank decides for all (a refusal, a stop) reaches the others first, so
+Only rank 0 checks, writes and talks. What one rank decides for all (a refusal, a stop) reaches the others first, so
 that none waits for one that has gone.
 """
 
@@ -103,7 +103,7 @@ SINGLE_PROCESS = Ranks()
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the ranks that torchrun has started, for a block; without torchrun this process is alone.
+    """Join the ranks that torchrun has started, for a block; without torchrun this is the only process.
 
     Raises UserError where a rank has no GPU of its own, and where another rank is lost.
     """

@@ -45,7 +45,7 @@ class TrainState:
     wrapped: nn.Module | None = None
 
     def model_on(self, ranks: Ranks) -> nn.Module:
-        """Return the model as the ranks train it; made when it is first asked for, after the weights are loaded."""
+        """Return the model as the ranks train it; made at the first call, after the weights are loaded."""
         if self.wrapped is None:
             self.wrapped = wrap(self.model, ranks).train()
         return self.wrapped
@@ -114,7 +114,7 @@ class TrainState:
 def newest_state(folder: Path, inputs: dict[str, Json]) -> str | None:
     """Return the name of the newest whole state in a folder, None where there is none.
 
-    A damaged one is passed over with a warning; raises ValueError for a state of another run.
+    A damaged one is skipped with a warning; raises ValueError for a state of another run.
     """
     for name in STATE_NAMES:
         path = folder / name
@@ -130,7 +130,7 @@ def newest_state(folder: Path, inputs: dict[str, Json]) -> str | None:
                 raise OSError("its content is not what was written")
         except (SafetensorError, OSError) as error:
             before = folder / STATE_NAMES[1]
-            instead = "the one before is taken" if path != before and before.exists() else "the run begins anew"
+            instead = "the one before is taken" if path != before and before.exists() else "the run starts again"
             warn(f"{path} is damaged ({error}); {instead}")
             continue
         shown = describe_differences(inputs, json.loads(metadata["made_from"]))
@@ -179,7 +179,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     except SafetensorError as error:
         number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
         raise OSError(number, f"cannot write {path}: {error}; the state before it is whole") from error
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    path.chmod(0o644)  # safetensors writes for the owner only
     with path.open("rb") as file:
         os.fsync(file.fileno())  # before it is renamed: a power cut must not leave an empty file in a whole one's place
 

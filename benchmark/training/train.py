@@ -88,7 +88,7 @@ def train(
         batches = data.batches(seed, ranks)
         keep_freed_memory(device)
         state = TrainState.begin(scale, seed, device)
-        # A state is of one order of samples alone; the record says which it was.
+        # A state is of one order of samples only; the record says which it was.
         of_state = {**inputs, "order": data.order} if ranks.is_first else inputs
         name = ranks.run_on_rank0(partial(_prepare, checkpoint_dir, of_state, state.model, scale))
         if name is not None:
@@ -102,10 +102,10 @@ def train(
             for batch in health.waited_for(batches_from(batches, first_step, workers, device)):
                 _take_step(state, batch, scale, accumulation, ranks, checkpoint_dir, pictures)
                 health.note(state.step, state.curves)
-                asked = ranks.sums(len(stops))[0] > 0
+                stop_requested = ranks.sums(len(stops))[0] > 0
                 if ranks.is_first and state.step < scale.steps:
-                    _save_if_due(state, checkpoint_dir, of_state, scale, asked)
-                if asked and state.step < scale.steps:
+                    _save_if_due(state, checkpoint_dir, of_state, scale, stop_requested)
+                if stop_requested and state.step < scale.steps:
                     what = f"step {state.step:,} of {scale.steps:,} of seed {seed} is saved"
                     raise Stopped(stops[0] if stops else signal.SIGTERM, what)
         seconds = time.perf_counter() - start
@@ -187,10 +187,10 @@ def _take_step(
     state.step += 1
 
 
-def _save_if_due(state: TrainState, folder: Path, inputs: dict[str, Json], scale: Scale, asked: bool) -> None:
-    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and when asked.
+def _save_if_due(state: TrainState, folder: Path, inputs: dict[str, Json], scale: Scale, stop_requested: bool) -> None:
+    """Keep the weights where the recipe does, and save the state there, at even parts, now and then, and before a stop.
 
-    Even parts are passed over where a state of gigabytes would be written too often: a short run on a GPU.
+    Even parts are skipped where a state of gigabytes would be written too often: a short run on a GPU.
     """
     is_kept = state.step in scale.kept_steps
     if is_kept:
@@ -198,7 +198,7 @@ def _save_if_due(state: TrainState, folder: Path, inputs: dict[str, Json], scale
     unsaved = time.monotonic() - state.saved
     is_cheap = state.saving < SECONDS_CHEAP or state.saving < MAX_SAVING * unsaved
     is_even = state.step % max(1, scale.steps // NUM_SAVES) == 0
-    if asked or is_kept or unsaved > SECONDS_UNSAVED or (is_even and is_cheap):
+    if stop_requested or is_kept or unsaved > SECONDS_UNSAVED or (is_even and is_cheap):
         state.save(folder, inputs)
 
 

@@ -136,7 +136,8 @@ def read_record(source: Source, path: Path) -> EvalSet:
         eval_set = EvalSet(replace(source, repo=value["repo"]), value["revision"], value["commit"], files)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path} is no record of a download ({error!r}); delete it and fetch the set again", code="record-damaged"
+            f"{path} is not a record of a download ({error!r}); delete it and fetch the set again",
+            code="record-damaged",
         ) from error
     wrong = [name for name in files if not (ROWS_NAME.fullmatch(name) if source.has_rows else is_known(name))]
     if source.has_rows and path.parent.name != eval_set.commit:

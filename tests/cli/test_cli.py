@@ -641,7 +641,7 @@ def test_a_pool_that_lost_a_file_is_refused(pico_pool, capsys):
     shutil.copytree(pico_pool, "lossy")
     Path("lossy/shards/00000001.tar").unlink()
     message = failing(capsys, "run", "scale=pico", "pool_dir=lossy")
-    assert "lossy was changed after it was drawn: shards/00000001.tar is gone" in message
+    assert "lossy was changed after it was generated: shards/00000001.tar is gone" in message
 
 
 def test_a_failed_filter_leaves_no_folder_and_a_failing_plugin_no_traceback(pico_pool, tmp_path, capsys):

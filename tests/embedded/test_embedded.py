@@ -22,7 +22,7 @@ from PIL import Image
 
 import benchmark.embedded.pool as pool_module
 from benchmark.embedded.captions import write_caption
-from benchmark.embedded.evalsets import GROUP_NAMES, draw_examples, evaluation_sets
+from benchmark.embedded.evalsets import GROUP_NAMES, evaluation_sets, generate_examples
 from benchmark.embedded.pairs import (
     DUPLICATE_SHARE,
     FIRST_DUPLICATE,
@@ -31,7 +31,7 @@ from benchmark.embedded.pairs import (
     KINDS,
     NEAR_SHARE,
     Pair,
-    draw_pair,
+    generate_pair,
 )
 from benchmark.embedded.pictograms import (
     CATEGORIES,
@@ -64,18 +64,18 @@ def pool_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return [draw_pair(0, index) for index in range(TINY.pool_size)]
+    return [generate_pair(0, index) for index in range(TINY.pool_size)]
 
 
 def test_a_pair_does_not_depend_on_what_was_drawn_before(pairs: list[Pair]) -> None:
     for index in (1699, 3, 700):
-        assert draw_pair(0, index) == pairs[index]
+        assert generate_pair(0, index) == pairs[index]
 
 
 def test_uids_follow_from_version_seed_and_index() -> None:
     expected = hashlib.sha256(f"winnow/{GENERATOR_VERSION}/5/17".encode()).digest()[:16].hex()
-    assert draw_pair(5, 17).uid == expected
-    assert draw_pair(6, 17).uid != expected
+    assert generate_pair(5, 17).uid == expected
+    assert generate_pair(6, 17).uid != expected
 
 
 def test_kinds_have_the_shares_of_the_mix(pairs: list[Pair]) -> None:
@@ -200,7 +200,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(
 def test_a_finished_pool_is_skipped_and_another_refused(pool_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in pool_dir.rglob("*") if path.name != ".lock"}
     build_pool(pool_dir, TINY)
-    assert "pool: as before" in capsys.readouterr().out
+    assert "pool: up to date" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in pool_dir.rglob("*") if path.name != ".lock"}
     with user_error("record-differs", match="pool_seed"):
         build_pool(pool_dir, TINY, pool_seed=3)
@@ -240,7 +240,7 @@ def test_evaluation_sets_are_laid_out_as_webdatasets(pool_dir: Path) -> None:
 def test_groups_are_balanced_within_every_class(prefix: str, per_group: int) -> None:
     (worst_group,) = [each for each in evaluation_sets(prefix) if each.name == "worst_group"]
     counts = np.zeros((len(SHAPE_NAMES), len(GROUP_NAMES)), dtype=int)
-    for example in draw_examples(worst_group):
+    for example in generate_examples(worst_group):
         assert example.group is not None
         counts[example.label, example.group] += 1
     assert counts.sum(axis=0).tolist() == [per_group] * 4

@@ -280,7 +280,13 @@ def test_a_json_without_uid_and_a_malformed_uid_are_named_and_lose_one_sample(tm
     assert table["key"].to_pylist() == ["p"] and (counts.rows, counts.damage) == (1, 5)
     for place, part in zip(
         counts.damage_places,
-        ["'j' names no uid", "uid '12'; a uid is 32 hex", "uid 12, which is no text", "is no object", "cannot be read"],
+        [
+            "'j' names no uid",
+            "uid '12'; a uid is 32 hex",
+            "uid 12, which is not text",
+            "is not an object",
+            "cannot be read",
+        ],
         strict=True,
     ):
         assert part in place

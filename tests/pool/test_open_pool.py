@@ -52,7 +52,7 @@ def test_a_folder_with_other_things_is_left_as_it_is(folder, capsys):
     Path("home").mkdir()
     Path("home/thesis.tex").write_text("years of work")
     assert main(["filter", "scale=pico", "pool_dir=home", "filters=no_filter"]) == 2
-    assert "home is no pool: it has neither metadata/*.parquet nor shards/*.tar" in capsys.readouterr().err
+    assert "home is not a pool: it has neither metadata/*.parquet nor shards/*.tar" in capsys.readouterr().err
     assert below(Path("home")) == ["thesis.tex"]
 
 

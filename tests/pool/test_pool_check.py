@@ -202,7 +202,7 @@ def test_a_pool_of_shards_alone_is_checked_too(tmp_path, capsys):
     write_shards(tmp_path, a=[1, 2])
     assert main(["pool", "check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "rows          none: the pool has shards alone" in out and "2 with a uid in 1 tars" in out
+    assert "rows          none: the pool has shards only" in out and "2 with a uid in 1 tars" in out
     assert "filters       0 of" in out and "no_filter needs metadata" in out
 
 
@@ -211,7 +211,7 @@ def test_a_pool_of_shards_alone_is_checked_too(tmp_path, capsys):
     [
         (["index", "nowhere"], "nowhere"),
         (["check", "nowhere"], "there is no pool at nowhere"),
-        (["check", "empty"], "empty is no pool"),
+        (["check", "empty"], "empty is not a pool"),
         (["index", "metadata_only"], "metadata_only"),
         (["index", "empty", "--workers", "-1"], "--workers -1 is not a whole number"),
         (["check", "empty", "--format", "yaml"], "invalid choice: 'yaml'"),

@@ -270,7 +270,7 @@ def test_killed_at_every_rename_it_ends_with_the_same_bytes(tars, tmp_path, with
         (None, ["--key-column", "key"], "--key-column key goes with --metadata"),
         (None, ["--metadata", "nowhere"], "--metadata nowhere: there is no parquet file"),
         (None, ["--uid-column", "uid"], "--uid-column uid: the json of the first samples in tars have no"),
-        (None, ["--out", "s3://bucket"], "--out s3://bucket is no local folder"),
+        (None, ["--out", "s3://bucket"], "--out s3://bucket is not a local folder"),
         (None, ["--out", "tars"], "--out tars is not empty"),
         (None, ["--shards", "nowhere"], "--shards nowhere: there is nothing at nowhere"),
     ],
@@ -672,7 +672,7 @@ def test_a_killed_import_may_be_begun_anew_with_other_settings(tars, tmp_path, m
     monkeypatch.undo()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     code, told = importing(capsys, *given)
-    assert code == 0 and "begun with other settings and not finished; begun anew" in told
+    assert code == 0 and "begun with other settings and not finished; starting again" in told
     assert rows_of(tmp_path / "out").columns.tolist() == [
         "uid",
         "text",

@@ -190,7 +190,7 @@ def test_a_finished_sample_is_left_alone_and_another_is_refused(pool_dir, tmp_pa
         (["pool", "--size", "0"], "--size 0 is not from 1 to 40"),
         (["pool", "--size", "4", "--seed", "-1"], "--seed -1 is not a whole number"),
         (["nowhere", "--size", "4"], "there is no pool at"),
-        (["pool", "--size", "4", "--out", "s3://bucket/out"], "is no local folder"),
+        (["pool", "--size", "4", "--out", "s3://bucket/out"], "is not a local folder"),
         (["pool"], "the following arguments are required: --size"),
     ],
 )

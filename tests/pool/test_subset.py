@@ -115,7 +115,7 @@ def damaged(name: str) -> bytes:
     ("name", "message"),
     [
         ("empty", "bad.npy is an empty file"),
-        ("odd", "neither .npy nor raw pairs of 8-byte integers, as its 33 bytes are no multiple of 16"),
+        ("odd", "neither .npy nor raw pairs of 8-byte integers, as its 33 bytes are not a multiple of 16"),
         ("short", "is cut short: its header says 3 uids, that is 48 bytes, and 32 bytes follow"),
         ("long", "has bytes after its end: its header says 3 uids, that is 48 bytes, and 49 bytes follow"),
         ("header", "its header is damaged"),

@@ -24,7 +24,7 @@ from benchmark.cli.options import VERBS, option_names
 from benchmark.registry import STRATEGIES
 from benchmark.runtime import errors, failures
 from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
-from benchmark.runtime.failures import EXIT_INTERNAL, EXIT_USER, Told, tell
+from benchmark.runtime.failures import EXIT_INTERNAL, EXIT_USER, Message, explain
 from benchmark.selection.rules import make_rule
 from tests.conftest import uid, write_pool
 
@@ -71,7 +71,7 @@ def codes_in_sources():
     for code in (*failures.SYSTEM_CODES.values(), *failures.SYSTEM_KINDS.values(), failures.OTHER_SYSTEM_CODE):
         found.setdefault(code, "benchmark/runtime/failures.py")
     for node in ast.walk(ast.parse((ROOT / "benchmark" / "runtime" / "failures.py").read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Told", "Ending"):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Message", "Ending"):
             code = node.args[-1]
             if isinstance(code, ast.Constant) and isinstance(code.value, str):
                 found.setdefault(code.value, "benchmark/runtime/failures.py")
@@ -134,35 +134,44 @@ def test_an_error_keeps_sentence_and_code_on_its_way_from_another_process(kind):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (UserError("a\n  b", code="x-y"), Told("a b", "x-y")),
-        (UnknownNameError("no 'x'"), Told("no 'x'", "unknown-name")),
-        (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), Told("No such file: a.txt", "not-found")),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), Told("Permission denied: /x", "permission-denied")),
-        (OSError(errno.EROFS, "Read-only file system", "/x"), Told("Read-only file system: /x", "permission-denied")),
-        (OSError(errno.ENOSPC, "no space for the states"), Told("no space for the states", "disk-full")),
-        (OSError(errno.EIO, "Input/output error", "/x"), Told("Input/output error: /x", "system")),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), Told("Connection refused", "unreachable")),
-        (ConnectionError("http://x answers 404"), Told("http://x answers 404", "unreachable")),
-        (MemoryError("step 0"), Told("out of memory (step 0)", "out-of-memory")),
-        (MemoryError(), Told("out of memory (no more could be had)", "out-of-memory")),
+        (UserError("a\n  b", code="x-y"), Message("a b", "x-y")),
+        (UnknownNameError("no 'x'"), Message("no 'x'", "unknown-name")),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), Message("No such file: a.txt", "not-found")),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            Message("Permission denied: /x", "permission-denied"),
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x"),
+            Message("Read-only file system: /x", "permission-denied"),
+        ),
+        (OSError(errno.ENOSPC, "no space for the states"), Message("no space for the states", "disk-full")),
+        (OSError(errno.EIO, "Input/output error", "/x"), Message("Input/output error: /x", "system")),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+            Message("Connection refused", "unreachable"),
+        ),
+        (ConnectionError("http://x answers 404"), Message("http://x answers 404", "unreachable")),
+        (MemoryError("step 0"), Message("out of memory (step 0)", "out-of-memory")),
+        (MemoryError(), Message("out of memory (no more could be had)", "out-of-memory")),
         # Defects of ours, whatever their kind:
         (ValueError("a"), None), (KeyError("imagenet1k"), None), (OSError("words alone"), None),
         (RuntimeError("x"), None), (AssertionError(), None), (TypeError("x"), None), (RecursionError("x"), None),
     ],
 )  # fmt: skip
 def test_what_can_be_mended_is_told_by_sentence_and_code_and_nothing_else_is(error, told):
-    assert tell(error) == told
+    assert explain(error) == told
 
 
 def test_a_full_disk_says_how_to_go_on():
-    told = tell(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    told = explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert told is not None and told.code == "disk-full" and "run the same command again" in told.sentence
 
 
 def test_memory_of_a_gpu_that_runs_out_is_told_like_any_memory():
     import torch
 
-    told = tell(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    told = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert told is not None and told.code == "out-of-memory" and "2 GiB" in told.sentence
 
 
@@ -186,7 +195,7 @@ class _Failing(Dataset):
 def test_what_fails_in_a_process_of_torchs_loader_is_told_as_here(how, sentence):
     with pytest.raises((UserError, KeyError, RuntimeError)) as raised:
         list(DataLoader(_Failing(how), num_workers=1))
-    told = tell(raised.value)
+    told = explain(raised.value)
     assert (told is None) if sentence is None else (told is not None and told.sentence.startswith(sentence))
 
 
@@ -358,7 +367,7 @@ def test_no_value_of_any_option_is_met_by_a_traceback(composed, verb):
                 except ReachedError:
                     continue
                 except Exception as error:
-                    told = tell(error)
+                    told = explain(error)
                     assert told is not None, f"{verb} {option}={text}: {type(error).__name__}: {error}"
                     num_refused += 1
     assert num_refused > 2 * len(option_names(verb))

@@ -506,10 +506,11 @@ def test_of_a_folder_only_what_is_wanted_is_fetched_and_the_rest_stays(s3):
 
 def test_what_is_not_there_is_told_in_a_sentence(server, capsys, pico_pool):
     pool = ["filter", "scale=pico", f"pool_dir={pico_pool}"]
-    assert "is no pool: there is nothing at s3://nobody/pool/metadata (The specified bucket does not exist)" in failing(
-        capsys, "filter", "scale=pico", "pool_dir=s3://nobody/pool"
+    assert (
+        "is not a pool: there is nothing at s3://nobody/pool/metadata (The specified bucket does not exist)"
+        in failing(capsys, "filter", "scale=pico", "pool_dir=s3://nobody/pool")
     )
-    assert "s3://bucket/nothing is no pool: there is nothing at s3://bucket/nothing/metadata" in failing(
+    assert "s3://bucket/nothing is not a pool: there is nothing at s3://bucket/nothing/metadata" in failing(
         capsys, "filter", "scale=pico", "pool_dir=s3://bucket/nothing"
     )
     assert "there is nothing at s3://nobody/exp (The specified bucket" in failing(
