@@ -1,11 +1,11 @@
-"""Download evaluation sets from the Hugging Face hub: DataComp's, or those of one's own tasks.
+"""Download evaluation sets from the Hugging Face hub: DataComp's, or those of your own tasks.
 
     python scripts/download_evalsets.py --out evalsets --dry-run
     python scripts/download_evalsets.py --out evalsets
     python scripts/download_evalsets.py --out evalsets --tasks vtab imagenet1k
     python scripts/download_evalsets.py --out evalsets --check
 
-Killed and started again it goes on: files that are there are kept, those that broke off are gone on with. Each is
+Killed and started again it resumes: files that are there stay, those that broke off are resumed. Each is
 checked by the hash that the hub lists for one commit, which `download.json` beside it names and keeps. A set counts as
 whole by `test/nshards.txt`, which comes last; rows (Flickr, COCO, WinoGAViL) come as parquet to
 `hf_cache/<owner>___<name>/<commit>/`, with `download.json` last. Gated sets need HF_TOKEN; HF_ENDPOINT names a mirror.
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 def look(sources: Sequence[Source], options: argparse.Namespace) -> list[Outcome]:
     """List the sets and compare them with what is there.
 
-    Raises UnreachableError where the hub is asked and cannot be reached.
+    Raises UnreachableError where the hub is needed and cannot be reached.
     """
     endpoint = endpoint_of_hub()
 
@@ -110,7 +110,7 @@ def compare(source: Source, found: EvalSet | str, replacing: bool) -> Outcome:
         source,
         plan,
         f"{found.folder / plan.other[0]}{more} is not what {source.repo} has at the commit {found.commit}; "
-        "give --replace to have it fetched anew, or choose another folder",
+        "give --replace to have it fetched again, or choose another folder",
     )
 
 
@@ -164,7 +164,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plugins", nargs="+", type=Path, default=[], metavar="FILE", help="files with further tasks")
     parser.add_argument("--owner", default="djghosh", help="who has the sets at the hub (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit (default: main; a begun set keeps its commit)")
-    parser.add_argument("--replace", action="store_true", help="fetch anew what has other bytes than the hub's")
+    parser.add_argument("--replace", action="store_true", help="fetch again what has other bytes than the hub's")
     parser.add_argument("--workers", type=int, default=4, help="files side by side (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only list what there is and what is there already")
     parser.add_argument("--check", action="store_true", help="only read what is there and compare it with its records")

@@ -5,7 +5,7 @@
     python scripts/download_pool.py --scale small --out pools/small
     python scripts/download_pool.py --out pools/small --retry
 
-Killed and started again it goes on: files and shards that are complete stay. A shard lies in `shards/` only when it is
+Killed and started again it resumes: files and shards that are complete stay. A shard lies in `shards/` only when it is
 whole, its `_stats.json` last. Shard numbers follow from the metadata: every metadata file in the order of names, cut
 into shards of 10,000 rows, as img2dataset counts them for DataComp. `--retry` tries again what may still succeed, in
 shards after the last. Images are kept as DataComp keeps them (longer side at most 512, JPEG, faces blurred, the opt-out

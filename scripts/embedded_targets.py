@@ -1,4 +1,4 @@
-"""Print how far the embedded benchmark meets its design targets, from a board's reference entries alone.
+"""Print how far the embedded benchmark meets its design targets, from a board's reference entries only.
 
     python scripts/embedded_targets.py [--board nano]
 

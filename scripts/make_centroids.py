@@ -6,7 +6,7 @@
 Rows whose captions pass that filter's caption rule (or all: --any-caption) are taken, or drawn from them with
 replacement; the first centroids are rows drawn by the seed. A centroid without rows moves beside the one that has most.
 The result goes to <pool_dir>/assets, where `filters=image_based` finds it; a JSON beside it says what it was made from.
-Killed, the same line goes on: with the next metadata shard while rows are drawn, with the next iteration afterwards.
+Killed, the same line resumes: with the next metadata shard while rows are drawn, with the next iteration afterwards.
 
 What is drawn lies on disk beside the result, in `<out>.work`. Memory holds one shard's embeddings while drawing, then
 centroids (twice, once in float64) and a block of distances; `--device cuda` holds these on the GPU.
@@ -88,7 +88,7 @@ class Drawn:
 def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str = "cpu") -> Record:
     """Write centroids (clusters, dimension), float32, to `out` and what they were made from beside it, as JSON.
 
-    What is finished and fits is left as it is, what a killed call left is gone on with. Raises ValueError, before
+    What is finished and fits is left as it is, what a killed call left is resumed. Raises ValueError, before
     anything expensive, where the pool lacks texts or embeddings or has fewer rows than clusters, and where something
     else lies there.
     """
@@ -138,7 +138,7 @@ def make_centroids(pool_dir: Path, out: Path, settings: Settings, *, device: str
 def draw_rows(pool: Pool, feature: str, work_dir: Path, settings: Settings, model_path: Path | None) -> np.ndarray:
     """Draw rows shard by shard into a file; return it, mapped: (rows, dimension) in the embeddings' own type.
 
-    Which rows of a shard are drawn hangs on the seed and on its place among the pool's shards.
+    Which rows of a shard are drawn depends on the seed and on its place among the pool's shards.
     """
     drawn_path, rows_path = work_dir / DRAWN_NAME, work_dir / ROWS_NAME
     drawn = Drawn(**read_json(drawn_path)) if drawn_path.exists() else Drawn()
@@ -189,7 +189,7 @@ def improve(
 ) -> np.ndarray:
     """Return the means of the rows that are nearest to each centroid, (clusters, dimension) float32: one iteration.
 
-    Ties go to the first centroid. `advance` is told of every block how many rows it had.
+    Ties go to the first centroid. `advance` is called for every block with the number of its rows.
     """
     import torch
 
@@ -287,10 +287,10 @@ def _check_work(work_dir: Path, inputs: dict[str, Json]) -> None:
         )
 
 
-def _refuse_few(rows: int, clusters: int, told: str) -> None:
+def _refuse_few(rows: int, clusters: int, what: str) -> None:
     if rows < clusters:
         raise UserError(
-            f"--clusters {clusters:,} are more than the rows: {told} {rows:,}; give fewer clusters", code="option-value"
+            f"--clusters {clusters:,} are more than the rows: {what} {rows:,}; give fewer clusters", code="option-value"
         )
 
 

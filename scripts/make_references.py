@@ -86,7 +86,7 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One strategy at some training seeds on one drawing of the pool."""
+    """One strategy at some training seeds on one generation seed of the pool."""
 
     name: str
     seeds: tuple[int, ...]

@@ -111,7 +111,7 @@ def _first_fields(path: Path) -> list[str]:
 
 
 def as_it_is(rng: Random, lemma: str) -> str:
-    """Leave a lemma alone."""
+    """Return a lemma as it is."""
     return lemma
 
 
@@ -149,7 +149,7 @@ def punctuated(rng: Random, lemma: str) -> str:
 
 
 def foreign(rng: Random, lemma: str) -> str:
-    """Put in letters of other scripts, or write a word of these alone."""
+    """Put in letters of other scripts, or write a word of these only."""
     if rng.random() < 0.3:
         return "".join(rng.choices(rng.choice(SCRIPTS), k=rng.randrange(1, 7)))
     if rng.random() < 0.2:
@@ -159,7 +159,7 @@ def foreign(rng: Random, lemma: str) -> str:
 
 
 def misspelt(rng: Random, lemma: str) -> str:
-    """Lose, double or exchange letters, or draw them all."""
+    """Lose, double or exchange letters, or make a word of random ones."""
     if rng.random() < 0.3:
         return "".join(rng.choices("abcdefghiklmnoprstuvwy", k=rng.randrange(1, 10)))
     at = rng.randrange(len(lemma))

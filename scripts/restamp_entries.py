@@ -1,8 +1,8 @@
 """Stamp the shipped entries with the identity of their strategies' code, where the same subset proves that it fits.
 
 Run it when a filter or the toolbox has changed: `python scripts/restamp_entries.py`. The strategies choose from the
-board's pools again, which are drawn under --work-dir, and an entry is stamped where the subset's sha256 is the entry's.
-What cannot be proved is listed and left as it is, and the exit code is 1. It goes on where it was stopped.
+board's pools again, which are generated under --work-dir, and an entry is stamped where the subset's sha256 is the
+entry's. What cannot be proved is listed and left as it is, and the exit code is 1. It resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pool_seed_of(path: Path) -> int:
-    """Return the drawing of the embedded pool that an entry's file is about."""
+    """Return the generation seed of the embedded pool that an entry's file is about."""
     found = re.search(r"-pool(\d+)$", path.stem)
     return int(found[1]) if found else 0
 
@@ -92,9 +92,9 @@ def restamped(entry: Entry, pool_seed: int, work_dir: Path, workers: int) -> Ent
 
 
 def without_assets(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options but for assets: a pool that is drawn on another processor has embeddings with other last bits.
+    """Return the options but for assets: a pool that another processor generates has embeddings with other last bits.
 
-    Whether the subset hangs on these, the comparison of the subset tells.
+    Whether the subset depends on these, the comparison of the subsets shows.
     """
     return {option: value for option, value in options.items() if option not in get_strategy(name).assets}
 

@@ -53,7 +53,7 @@ LOW_RESOLUTION_SHARE, WATERMARK_SHARE = 0.25, 0.08  # so that similarity does no
 
 
 def main() -> None:
-    """Draw, train, print, save."""
+    """Generate, train, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=reference_path("l14").parent, help="folder of the weights")
     arguments = parser.parse_args()
@@ -77,10 +77,10 @@ def main() -> None:
 
 
 def draw_pairs(part: str, count: int) -> tuple[np.ndarray, list[str]]:
-    """Draw the pairs of a part: pictures (count, 32, 32, 3), uint8, and their captions, all of them aligned."""
+    """Generate the pairs of a part: pictures (count, 32, 32, 3), uint8, and their captions, all of them aligned."""
     pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     texts = []
-    for index in tqdm(range(count), desc=f"draw {part}", disable=None):
+    for index in tqdm(range(count), desc=f"generate {part}", disable=None):
         rng = Random(f"winnow/reference/{SEED}/{part}/{index}")
         picture, text = _draw_pair(rng)
         if rng.random() < LOW_RESOLUTION_SHARE:
@@ -130,8 +130,10 @@ def describe(model: CLIP) -> str:
             ("patterns", world.textures, "a {} pattern"),
         ):
             labels = np.arange(400) % len(classes)
-            drawn = np.stack([_draw_class(world, title, classes[label], index) for index, label in enumerate(labels)])
-            images = model.encode_image(normalise(torch.from_numpy(drawn), scale), normalize=True)
+            pictures = np.stack(
+                [_draw_class(world, title, classes[label], index) for index, label in enumerate(labels)]
+            )
+            images = model.encode_image(normalise(torch.from_numpy(pictures), scale), normalize=True)
             prompts = model.encode_text(tokenizer([template.format(name) for name in classes]), normalize=True)
             correct = (images @ prompts.T).argmax(dim=1).numpy() == labels  # (images, classes)
             parts.append(f"{whose} {title} {correct.mean():.2f}")

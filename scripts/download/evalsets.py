@@ -117,7 +117,8 @@ def sources_of(tasks: Iterable[Task], out: Path, owner: str) -> list[Source]:
         repo = task.hub_rows or f"{owner}/{task.folder_name}"
         if not REPO_NAME.fullmatch(repo) or ".." in repo:
             raise UserError(
-                f"task {task.name!r}: {repo!r} is no name of a data set, such as nlphuji/winogavil", code="task-invalid"
+                f"task {task.name!r}: {repo!r} is not the name of a data set, such as nlphuji/winogavil",
+                code="task-invalid",
             )
         has_rows = bool(task.hub_rows)
         place = out / rows_folder(repo) if has_rows else out / task.folder_name

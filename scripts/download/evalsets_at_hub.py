@@ -38,7 +38,7 @@ class UnreachableError(ConnectionError):
 def find_set(source: Source, revision: str | None, endpoint: str, *, replacing: bool) -> EvalSet:
     """Return a source's set at the commit that it was begun with, or that `revision` names where one is given.
 
-    Raises ValueError for what is no set, and UnreachableError.
+    Raises ValueError for what is not a set, and UnreachableError.
     """
     records = record_paths(source)
     recorded = [read_record(source, path) for path in records]
@@ -61,7 +61,7 @@ def _list_tars(source: Source, revision: str | None, endpoint: str) -> EvalSet:
     files = {file.path: file for file in listed if is_known(file.path)}
     if SHARD_COUNT not in files or not any(TAR_NAME.fullmatch(name) for name in files):
         raise UserError(
-            f"{source.repo} has no {SHARD_COUNT} or no tar beside it: it is no set in webdataset form",
+            f"{source.repo} has no {SHARD_COUNT} or no tar beside it: it is not a set in webdataset form",
             code="dataset-invalid",
         )
     return EvalSet(source, revision, commit, files, len(listed) - len(files))
@@ -116,7 +116,7 @@ def _list_hub(repo: str, revision: str, endpoint: str) -> tuple[str, list[SetFil
         hub = HfApi(endpoint=endpoint)
         commit = str(hub.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha)
         if not COMMIT.fullmatch(commit):
-            raise UserError(f"{commit[:60]!r} is no commit", code="dataset-invalid")
+            raise UserError(f"{commit[:60]!r} is not a commit", code="dataset-invalid")
         entries = hub.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
         return commit, [
             SetFile(entry.path, int(entry.size), entry.lfs.sha256 if entry.lfs else None, entry.blob_id)

@@ -98,14 +98,14 @@ def plan_retry(download: Download, deny: DenyList) -> bool:
         say(f"nothing to retry: of {last.rows:,} pairs none failed that may succeed")
         return False
     shards = -(-rows // download.record["settings"]["shard_size"])
-    # Denied ones go along, so that the last round alone knows all that is left, also with another deny list.
+    # Denied ones go along, so that the last round knows all that is left on its own, also with another deny list.
     download.add_round(Round(last.first_shard + last.shards, shards, rows))
     say(f"retry: {allowed:,} pairs that failed, in shards from {last.first_shard + last.shards:08d}")
     return True
 
 
 class DenyList:
-    """Hosts (with all below them) and url prefixes that are not asked."""
+    """Hosts (with all below them) and url prefixes that are never requested."""
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
         entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
@@ -119,7 +119,7 @@ class DenyList:
                 )
 
     def covers(self, url: str | None) -> bool:
-        """Tell whether this url is not to be asked."""
+        """Tell whether this url must not be requested."""
         if url and self.prefixes and url.startswith(self.prefixes):
             return True
         parts = host_of(url).split(".")
@@ -318,26 +318,26 @@ class Crew:
         """Bring one shard into place; return the runner for the next one."""
         staging_dir = self.download.partial_dir / f"{shard:08d}"
         denied = [self.deny.covers(url) for url in rows["url"].to_pylist()]
-        asked = [place for place, is_denied in enumerate(denied) if not is_denied]
+        wanted = [place for place, is_denied in enumerate(denied) if not is_denied]
         for attempt in range(2):
             shutil.rmtree(staging_dir, ignore_errors=True)
             staging_dir.mkdir(parents=True)
-            if not asked:
+            if not wanted:
                 break
             input_path = staging_dir / "rows.arrow"
-            table = rows.select(self.columns).take(asked)
+            table = rows.select(self.columns).take(wanted)
             with pa.OSFile(str(input_path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             try:
                 runner = runner or self.start(number)
                 paths = {"input_path": str(input_path), "out_dir": str(staging_dir)}
                 # Far more than all deadlines together: img2dataset itself is known to stand still at times.
-                patience = 600 + len(asked) * (self.effort.deadline / self.effort.threads + 0.5)
+                patience = 600 + len(wanted) * (self.effort.deadline / self.effort.threads + 0.5)
                 guard = threading.Timer(patience, runner.process.kill)
                 guard.daemon = True
                 guard.start()
                 try:
-                    runner.ask({"shard": shard, "places": asked, **paths})
+                    runner.ask({"shard": shard, "places": wanted, **paths})
                 finally:
                     guard.cancel()
                 break
@@ -353,7 +353,7 @@ class Crew:
                         f"img2dataset died twice at shard {shard:08d} ({error}); run the same line again to go on",
                         code="downloader-failed",
                     ) from error
-        self.finish_shard(shard, rows, asked, staging_dir)
+        self.finish_shard(shard, rows, wanted, staging_dir)
         return runner
 
     def refuse_full_disk(self, shard: int) -> None:
@@ -361,14 +361,14 @@ class Crew:
         if shutil.disk_usage(self.download.out).free < FULL_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.download.partial_dir / f"{shard:08d}"))
 
-    def finish_shard(self, shard: int, rows: pa.Table, asked: list[int], staging_dir: Path) -> None:
+    def finish_shard(self, shard: int, rows: pa.Table, wanted: list[int], staging_dir: Path) -> None:
         """Check a shard, complete its side parquet and statistics, and move it in place, the statistics last."""
         names = {suffix: f"{shard:08d}{suffix}" for suffix in (".tar", ".parquet", "_stats.json")}
         tar_path, side_path = staging_dir / names[".tar"], staging_dir / names[".parquet"]
         first_key = shard * 10**KEY_DIGITS
         results: dict[int, dict[str, Json]] = {}
-        expected = set(asked)
-        if asked:
+        expected = set(wanted)
+        if wanted:
             for row in pq.read_table(side_path).to_pylist():
                 results[int(row["key"]) - first_key] = row
         else:
@@ -380,7 +380,7 @@ class Crew:
             self.refuse_full_disk(shard)
             raise UserError(
                 f"shard {shard:08d}: img2dataset counts {len(succeeded)} images, its tar holds {len(written)}; "
-                "run the same line again to download it anew",
+                "run the same line again to download it again",
                 code="downloader-failed",
             )
         for place, row in enumerate(rows.to_pylist()):

@@ -181,7 +181,7 @@ def adopt_metadata(download: Download, repo: str, revision: str) -> None:
         if name.endswith(".parquet") and there.get(name) != file.size:
             raise UserError(
                 f"{download.metadata_dir / name} has {there.get(name, 0):,} bytes, {file.size:,} by "
-                f"{DOWNLOAD_RECORD_NAME}; run without --skip-metadata to fetch it anew",
+                f"{DOWNLOAD_RECORD_NAME}; run without --skip-metadata to fetch it again",
                 code="record-differs",
             )
     if extra := {name for name in there if name.endswith(".parquet")} - set(download.files):

@@ -122,7 +122,7 @@ class SecureHandler(urllib.request.HTTPSHandler):
 
 
 def make_opener() -> urllib.request.OpenerDirector:
-    """Return an opener of http and https alone: urllib's own reads file: and data: urls as well, and ftp: unbounded."""
+    """Return an opener of http and https only: urllib's own reads file: and data: urls as well, and ftp: unbounded."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
