@@ -16,7 +16,8 @@ from benchmark.pool.index_report import by_uid, damage_lines, numbering, places_
 from benchmark.pool.index_table import PLACE_COLUMNS, index_tables, is_utf8, present_rows
 from benchmark.pool.left_out import left_out_lines
 from benchmark.pool.meeting import Meeting, measure_meeting
-from benchmark.pool.pool import Pool, npz_shapes
+from benchmark.pool.npz import npz_shapes
+from benchmark.pool.pool import Pool
 from benchmark.pool.samples import MAX_UNDECODABLE, decode_pixels
 from benchmark.pool.shards_note import read_note
 from benchmark.pool.uids import count_of, format_uids

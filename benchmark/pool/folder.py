@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.pool.pool import DAMAGE, npz_shapes
+from benchmark.pool.npz import DAMAGE, npz_shapes
 from benchmark.runtime.console import say
 from benchmark.runtime.costs import cost
 from benchmark.runtime.errors import UserError, one_line

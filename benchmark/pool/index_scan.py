@@ -154,7 +154,7 @@ class _Rows:
             uid = key.rpartition("/")[2].partition("-")[0]
             if not is_uid(uid):
                 self.damage.add(
-                    min(member.offset for member in members.values()), f"the key {key!r} is not {{uid}}-{{copy}}"
+                    min(member.offset for member in members.values()), f"the key {key!r} is no uid and copy"
                 )
                 return
         elif record is not None:
@@ -211,7 +211,7 @@ class _Rows:
         except ValueError as error:
             raise UserError(f"cannot be read ({error})", code="file-damaged") from error
         if not isinstance(fields, dict):
-            raise UserError("is not an object with a uid", code="uid-invalid")
+            raise UserError("is no object with a uid", code="uid-invalid")
         uid, sha256 = fields.get("uid"), fields.get("sha256")
         digest = None
         if isinstance(sha256, str) and len(sha256) == 64:
@@ -225,7 +225,7 @@ class _Rows:
             return "", digest, caption
         if not isinstance(uid, str):
             raise UserError(
-                "names no uid" if uid is None else f"names the uid {uid!r}, which is not text", code="uid-invalid"
+                "names no uid" if uid is None else f"names the uid {uid!r}, which is no text", code="uid-invalid"
             )
         if not is_uid(uid):
             raise UserError(f"names the uid {uid!r}; a uid is 32 hex characters", code="uid-invalid")

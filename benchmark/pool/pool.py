@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.lib.npyio import NpzFile
 
 from benchmark.pool.cosines import Agreement, compared_once, other_order
 from benchmark.pool.index import PoolIndex, build_index, read_index
 from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.index_table import index_path, index_tables, knows_all_images, unpack_uids
+from benchmark.pool.npz import DAMAGE, array_sizes, npz_shapes, read_arrays
 from benchmark.pool.shards_note import has_tars, import_hint
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import fingerprint_of, parse_uids
@@ -33,7 +30,7 @@ from benchmark.runtime.files import Json, digest, write_json
 from benchmark.runtime.locks import locked
 from benchmark.runtime.names import nearest_name
 from benchmark.runtime.paths import as_location, cache_dir, index_dir_of, is_remote, location_key, signals_dir_of
-from benchmark.runtime.storage import file_hash, list_files, open_file, state_of, storage_errors
+from benchmark.runtime.storage import file_hash, list_files, state_of
 from benchmark.runtime.tables import column_problem, plain_column, plain_frame, read_footer, read_parquet
 
 if TYPE_CHECKING:
@@ -42,13 +39,8 @@ if TYPE_CHECKING:
 
 FINGERPRINT_VERSION = 1
 MANY_ROWS = 10_000_000  # from here on several processes hash their uids
-NPZ_READ_AHEAD = 4 << 20  # bytes; numpy asks for small pieces of an array
-FOOTER_READ_AHEAD = 1 << 16
 MAX_FRAME_ROWS = 10_000_000  # of a pool that becomes one DataFrame unless more are permitted
 MAX_NEAR = 5  # other pools that an error names
-
-# What reading a damaged .npz raises: numpy parses the header of an array as Python.
-DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, SyntaxError, EOFError, KeyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -349,20 +341,7 @@ class Pool:
         features = {}
         if names:
             self._refuse_other_order(path)
-            npz_path = path.with_suffix(".npz")
-            try:
-                with (
-                    storage_errors(npz_path),
-                    open_file(npz_path, read_ahead=NPZ_READ_AHEAD) as file,
-                    NpzFile(file, allow_pickle=False) as arrays,  # np.load would read the beginning too
-                ):
-                    features = {name: arrays[name] for name in names}
-            except (FileNotFoundError, PermissionError):
-                raise
-            except DAMAGE as error:
-                raise UserError(
-                    f"{npz_path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
-                ) from error
+            features = read_arrays(path.with_suffix(".npz"), names)
         return features
 
     def check_columns(self, columns: Sequence[str], needed_by: str) -> None:
@@ -422,14 +401,7 @@ class Pool:
 
     def feature_sizes(self, path: Path) -> dict[str, int]:
         """Return the bytes of each array of the .npz beside a metadata shard."""
-        npz_path = path.with_suffix(".npz")
-        try:
-            with open_file(npz_path) as file, zipfile.ZipFile(file) as archive:
-                return {info.filename.removesuffix(".npy"): info.compress_size for info in archive.infolist()}
-        except DAMAGE as error:
-            raise UserError(
-                f"{npz_path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
-            ) from error
+        return array_sizes(path.with_suffix(".npz"))
 
     def footer(self, path: Path) -> pq.FileMetaData:
         """Return what a metadata shard's parquet file says of itself; read once."""
@@ -476,30 +448,3 @@ def _read_cache(path: Path) -> dict[str, list[Json]]:
     except (FileNotFoundError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of an .npz's arrays from their headers."""
-    shapes = {}
-    try:
-        with (
-            storage_errors(path),
-            open_file(path, read_ahead=FOOTER_READ_AHEAD) as file,
-            zipfile.ZipFile(file) as archive,
-        ):
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[name.removesuffix(".npy")] = read(member)[0]
-    except (FileNotFoundError, PermissionError):
-        raise
-    except DAMAGE as error:
-        raise UserError(
-            f"{path} is damaged ({one_line(error)}); fetch or build it again", code="file-damaged"
-        ) from error
-    return shapes

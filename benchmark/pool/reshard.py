@@ -82,14 +82,7 @@ def reshard(
     refuse_foreign(out_dir)
     with locked(out_dir):
         remove_temporary(out_dir)
-        record = finished(out_dir / RESHARD_RECORD_NAME, "reshard", RESHARD_VERSION, inputs)
-        if record is not None:
-            _drop_changed(out_dir, record)
-        shards = 0 if record is None else record.result["shards"]
-        if record is not None and all((out_dir / STATS_FORMAT.format(n)).exists() for n in range(shards)):
-            (out_dir / PLAN_NAME).unlink(missing_ok=True)  # what a kill right after the record left
-            samples = record.result["samples"]
-            say(f"reshard: up to date, skipping: {samples:,} samples in {shards:,} tars ({out_dir})")
+        if (record := _up_to_date(out_dir, inputs)) is not None:
             return record
         counts, coverage = count_samples(pool, subset, subset_path, max_missing)
         plans = plan_shards(pool.ensure_index().tars, counts, shard_size)
@@ -98,24 +91,9 @@ def reshard(
                 f"none of the {coverage.distinct:,} uids of {subset_path} has a sample in {pool.dir}",
                 code="subset-foreign",
             )
-        # Finished tars are taken over only where all would be cut as they were: the order of the pool's is its names'.
-        order = digest([[t.label, t.size, int(n)] for t, n in zip(pool.ensure_index().tars, counts, strict=True)])
-        plan_made_from = {**inputs, "order of tars": order}
-        if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, plan_made_from) is None:
-            write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, plan_made_from, {}))
-        todo = [plan for plan in plans if not _is_written(out_dir, plan)]
-        workers = min(os.cpu_count() or 1, len(todo)) if workers is None else workers
-        with cost(out_dir, "reshard", workers=workers, shards=len(todo)):
-            subset.write(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
-            note = read_note(pool.dir)
-            caption_field = None if note is None else note.caption_field
-            write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir), caption_field=caption_field)
-            written = 0
-            for plan, size in zip(todo, map_items(write, todo, workers=workers, name="reshard"), strict=True):
-                written += size
-                if workers:  # who follows the renames of this process has not seen the workers'
-                    announce(out_dir / SHARD_FORMAT.format(plan.number))
-                    announce(out_dir / STATS_FORMAT.format(plan.number))
+        _write_plan(pool, out_dir, inputs, counts)
+        subset.write(out_dir / SUBSET_COPY_NAME)  # sorted, whatever the given one was
+        written = _write_shards(pool, out_dir, plans, workers)
         result: dict[str, Json] = {
             "samples": int(counts.sum()),
             "shards": len(plans),
@@ -132,6 +110,46 @@ def reshard(
         f"{describe_coverage(coverage)}"
     )
     return record
+
+
+def _up_to_date(out_dir: Path, inputs: dict[str, Json]) -> Record | None:
+    """Return the record of a finished resharding whose tars are all there, None where something is to be written."""
+    record = finished(out_dir / RESHARD_RECORD_NAME, "reshard", RESHARD_VERSION, inputs)
+    if record is None:
+        return None
+    _drop_changed(out_dir, record)
+    samples, shards = record.result["samples"], record.result["shards"]
+    if not all((out_dir / STATS_FORMAT.format(number)).exists() for number in range(shards)):
+        return None
+    (out_dir / PLAN_NAME).unlink(missing_ok=True)  # what a kill right after the record left
+    say(f"reshard: up to date, skipping: {samples:,} samples in {shards:,} tars ({out_dir})")
+    return record
+
+
+def _write_plan(pool: Pool, out_dir: Path, inputs: dict[str, Json], counts: np.ndarray) -> None:
+    """Write what is under way; raises ValueError where tars are there that would be others now."""
+    # Finished tars are taken over only where all would be as they were: the pool's order is that of its tars' names.
+    order = digest([[t.label, t.size, int(n)] for t, n in zip(pool.ensure_index().tars, counts, strict=True)])
+    plan_inputs = {**inputs, "order of tars": order}
+    if finished(out_dir / PLAN_NAME, "resharding", RESHARD_VERSION, plan_inputs) is None:
+        write_record(out_dir / PLAN_NAME, Record("resharding", RESHARD_VERSION, plan_inputs, {}))
+
+
+def _write_shards(pool: Pool, out_dir: Path, plans: Sequence[ShardPlan], workers: int | None) -> int:
+    """Write the shards that are not finished; return their bytes."""
+    todo = [plan for plan in plans if not _is_written(out_dir, plan)]
+    workers = min(os.cpu_count() or 1, len(todo)) if workers is None else workers
+    note = read_note(pool.dir)
+    caption_field = None if note is None else note.caption_field
+    write = partial(write_shard, out_dir=out_dir, index_dir=index_dir_of(pool.dir), caption_field=caption_field)
+    written = 0
+    with cost(out_dir, "reshard", workers=workers, shards=len(todo)):
+        for plan, size in zip(todo, map_items(write, todo, workers=workers, name="reshard"), strict=True):
+            written += size
+            if workers:  # who follows the renames of this process has not seen the workers'
+                announce(out_dir / SHARD_FORMAT.format(plan.number))
+                announce(out_dir / STATS_FORMAT.format(plan.number))
+    return written
 
 
 def count_samples(pool: Pool, subset: Subset, subset_path: Path, max_missing: int) -> tuple[np.ndarray, Coverage]:

@@ -30,8 +30,8 @@ MAX_EXTENDED = 1 << 16  # bytes of a long name or of a pax header
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 # What else is found where a tar should be: its first bytes in lower case, behind white space.
 OTHERS = {
-    b"<!doctype": "is a web page (HTML) and not a tar: the server sent something else; fetch it again",
-    b"<html": "is a web page (HTML) and not a tar: the server sent something else; fetch it again",
+    b"<!doctype": "is a web page (HTML) and no tar: what was asked for was not sent; fetch it again",
+    b"<html": "is a web page (HTML) and no tar: what was asked for was not sent; fetch it again",
     b"<?xml": "is an XML document and no tar, as storages send that refuse; fetch it again",
     b'{"': "is a JSON document and no tar, as servers send that refuse; fetch it again",
     b"version https://git-lfs": "is a pointer of Git LFS and not the tar that it stands for; run `git lfs pull`",

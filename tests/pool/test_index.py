@@ -283,8 +283,8 @@ def test_a_json_without_uid_and_a_malformed_uid_are_named_and_lose_one_sample(tm
         [
             "'j' names no uid",
             "uid '12'; a uid is 32 hex",
-            "uid 12, which is not text",
-            "is not an object",
+            "uid 12, which is no text",
+            "is no object",
             "cannot be read",
         ],
         strict=True,
