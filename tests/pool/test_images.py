@@ -210,7 +210,7 @@ def test_workers_give_the_same_bytes(tmp_path, plugin):
     for workers in (0, 2):
         outcome = run_filters(Pool(tmp_path / "pool"), rules, workers=workers, plugins=[str(plugin)])
         assert len(outcome.subset) == 12
-        outcome.subset.save(tmp_path / f"{workers}.npy")
+        outcome.subset.write(tmp_path / f"{workers}.npy")
     assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "2.npy").read_bytes()
 
 
