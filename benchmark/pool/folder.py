@@ -28,8 +28,8 @@ def make_pool(
     """Call `make` to fill a folder, once: return the record of what it made, now or before.
 
     `make` leaves what is there already, so that a killed call resumes with the same settings; with others it
-    begins anew. Where `make` raises what the user can mend, nothing of it stays. Raises ValueError where the folder was
-    made with other settings, or holds what is not ours.
+    starts again. Where `make` raises what the user can mend, nothing of it stays. Raises ValueError where the folder
+    was made with other settings, or holds what is not ours.
     """
     record_path, claim_path = out_dir / f"{stage}.json", out_dir / f"{stage}-begun.json"
     if out_dir.exists() and not out_dir.is_dir():

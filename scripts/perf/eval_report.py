@@ -44,8 +44,8 @@ def report_texts(timings: Timings, prompts: int) -> list[str]:
     for row, seconds in timings.items():
         median = statistics.median(seconds)
         ratio = "" if row.startswith("ours, three") or row == "ours" else f"{median / statistics.median(ours):.2f} ×"
-        asked = prompts * (NUM_SHARING if "three" in row else 1)
-        lines.append(f"| {row} | {median:.2f} | {spread(seconds, 2)} | {asked / median:,.0f} | {ratio} |")
+        encoded = prompts * (NUM_SHARING if "three" in row else 1)
+        lines.append(f"| {row} | {median:.2f} | {spread(seconds, 2)} | {encoded / median:,.0f} | {ratio} |")
     theirs, whole = timings["clip_benchmark"], timings["ours, not cut"]
     thrice = [NUM_SHARING * seconds for seconds in theirs]
     return [
@@ -68,5 +68,5 @@ def ratio_line(what: str, above: Sequence[float], below: Sequence[float], target
     """Say a ratio of medians with its range over the rounds, and whether it reaches its target."""
     ratio = statistics.median(above) / statistics.median(below)
     by_round = [one / another for one, another in zip(above, below, strict=True)]
-    verdict = "reached" if ratio >= target else "**missed**"
-    return f"- {what}: {ratio:.2f} ({spread(by_round, 2)} by round); target {target:.2f}: {verdict}"
+    outcome = "reached" if ratio >= target else "**missed**"
+    return f"- {what}: {ratio:.2f} ({spread(by_round, 2)} by round); target {target:.2f}: {outcome}"

@@ -453,9 +453,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for name in options.only.split(","):
         title, measure, report = parts[name]
-        timings, told = measure(options, options.work_dir.resolve())
+        timings, notes = measure(options, options.work_dir.resolve())
         print(f"\n{title}, {options.rounds} interleaved rounds; load average {os.getloadavg()[0]:.1f} at the end:\n")
-        print("\n".join([*report(timings), *told]), flush=True)
+        print("\n".join([*report(timings), *notes]), flush=True)
 
 
 if __name__ == "__main__":

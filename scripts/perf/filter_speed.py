@@ -65,7 +65,7 @@ REPEATED = ("image", "Share this", "Product photo", "logo", "View larger image",
 
 
 def make_pool(pool_dir: Path, rows: int, *, seed: int = 0, shard_rows: int = SHARD_ROWS) -> None:
-    """Write the metadata of a pool; one that is there is kept.
+    """Write the metadata of a pool; one that is there stays.
 
     Half of the captions are English, two thirds long enough for `basic`, and three fifths of the images large enough:
     about 22 % pass it, as 23 % do of CommonPool. 3 % of the captions are some that come again and again.
@@ -180,9 +180,9 @@ def floor_basic(pool_dir: Path) -> np.ndarray:
         sides = rows[["original_width", "original_height"]].to_numpy()
         is_shaped = (sides.min(axis=1) >= 200) & (sides.max(axis=1) <= 3 * sides.min(axis=1))
         texts = rows["text"].to_numpy(dtype=object)
-        asked = [row for row in np.flatnonzero(is_shaped) if len(texts[row].split()) > 2 and len(texts[row]) > 5]
-        is_english = np.array([each == "en" for each in languages_of(model, texts[asked])])
-        parts.append(pool.read_uids(path)[np.array(asked)[is_english]])
+        shaped = [row for row in np.flatnonzero(is_shaped) if len(texts[row].split()) > 2 and len(texts[row]) > 5]
+        is_english = np.array([each == "en" for each in languages_of(model, texts[shaped])])
+        parts.append(pool.read_uids(path)[np.array(shaped)[is_english]])
     return sort_uids(np.concatenate(parts))
 
 
@@ -193,8 +193,8 @@ def bare_product(pool_dir: Path) -> np.ndarray:
     for path in pool.metadata_paths:
         texts = pool.read_columns(path, ["text"])["text"].tolist()
         is_english = np.array([each == "en" for each in languages_of(model, texts)])
-        asked = np.array([len(text) > 5 and count_tokens(text) > 1 for text in texts]) & is_english
-        images = pool.read_features(path, ["l14_img"])["l14_img"][asked].astype(np.float32)
+        shaped = np.array([len(text) > 5 and count_tokens(text) > 1 for text in texts]) & is_english
+        images = pool.read_features(path, ["l14_img"])["l14_img"][shaped].astype(np.float32)
         for start in range(0, len(images), 4096):
             for first in range(0, len(centroids), 4096):
                 images[start : start + 4096] @ centroids[first : first + 4096].T
@@ -214,7 +214,7 @@ LEGS: dict[str, Callable[[Path], np.ndarray]] = {
 def measure(leg: str, pool_dir: Path, work_dir: Path, *, workers: int = 0) -> Timing:
     """Time one whole process: a leg or a filter's name.
 
-    `<name>, first`: the pool's fingerprint is to be made; `<name>, again`: the filter's values are kept from before.
+    `<name>, first`: the pool's fingerprint is to be made; `<name>, again`: the filter's values are cached.
     """
     out_dir, own_cache = work_dir / "out", work_dir / "cache"
     shutil.rmtree(out_dir, ignore_errors=True)
@@ -258,10 +258,10 @@ def report(timings: dict[tuple[str, int], list[Timing]]) -> str:
                 f"| {leg} | {rows:,} | {here.cpu_seconds:.2f} | {here.seconds:.2f} | {here.peak_mib:.0f} | {slope} | "
                 f"{_ratio(here, floor)} | {_ratio(here, loop)} |"
             )
-    return "\n".join([*lines, "", *_verdicts(medians)])
+    return "\n".join([*lines, "", *_target_lines(medians)])
 
 
-def _verdicts(medians: dict[tuple[str, int], Timing]) -> list[str]:
+def _target_lines(medians: dict[tuple[str, int], Timing]) -> list[str]:
     lines = []
     sizes = sorted({rows for leg, rows in medians if leg == "clip_score"})
     if len(sizes) > 1:

@@ -44,7 +44,7 @@ LEGS = ("index and reshard", "reshard, index there", "index", "tarfile loop", "c
 
 
 def make_pool(pool_dir: Path, samples: int) -> None:
-    """Write a pool in CommonPool's layout, and a subset of `KEPT` of it; one that is there is kept."""
+    """Write a pool in CommonPool's layout, and a subset of `KEPT` of it; one that is there stays."""
     if (pool_dir / "subset.npy").exists():
         return
     pictures = [encode(draw_picture(0, number, *PICTURE_SIDES)) for number in range(NUM_PICTURES)]

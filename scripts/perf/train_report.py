@@ -137,8 +137,8 @@ def say_ratio(what: str, ours: Row, other: Row, target: float) -> None:
     """Print a ratio of medians with the range over the rounds, and whether it reaches its target."""
     ratios = [one / another for one, another in zip(ours.rates, other.rates, strict=True)]
     ratio = ours.median / other.median
-    verdict = "reached" if ratio >= target else "missed"
-    print(f"- {what}: {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} by round); target {target:.2f}: {verdict}")
+    standing = "reached" if ratio >= target else "missed"
+    print(f"- {what}: {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} by round); target {target:.2f}: {standing}")
 
 
 def machine(device: str) -> str:
