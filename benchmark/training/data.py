@@ -321,9 +321,12 @@ class TrainingData:
         self._tokenizer: Tokenizer | None = None
         self._held: HeldSamples | None = None
 
-    @cached_property
-    def order(self) -> str:
+    def hash_order(self) -> str:
         """Return the sha256 of P's uids in their order; of what is recorded only this depends on the tars' names."""
+        return self._order_hash
+
+    @cached_property
+    def _order_hash(self) -> str:
         state = hashlib.sha256()
         for start in range(0, len(self.samples), 1 << 20):
             state.update(self.reader.index.uids[self.samples[start : start + (1 << 20)]].tobytes())

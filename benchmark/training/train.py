@@ -89,7 +89,7 @@ def train(
         keep_freed_memory(device)
         state = TrainState.begin(scale, seed, device)
         # A state is of one order of samples only; the record says which it was.
-        of_state = {**inputs, "order": data.order} if ranks.is_first else inputs
+        of_state = {**inputs, "order": data.hash_order()} if ranks.is_first else inputs
         name = ranks.run_on_rank0(partial(_prepare, checkpoint_dir, of_state, state.model, scale))
         if name is not None:
             state.load(checkpoint_dir / name)
@@ -225,7 +225,7 @@ def _finish(folder: Path, state: TrainState, data: TrainingData, inputs: dict[st
         "samples": len(data.samples),
         "absent_uids": data.num_absent,
         "damaged_tars": data.num_damaged,
-        "order": data.order,
+        "order": data.hash_order(),
         "final_loss": float(np.mean([stats.loss for stats in last])),  # over the last 5 % of the steps
         "undecodable": curves.undecodable,
         "repeats_in_batch": curves.repeats,

@@ -81,7 +81,7 @@ def plan_images(download: Download, settings: ImageSettings) -> None:
                 raise UserError(
                     f"{path} has no column {column!r}{remedies.get(column, '')}; it has {names}", code="column-missing"
                 )
-    rows = download.rows_per_file
+    rows = download.count_rows()
     shards = sum(-(-each // settings.shard_size) for each in rows)
     download.save(settings=now, rounds=[asdict(Round(0, shards, sum(rows)))])
 
@@ -137,7 +137,7 @@ def iter_jobs(download: Download, number: int) -> Iterator[tuple[int, pa.Table]]
                 yield shard, table
         return
     shard = 0
-    for path, rows in zip(download.metadata_paths, download.rows_per_file, strict=True):
+    for path, rows in zip(download.metadata_paths, download.count_rows(), strict=True):
         shards = range(shard, shard + -(-rows // shard_size))
         shard = shards.stop
         if all(map(download.is_done, shards)):

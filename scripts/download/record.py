@@ -131,8 +131,12 @@ class Download:
             )
         return paths
 
+    def count_rows(self) -> list[int]:
+        """Return the rows of each metadata file, from their footers."""
+        return self._rows
+
     @cached_property
-    def rows_per_file(self) -> list[int]:
+    def _rows(self) -> list[int]:
         return [pq.read_metadata(path).num_rows for path in self.metadata_paths]
 
     def save(self, **changes: Json) -> None:

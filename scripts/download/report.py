@@ -31,7 +31,7 @@ def report(download: Download) -> dict[str, Json]:
             messages = pc.coalesce(failed["error_message"], failed["status"]).to_pylist()
             failures.update(zip(map(host_of, failed["url"].to_pylist()), messages, strict=True))
         left += round_.rows - tried
-    rows = sum(download.rows_per_file)
+    rows = sum(download.count_rows())
     left += rows if not rounds else 0
     present = statuses["success"]
     hosts: Counter[str] = Counter()

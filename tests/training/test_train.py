@@ -178,12 +178,12 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, monkeypatch, many_s
         with pytest.raises(KilledError):
             run(data, tmp_path)
     with user_error("record-differs", match='recipe.*"short".*"long"'):
-        newest_state(tmp_path, {"recipe": "long", "order": data.order})
+        newest_state(tmp_path, {"recipe": "long", "order": data.hash_order()})
     with user_error("record-differs", match="order"):
         other = data.samples.copy()
         other[[0, 1]] = other[[1, 0]]
         run(TrainingData(data.reader.index, other, SHORT), tmp_path)
-    name = newest_state(tmp_path, {**MADE_FROM, "order": data.order})
+    name = newest_state(tmp_path, {**MADE_FROM, "order": data.hash_order()})
     state = TrainState.begin(SHORT, 0, "cpu")
     state.load(tmp_path / name)
     assert state.step == len(state.curves.stats) == 3
