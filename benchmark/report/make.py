@@ -9,6 +9,7 @@ from benchmark.experiment.folder import ENTRY_NAME, open_experiment, refuse_chan
 from benchmark.pool.pool import Pool, planted_path
 from benchmark.pool.subset import load_subset
 from benchmark.registry import FILTERS_DIR, STRATEGIES
+from benchmark.report import row_sample
 from benchmark.report.overlaps import comparables, keep_default_subset, metadata_contents, overlaps_with
 from benchmark.report.page import PageContents, make_page
 from benchmark.report.plots import draw_sheet, plot_curves, plot_histogram, plot_kinds, plot_tasks
@@ -54,6 +55,8 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         "scored": [without_sources(rule.as_json()) for rule in rules],
         "descriptions": digest([descriptions, changed_rules]),
     }
+    if row_sample.is_sampled(pool):
+        inputs["sample"] = row_sample.MAX_ROWS
     report_dir = exp_dir / REPORT_DIR_NAME
     page_path, record_path = report_dir / PAGE_NAME, report_dir / REPORT_RECORD_NAME
     with locked(report_dir):
@@ -71,7 +74,8 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
             subset = load_subset(subset_path)
             survey = survey_pool(pool, subset, rules, is_within=record.inputs["within"] is not None)
             overlaps, unknown, failures = overlaps_with(pool, subset, compared)
-            histograms = {each.name: plot_histogram(each) for each in survey.histograms if each.num_rows}
+            unit = "rows" if survey.num_sampled is None else "rows of the sample"
+            histograms = {each.name: plot_histogram(each, unit) for each in survey.histograms if each.num_rows}
             curves = [(each, plot_curves(each)) for each in survey.curves]
             tasks_plot = plot_tasks(standing.tasks) if standing.tasks else None
             page = make_page(
@@ -99,7 +103,9 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
             files[PAGE_NAME] = page.encode(errors="replace")
             for name, data in files.items():
                 write_bytes(report_dir / name, data)
-            result = {"files": {name: sha256_of(report_dir / name) for name in files}}
+            result: dict[str, Json] = {"files": {name: sha256_of(report_dir / name) for name in files}}
+            if survey.num_sampled is not None:
+                result["sample"] = {"rows": survey.num_sampled, "of": survey.num_rows}
             write_record(record_path, Record("report", REPORT_VERSION, inputs, result))
             _keep_if_default(pool, record, subset_path)
     say(f"report: {page_path}" + ("" if there is None else f" (made anew: {_changes(there, wanted)})"))

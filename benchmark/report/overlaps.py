@@ -13,12 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmark.experiment.choice import FILTER_VERSION, subset_inputs
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
-from benchmark.pool.uids import count_of, unique_uids
+from benchmark.pool.subset_algebra import overlaps_of
 from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
 from benchmark.report.survey import has_column
 from benchmark.runtime.errors import UserError
@@ -95,7 +93,6 @@ def overlaps_with(
 
     Return the overlaps, the names of those whose subset is not known yet, and why others could not be had.
     """
-    own, _ = unique_uids(np.asarray(subset.uids))
     overlaps, unknown, failures = [], [], {}
     for each in strategies:
         rule = each.rule
@@ -111,11 +108,9 @@ def overlaps_with(
         else:
             unknown.append(rule.name)
             continue
-        other, _ = unique_uids(np.asarray(chosen.uids))
-        shared = int((count_of(other, own) > 0).sum())
-        overlaps.append(
-            StrategyOverlap(rule.name, spell_cut(rule), len(other), shared, len(own) - shared, len(other) - shared)
-        )
+        (found,) = overlaps_of(("this", rule.name), (subset.uids, chosen.uids))  # walked through block by block
+        own, other, shared = subset.num_distinct, chosen.num_distinct, found.shared_uids
+        overlaps.append(StrategyOverlap(rule.name, spell_cut(rule), other, shared, own - shared, other - shared))
     return overlaps, unknown, failures
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from html import escape
 
 from benchmark.pool.pool import Pool
+from benchmark.report.groups import Grouping
 from benchmark.report.overlaps import StrategyOverlap
+from benchmark.report.rule_scores import FractionCurves
+from benchmark.report.sheets import Sheet
 from benchmark.report.standing import Standing, TaskStanding
-from benchmark.report.survey import FractionCurves, Grouping, Sheet, Survey
+from benchmark.report.survey import Survey
 from benchmark.runtime.records import Record
 from benchmark.selection.engine import RuleReport
 
@@ -121,6 +124,11 @@ def _summary_html(contents: PageContents) -> str:
     survey, result = contents.survey, contents.record.result
     kept, rows = survey.num_kept, survey.num_rows
     sentences = [f"Kept {kept:,} of {_rows(rows)} ({_percent(kept, rows)}), dropped {rows - kept:,}."]
+    if survey.num_sampled is not None:
+        sentences.append(
+            f"Histograms, kept shares and the samples shown are from a sample of {survey.num_sampled:,} of "
+            f"{_rows(rows)}, chosen by a hash of the uid; how many were kept, dropped and shared is exact."
+        )
     if contents.record.inputs["within"]:
         candidates = result["rows"]
         sentences.append(

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmark.report.groups import Grouping, Histogram
+from benchmark.report.rule_scores import FRACTIONS, FractionCurves
+from benchmark.report.sheets import Sheet, SheetSample
 from benchmark.report.standing import TaskStanding
-from benchmark.report.survey import FRACTIONS, FractionCurves, Grouping, Histogram, Sheet, SheetSample
 from benchmark.runtime.plots import CUT, DROPPED, FAINT, INK, KEPT, OTHERS, plain, png
 
 PANELS = 4  # beside each other
@@ -22,8 +24,8 @@ CELL, GAP, CAPTION_LINES, LINE = 120, 12, 3, 15  # pixels
 MAX_LABEL = 26  # characters of an entry's name
 
 
-def plot_histogram(histogram: Histogram) -> bytes:
-    """Draw kept against dropped rows, with the cut where a rule has one."""
+def plot_histogram(histogram: Histogram, unit: str = "rows") -> bytes:
+    """Draw kept against dropped rows (`unit` says which rows these are), with the cut where a rule has one."""
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -38,7 +40,7 @@ def plot_histogram(histogram: Histogram) -> bytes:
             label = f"cut: {histogram.cut_score:.3g}"
             axes.axvline(histogram.cut_score, color=CUT, linewidth=1.2, linestyle="--", label=label)
         axes.set_xlabel(histogram.name if others is None else f"score of {histogram.name}")
-        axes.set_ylabel("rows")
+        axes.set_ylabel(unit)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlim(edges[0], edges[-1])
         axes.legend(frameon=False)

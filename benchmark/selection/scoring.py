@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from benchmark.pool.pool import Pool
@@ -11,23 +13,29 @@ from benchmark.selection.passes import type_of
 from benchmark.selection.rules import ResolvedRule
 
 
-def score_pool(pool: Pool, rule: ResolvedRule) -> tuple[np.ndarray, np.ndarray]:
+def score_pool(
+    pool: Pool, rule: ResolvedRule, *, rows: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return a filter's values and which rows have one, both (rows,) in the order of the pool's metadata.
 
+    With `rows` these are of some rows only, by metadata shard, and no others are held.
     The rule is resolved against the pool. Raises UserError where the filter fails.
     """
-    return repeat_if_undeclared(lambda: _score(pool, rule))
+    return repeat_if_undeclared(lambda: _score(pool, rule, rows))
 
 
-def _score(pool: Pool, rule: ResolvedRule) -> tuple[np.ndarray, np.ndarray]:
+def _score(pool: Pool, rule: ResolvedRule, rows: Sequence[np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
     evaluator = RuleEvaluator(pool, [rule])
     places = image_places(evaluator, [0], None)
     with caching(evaluator):
-        parts = [
-            evaluator.values(shard, [0], places=each).values[0] for shard, each in zip(pool.shards, places, strict=True)
-        ]
-    kind = type_of(rule, [(part.values.dtype, bool(part.has_value.any())) for part in parts])
-    return np.concatenate([p.values.astype(kind) for p in parts]), np.concatenate([p.has_value for p in parts])
+        parts, kinds = [], []
+        for shard, each in zip(pool.shards, places, strict=True):
+            found = evaluator.values(shard, [0], places=each).values[0]
+            kinds.append((found.values.dtype, bool(found.has_value.any())))
+            wanted = slice(None) if rows is None else rows[shard.number]
+            parts.append((found.values[wanted], found.has_value[wanted]))
+    kind = type_of(rule, kinds)
+    return np.concatenate([v.astype(kind) for v, _ in parts]), np.concatenate([has_value for _, has_value in parts])
 
 
 def top_fraction(scores: np.ndarray, uids: np.ndarray, fraction: float, num_rows: int) -> np.ndarray:

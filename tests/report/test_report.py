@@ -21,9 +21,10 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.subset import Subset
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import parse_uids
-from benchmark.report import survey
+from benchmark.report import groups
+from benchmark.report.rule_scores import FRACTIONS, kept_at_fractions
 from benchmark.report.standing import task_standings
-from benchmark.report.survey import FRACTIONS, kept_at_fractions, survey_pool
+from benchmark.report.survey import survey_pool
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.selection.scoring import top_fraction
@@ -551,7 +552,7 @@ def test_languages_are_counted_and_sampled_where_the_pool_is_large(folder, monke
         ("de", 100, 10),
         ("no caption", 20, 0),
     ]
-    monkeypatch.setattr(survey, "LANGUAGE_ROWS", 210)
+    monkeypatch.setattr(groups, "LANGUAGE_ROWS", 210)
     sampled = survey_pool(pool, subset).groupings[0]
     drawn = sum(group.rows for group in sampled.groups)
     assert 150 < drawn < 270 and f"of {drawn} rows drawn by a hash of the uid" in sampled.title
@@ -573,7 +574,7 @@ def test_planted_columns_of_text_are_groups_too_and_escaped(folder):
 
 def test_a_sheets_picture_holds_captions_of_any_kind(folder):
     from benchmark.report.plots import draw_sheet
-    from benchmark.report.survey import Sheet, SheetSample
+    from benchmark.report.sheets import Sheet, SheetSample
 
     captions = ["", " ", "word", "w" * 500, "$x^2$ \x00\n\u202e", "多字" * 200, "a b c " * 99]
     samples = [SheetSample(uid(n), None, caption, []) for n, caption in enumerate(captions)]

@@ -21,7 +21,16 @@ from benchmark.pool.samples import SampleReader
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import make_rule
 from benchmark.training.data import crop_and_resize, draw_crop
-from scripts.perf import decoders, eval_report, eval_speed, filter_speed, make_jpeg_pool, train_report, train_speed
+from scripts.perf import (
+    decoders,
+    eval_report,
+    eval_speed,
+    filter_speed,
+    make_jpeg_pool,
+    report_size,
+    train_report,
+    train_speed,
+)
 from scripts.perf.process import Timing
 from scripts.perf.train_report import Job, Outcome
 from tests.conftest import user_error
@@ -343,3 +352,9 @@ def test_unknown_parts_of_an_evaluation_are_refused(capsys):
     with pytest.raises(SystemExit):
         eval_speed.parse_options(["--only", "images,sounds"])
     assert "unknown parts ['sounds']; there are tasks, images, texts" in capsys.readouterr().err
+
+
+def test_a_report_is_measured_as_a_whole_process(metadata_pool, tmp_path):
+    timing = report_size.measure(metadata_pool, tmp_path / "work")
+    assert timing.cpu_seconds > 0.2 and timing.main_mib > 50
+    assert (tmp_path / "work" / "clip_score" / "report" / "index.html").is_file()
