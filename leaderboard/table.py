@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from benchmark.runtime.errors import UserError
+from benchmark.runtime.html_pages import render
 from benchmark.runtime.text_tables import (
     markdown_table,
     page,
@@ -33,6 +36,10 @@ from leaderboard.statistics import (
     sd,
 )
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+TEMPLATES_DIR = Path(__file__).parent / "templates"
 NAME_WIDTH = 26  # image_based+clip_score-0.3; on a terminal a longer name has a line of its own
 
 
@@ -134,25 +141,23 @@ def render_markdown(table: Table) -> str:
     return page(table.board.rules.title, [body], table.sentences, "markdown")
 
 
-def render_html(table: Table) -> str:
+def render_html(table: Table) -> Markup:
     """Spell a table for a page that brings its own style; rows of runs that were given have the class `own`."""
     header, cells = _cells(table)
     name = header.index("name")
+    rows = []
     for row, texts in zip(table.rows, cells, strict=True):
         texts[name] = f"{row.mark} {texts[name]}".strip()
-
-    def line(tag: str, texts: Sequence[str], style: str = "") -> str:
-        marks = [' class="left"' if column == name else "" for column in range(len(texts))]
-        inner = "".join(f"<{tag}{mark}>{escape(text)}</{tag}>" for text, mark in zip(texts, marks, strict=True))
-        return f"<tr{style}>{inner}</tr>"
-
-    lines = [
-        line("td", texts, ' class="own"' if row.is_given else "") for row, texts in zip(table.rows, cells, strict=True)
-    ]
-    head = line("th", header).replace("\n", "<br>")
-    body = ['<div class="wide"><table>', head, *lines, "</table></div>"] if lines else []
-    notes = [f"<p>{escape(sentence)}</p>" for sentence in table.sentences]
-    return "\n".join([f"<h3>{escape(table.board.rules.title)}</h3>", *body, *notes])
+        rows.append({"cells": texts, "is_given": row.is_given})
+    return render(
+        TEMPLATES_DIR,
+        "board_table.html.j2",
+        title=table.board.rules.title,
+        header=header,
+        name_column=name,
+        rows=rows,
+        sentences=table.sentences,
+    )
 
 
 def to_frame(table: Table) -> pd.DataFrame:

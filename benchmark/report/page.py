@@ -1,12 +1,14 @@
-"""The report's page: one HTML file that fetches nothing and runs nothing, with whatever a stranger typed escaped."""
+"""The report's page: one HTML file that fetches nothing and runs nothing, with whatever a stranger typed escaped.
+
+`templates/report.html.j2` lays it out, in the order in which a researcher asks; this file says what stands there.
+"""
 
 from __future__ import annotations
 
-import base64
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
 
 from benchmark.pool.pool import Pool
 from benchmark.report.groups import Grouping
@@ -15,12 +17,13 @@ from benchmark.report.rule_scores import FractionCurves
 from benchmark.report.sheets import Sheet
 from benchmark.report.standing import Standing, TaskStanding
 from benchmark.report.survey import Survey
+from benchmark.runtime.html_pages import data_url, render
 from benchmark.runtime.records import Record
 from benchmark.selection.engine import RuleReport
 
+TEMPLATES_DIR = Path(__file__).parent / "templates"
 MAX_CAPTION = 240  # characters
 MANY_KINDS = 3  # groups that the summary names at either end
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -40,76 +43,37 @@ class PageContents:
     tasks_plot: bytes | None
 
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 64rem; padding: 1rem 1rem 4rem; background: #fff; color: #23211e;
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid #e4dfd6; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p { margin: .4rem 0; max-width: 46rem; }
-.small, figcaption { font-size: .8rem; color: #6b655c; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eeeae2; }
-th { font-weight: 600; color: #6b655c; vertical-align: bottom; }
-.left { text-align: left; }
-.own { background: #eef4f8; font-weight: 600; }
-.bar { display: inline-block; position: relative; width: 7rem; height: .7rem; background: #e9e4da; }
-.bar i { display: block; height: 100%; background: #2a6f97; }
-.bar b { position: absolute; top: -.15rem; bottom: -.15rem; width: 2px; background: #b23a48; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 0 2rem; }
-.pair > div { min-width: 0; }
-.pair th, .pair td { padding: .2rem .5rem; }
-.pair .bar { width: 5rem; }
-.summary { margin: .6rem 0; padding: .6rem 1rem .6rem 2rem; background: #f5f2ec; }
-.summary li { margin: .15rem 0; }
-.note { font-style: italic; color: #6b655c; }
-@media (max-width: 32rem) { th, td { padding: .2rem .4rem; } .bar { width: 4rem; } }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .5rem 0; }
-dt { color: #6b655c; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.plot { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.2rem, 1fr)); gap: .8rem; }
-figure { margin: 0; min-width: 0; }
-.picture { height: 7rem; display: flex; align-items: center; justify-content: center; background: #f5f2ec;
-  color: #6b655c; font-size: .8rem; text-align: center; }
-.picture img { width: 100%; height: 100%; object-fit: contain; }
-figcaption bdi { display: block; max-height: 5.2em; overflow: hidden; color: #23211e; line-height: 1.3;
-  overflow-wrap: anywhere; }
-"""
-# Nothing is fetched and nothing runs, whatever gets past the escaping.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-
 def make_page(contents: PageContents, pool: Pool) -> str:
-    """Spell the page, in the order in which a researcher asks."""
-    record, survey = contents.record, contents.survey
-    name = experiment_name(record)
-    sections = [
-        f"<h1>{_text(name)}</h1>",
-        _summary_html(contents),
-        _facts_html(contents, pool),
-        _rules_html(contents),
-        _kinds_html(survey),
-        *[_sheet_html(sheet) for sheet in survey.sheets],
-        "" if survey.sheets else "<h2>Samples</h2><p>The pool has no shards here, so there are no images to show.</p>",
-        _curves_html(contents),
-        _overlaps_html(contents),
-        "<h2>On the board</h2>",
-        contents.standing.html,
-        _tasks_html(contents),
-    ]
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_text(name)} - Winnow report</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            *[section for section in sections if section],
-            "</body>\n</html>\n",
-        ]
+    """Spell the page."""
+    record, survey, standing = contents.record, contents.survey, contents.standing
+    overall = survey.num_kept / survey.num_rows if survey.num_rows else 0.0
+    return render(
+        TEMPLATES_DIR,
+        "report.html.j2",
+        name=experiment_name(record),
+        summary=_summary(contents),
+        facts=_facts(contents, pool),
+        about_rules=_about_rules(record),
+        rule_rows=[_rule_row(report, record.result["rows"]) for report in _rule_reports(record)],
+        histograms=[_histogram(contents, each.name, each.num_missing) for each in survey.histograms],
+        unscored=contents.unscored | survey.failures,
+        share_kept=_percent(survey.num_kept, survey.num_rows),
+        overall=overall,
+        groupings=[_grouping(each) for each in survey.groupings],
+        sheets=[_sheet(each) for each in survey.sheets],
+        curves=[
+            {"rule": each.rule, "title": each.title[:1].lower() + each.title[1:], "source": data_url(plot, "png")}
+            for each, plot in contents.curves
+        ],
+        about_overlaps=ABOUT_OVERLAPS,
+        overlap_rows=_overlap_rows(contents),
+        unknown_command=f"winnow filter filters={contents.unknown[0]}" if contents.unknown else "",
+        left_out="; ".join(f"{name}, {why}" for name, why in contents.left_out.items()),
+        standing=standing,
+        tasks_source=data_url(contents.tasks_plot, "png") if contents.tasks_plot is not None else "",
+        about_tasks=_about_tasks(standing.tasks),
+        task_header=_task_header(standing.tasks),
+        task_rows=[_task_row(each) for each in standing.tasks],
     )
 
 
@@ -119,7 +83,7 @@ def experiment_name(record: Record) -> str:
     return " + ".join(names) or f"subset {record.inputs['subset'][:8]}"
 
 
-def _summary_html(contents: PageContents) -> str:
+def _summary(contents: PageContents) -> list[str]:
     """Say the most important in a few sentences."""
     survey, result = contents.survey, contents.record.result
     kept, rows = survey.num_kept, survey.num_rows
@@ -132,16 +96,16 @@ def _summary_html(contents: PageContents) -> str:
     if contents.record.inputs["within"]:
         candidates = result["rows"]
         sentences.append(
-            f"The filters saw the {_rows(candidates)} of an earlier subset (within) alone; the other "
-            f"{rows - candidates:,} count as dropped here, and are among the dropped samples shown."
+            f"The filters saw the {_rows(candidates)} of an earlier subset (within) only; the other "
+            f"{rows - candidates:,} count as dropped here and are among the dropped samples shown."
         )
-    reports = [RuleReport(**report) for report in result["rules"]]
+    reports = _rule_reports(contents.record)
     if len(reports) > 1:
         most = max(reports, key=lambda report: report.dropped)
         alone = max(reports, key=lambda report: report.only_dropped)
-        told = f"{most.name} dropped most: {_rows(most.dropped)}, {most.only_dropped:,} of them alone"
+        told = f"{most.name} dropped most: {_rows(most.dropped)}, {most.only_dropped:,} of which no other rule dropped"
         if alone.only_dropped > most.only_dropped:
-            told += f"; {alone.name} alone dropped {alone.only_dropped:,}"
+            told += f"; only {alone.name} dropped {alone.only_dropped:,}"
         sentences.append(f"{told}.")
     planted = next((grouping for grouping in survey.groupings if grouping.is_planted), None)
     if planted is not None and len(planted.groups) > 1:
@@ -151,7 +115,7 @@ def _summary_html(contents: PageContents) -> str:
             ", ".join(f"{group.label} {_percent(group.kept, group.rows, 0)}" for group in part)
             for part in (ranked[:count], ranked[::-1][:count])
         )
-        sentences.append(f"Of the planted kinds it kept most of {top}; least of {bottom}.")
+        sentences.append(f"Of the planted kinds it kept most of {top} and least of {bottom}.")
     own_name = experiment_name(contents.record)
     if others := [overlap for overlap in contents.overlaps if overlap.name != own_name]:
         nearest = max(others, key=lambda overlap: overlap.jaccard)
@@ -160,12 +124,11 @@ def _summary_html(contents: PageContents) -> str:
         sentences.append(f"The nearest shipped strategy{known} is {nearest.name} ({share}).")
     if contents.standing.summary:
         sentences.append(contents.standing.summary)
-    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
-    note = f'<p class="note">{_text(contents.standing.note)}</p>' if contents.standing.note else ""
-    return f'<ul class="summary">{items}</ul>{note}'
+    return sentences
 
 
-def _facts_html(contents: PageContents, pool: Pool) -> str:
+def _facts(contents: PageContents, pool: Pool) -> list[tuple[str, str]]:
+    """Say what was run on what."""
     survey, inputs, result = contents.survey, contents.record.inputs, contents.record.result
     facts: list[tuple[str, str]] = []
     for rule, description in zip(inputs["filters"], contents.descriptions, strict=True):
@@ -184,138 +147,72 @@ def _facts_html(contents: PageContents, pool: Pool) -> str:
         ("kept", f"{result['distinct']:,} uids, {_percent(result['distinct'], pool.count_rows())} of the pool{copies}")
     )
     if survey.num_kept != result["distinct"]:
-        facts.append(("", f"they stand on {survey.num_kept:,} rows; below, a row is kept where its uid is"))
-    if result["reference"]:
-        facts.append(("reference", "knows the planted labels: not ranked, cannot be submitted, no ceiling"))
-    return "<dl>" + "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts) + "</dl>"
-
-
-def _rules_html(contents: PageContents) -> str:
-    record, survey = contents.record, contents.survey
-    reports = [RuleReport(**report) for report in record.result["rules"]]
-    parts = []
-    if reports:
-        rows = [
-            [
-                each.name,
-                f"{each.kept:,}",
-                f"{each.dropped:,}",
-                f"{each.only_dropped:,}",
-                f"{each.no_verdict:,}",
-                _percent(each.dropped, record.result["rows"]),
-            ]
-            for each in reports
-        ]
-        table = _table_html(["rule", "kept", "dropped", "only it dropped", "no verdict", "share dropped"], rows)
-        about = (
-            f"Each rule votes on all {record.result['rows']:,} rows. Only it dropped: rows that every other rule would "
-            "have kept. Rows without a verdict are dropped."
+        facts.append(
+            ("", f"they are the uids of {survey.num_kept:,} rows; below, a row counts as kept where its uid is")
         )
-        for each in reports:
-            if each.tied:
-                about += (
-                    f" At the cut of {each.name}, {_rows(each.tied)} had the same score; it kept the "
-                    f"{each.tied_kept:,} with the smallest uids."
-                )
-        parts.append(f"<h2>Rule by rule</h2><p>{_text(about)}</p>{table}")
-    unscored = contents.unscored | survey.failures
-    if survey.histograms or unscored:
-        parts.append("<h2>Scores</h2>")
-    for histogram in survey.histograms:
-        plot = contents.histograms.get(histogram.name)
-        if plot is not None:
-            parts.append(_plot_html(plot, f"Histogram of {histogram.name}, kept against dropped rows"))
-        if histogram.num_missing:
-            parts.append(f"<p>Without {_text(histogram.name)}: {_rows(histogram.num_missing)}.</p>")
-    for name, why in unscored.items():
-        parts.append(f'<p class="small">No scores of {_text(name)} here: {_text(why)}.</p>')
-    return "\n".join(parts)
+    if result["reference"]:
+        facts.append(("oracle", "it knows the planted labels: not ranked, cannot be submitted, not an upper bound"))
+    return facts
 
 
-def _kinds_html(survey: Survey) -> str:
-    if not survey.groupings:
-        return ""
-    about = f"The line in each bar is the share kept of all rows, {_percent(survey.num_kept, survey.num_rows)}."
-    overall = survey.num_kept / survey.num_rows
-    tables = [f"<div>{_grouping_html(grouping, overall)}</div>" for grouping in survey.groupings]
-    return f'<h2>What was kept</h2><p>{about}</p>\n<div class="pair">\n' + "\n".join(tables) + "\n</div>"
+def _rule_reports(record: Record) -> list[RuleReport]:
+    return [RuleReport(**report) for report in record.result["rules"]]
 
 
-def _grouping_html(grouping: Grouping, overall: float) -> str:
-    rows = [
-        [group.label, f"{group.rows:,}", f"{group.kept:,}", _percent(group.kept, group.rows)]
-        for group in grouping.groups
-    ]
-    bars = [group.kept / group.rows for group in grouping.groups]
-    return f"<h3>{_text(grouping.title)}</h3>" + _table_html(["", "rows", "kept", "share kept"], rows, bars, overall)
-
-
-def _curves_html(contents: PageContents) -> str:
-    if not contents.curves:
-        return ""
+def _about_rules(record: Record) -> str:
     about = (
-        "What each scoring rule alone would keep at other fractions of the whole pool. The grey line is a cut "
-        "that does not look; the dashed line is the cut of this experiment."
+        f"Each rule votes on all {record.result['rows']:,} rows. Only it dropped: rows that every other rule would "
+        "have kept. Unscored rows have no value and are dropped."
     )
-    parts = [f"<h2>Kept share over fraction</h2><p>{about}</p>"]
-    for curves, plot in contents.curves:
-        parts.append(f"<h3>{_text(curves.rule)}: {_text(curves.title[:1].lower() + curves.title[1:])}</h3>")
-        parts.append(_plot_html(plot, f"Share kept over fraction by {curves.rule}, one panel per group"))
-    return "\n".join(parts)
+    for each in _rule_reports(record):
+        if each.tied:
+            about += (
+                f" At the cut of {each.name}, {_rows(each.tied)} had the same score; it kept the "
+                f"{each.tied_kept:,} with the smallest uids."
+            )
+    return about
 
 
-def _tasks_html(contents: PageContents) -> str:
-    standings = contents.standing.tasks
-    if not standings or contents.tasks_plot is None:
-        return ""
-    is_known = standings[0].own.half_width is not None
-    about = (
-        "Means over training seeds with 95 % intervals: where a mean would lie with other seeds, by the seed "
-        "noise of all runs shown. The band is this run's interval; a hollow mark knows the planted labels. What a seed "
-        "does to all runs alike cancels between runs on the same seeds, so the table tells finer differences than the "
-        "intervals do: it counts entries pair by pair (95 %, not adjusted for the number of comparisons)."
-        if is_known
-        else "Seed noise is not known here (too few seeds, or they did not differ), so there are no intervals."
-    )
-    half = ["half"] if standings[0].half else []
-    header = ["task", *half, "score", "95 % interval", "entries better", "entries worse", "not clear"]
-    rows = [_task_row(standing) for standing in standings]
-    plot = _plot_html(contents.tasks_plot, "Score per task, this run among the board's entries")
-    note = f'<p class="note">{_text(contents.standing.note)}</p>'
-    return f"<h3>Task by task</h3><p>{about}</p>{plot}<h3>This run by task</h3>{_table_html(header, rows)}{note}"
+def _rule_row(report: RuleReport, num_rows: int) -> list[str]:
+    counts = (report.kept, report.dropped, report.only_dropped, report.no_verdict)
+    return [report.name, *(f"{count:,}" for count in counts), _percent(report.dropped, num_rows)]
 
 
-def _task_row(standing: TaskStanding) -> list[str]:
-    own = standing.own
-    task = [standing.task, standing.half] if standing.half else [standing.task]
-    if own.half_width is None or standing.num_better is None or standing.num_worse is None:
-        return [*task, f"{own.mean:.3f}", "-", "-", "-", "-"]
-    low, high = own.interval
-    interval = f"{low:.3f} to {high:.3f}"
-    unclear = len(standing.scores) - 1 - standing.num_better - standing.num_worse
-    return [*task, f"{own.mean:.3f}", interval, str(standing.num_better), str(standing.num_worse), str(unclear)]
+def _histogram(contents: PageContents, name: str, num_missing: int) -> dict[str, str]:
+    plot = contents.histograms.get(name)
+    source = "" if plot is None else data_url(plot, "png")
+    return {"name": name, "source": source, "missing": _rows(num_missing) if num_missing else ""}
 
 
-def _sheet_html(sheet: Sheet) -> str:
-    shown = len(sheet.samples)
-    about = f"{shown:,} of {sheet.num_present:,} samples, drawn by a hash of the uid."
+def _grouping(grouping: Grouping) -> dict[str, Any]:
+    groups = grouping.groups
+    rows = [[each.label, f"{each.rows:,}", f"{each.kept:,}", _percent(each.kept, each.rows)] for each in groups]
+    return {"title": grouping.title, "rows": rows, "bars": [each.kept / each.rows for each in groups]}
+
+
+def _sheet(sheet: Sheet) -> dict[str, Any]:
+    about = f"{len(sheet.samples):,} of {sheet.num_present:,} samples, drawn by a hash of the uid."
     if sheet.num_absent:
         about += f" Not shown, because the pool has no image of them: {_rows(sheet.num_absent)}."
-    figures = []
-    for sample in sheet.samples:
-        picture = (
-            "cannot be decoded" if sample.picture is None else f'<img alt="" src="{_data_url(sample.picture, "jpeg")}">'
-        )
-        caption = sample.caption[:MAX_CAPTION] + ("…" if len(sample.caption) > MAX_CAPTION else "")
-        figures.append(
-            f'<figure><div class="picture">{picture}</div><figcaption><bdi>{_text(caption)}</bdi>'
-            f"{_text(', '.join(sample.notes))}</figcaption></figure>"
-        )
-    return f'<h2>{_text(sheet.title)}</h2><p>{about}</p>\n<div class="sheet">\n' + "\n".join(figures) + "\n</div>"
+    samples = [
+        {
+            "source": "" if sample.picture is None else data_url(sample.picture, "jpeg"),
+            "caption": sample.caption[:MAX_CAPTION] + ("…" if len(sample.caption) > MAX_CAPTION else ""),
+            "notes": ", ".join(sample.notes),
+        }
+        for sample in sheet.samples
+    ]
+    return {"title": sheet.title, "about": about, "samples": samples}
 
 
-def _overlaps_html(contents: PageContents) -> str:
-    header = ["strategy", "cut", "its uids", "shared", "only this", "only that", "Jaccard of uids"]
+ABOUT_OVERLAPS = (
+    "This subset (this), and what each shipped strategy keeps of the whole pool by itself, with its defaults (that), "
+    "in uids: one with several copies counts once. Jaccard of uids: those shared, over those of either; `winnow subset "
+    "overlap` prints it too, beside the Jaccard of copies."
+)
+
+
+def _overlap_rows(contents: PageContents) -> list[list[str]]:
     rows = [
         [
             each.name,
@@ -329,54 +226,36 @@ def _overlaps_html(contents: PageContents) -> str:
         for each in contents.overlaps
     ]
     rows += [[name, "", "not known yet", "", "", "", ""] for name in contents.unknown]
-    rows.sort(key=lambda row: row[0])
-    about = (
-        "This subset (this), and what each shipped strategy alone keeps of the whole pool with its defaults (that), in "
-        "uids: one with several copies counts once. Jaccard of uids: those shared, over those of either; winnow subset "
-        "overlap prints it too, beside the Jaccard of copies."
-    )
-    notes = ""
-    if contents.unknown:
-        command = f"winnow filter filters={contents.unknown[0]}"
-        notes += (
-            '<p class="small">Not known yet: a strategy that may take long is not run for a report. An experiment of '
-            f"it beside this one ({_text(command)}), or the report of one elsewhere, fills its row.</p>"
-        )
-    if contents.left_out:
-        told = "; ".join(f"{name}, {why}" for name, why in contents.left_out.items())
-        notes += f'<p class="small">Left out: {_text(told)}.</p>'
-    table = _table_html(header, rows) if rows else ""
-    return f"<h2>Overlap with the shipped strategies</h2><p>{about}</p>{table}{notes}"
+    return sorted(rows, key=lambda row: row[0])
 
 
-def _plot_html(plot: bytes, alt: str) -> str:
-    return f'<img class="plot" alt="{_text(alt)}" src="{_data_url(plot, "png")}">'
+def _about_tasks(standings: Sequence[TaskStanding]) -> str:
+    if not standings or standings[0].own.half_width is None:
+        return "Seed noise is not known here (too few seeds, or they did not differ), so there are no intervals."
+    tuned = " Rules may be tuned on the tasks marked dev; the reporting average is over the others."
+    return (
+        "Means over training seeds with 95 % intervals: where a mean would lie with other seeds, by the seed noise of "
+        "all runs shown. The band is this run's interval; a hollow mark is an oracle's, which knows the planted "
+        "labels. What a seed does to all runs alike cancels between runs on the same seeds, so the table finds smaller "
+        "differences than the intervals show: it counts entries pair by pair (95 %, not adjusted for the number of "
+        "comparisons)."
+    ) + (tuned if standings[0].half else "")
 
 
-def _table_html(
-    header: Sequence[str], rows: Iterable[Sequence[str]], bars: Sequence[float] = (), mark: float = 0
-) -> str:
-    """Spell a table, its first column to the left; `bars` are shares, drawn in a last column with a line at `mark`."""
-
-    def line(tag: str, cells: Sequence[str], more: str = "") -> str:
-        first, *others = [_text(cell) for cell in cells]
-        inner = f'<{tag} class="left">{first}</{tag}>' + "".join(f"<{tag}>{cell}</{tag}>" for cell in others)
-        return f"<tr>{inner}{more}</tr>"
-
-    line_at = f'<b style="left:{100 * mark:.1f}%"></b>'
-    ends = [f'<td><span class="bar"><i style="width:{100 * bar:.1f}%"></i>{line_at}</span></td>' for bar in bars]
-    head = line("th", header, "<th></th>" if bars else "")
-    body = "\n".join(line("td", row, ends[number] if bars else "") for number, row in enumerate(rows))
-    return f'<div class="wide"><table>\n{head}\n{body}\n</table></div>'
+def _task_header(standings: Sequence[TaskStanding]) -> list[str]:
+    half = ["half"] if standings and standings[0].half else []
+    return ["task", *half, "score", "95 % interval", "entries better", "entries worse", "not distinguishable"]
 
 
-def _text(value: str) -> str:
-    """Escape for text and quoted attributes; control characters, which no page needs, become U+FFFD."""
-    return escape(CONTROL.sub("\ufffd", value))
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _task_row(standing: TaskStanding) -> list[str]:
+    own = standing.own
+    task = [standing.task, standing.half] if standing.half else [standing.task]
+    if own.half_width is None or standing.num_better is None or standing.num_worse is None:
+        return [*task, f"{own.mean:.3f}", "-", "-", "-", "-"]
+    low, high = own.interval
+    interval = f"{low:.3f} to {high:.3f}"
+    unclear = len(standing.scores) - 1 - standing.num_better - standing.num_worse
+    return [*task, f"{own.mean:.3f}", interval, str(standing.num_better), str(standing.num_worse), str(unclear)]
 
 
 def _percent(part: int, whole: int, digits: int = 1) -> str:

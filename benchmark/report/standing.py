@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.experiment.folder import ENTRY_NAME
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import Json, digest
+from benchmark.runtime.html_pages import render
 from benchmark.runtime.records import Record
 from benchmark.scales import Scale
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from leaderboard.entries import Board, Entry
     from leaderboard.table import Table
+
+TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class TaskStanding:
 class Standing:
     """The board's table with the run in it, or what can be said without one."""
 
-    html: str
+    html: Markup
     note: str  # what the board's numbers are good for
     summary: str  # one sentence; empty where nothing is scored
     tasks: list[TaskStanding]
@@ -86,10 +90,12 @@ def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
     name = scale.name if entry is None else entry.scale
     board: Board | None = read_board(BOARDS_DIR / name) if has_board(name) else None
     if board is None:
-        return Standing("<p>There is no board for this scale.</p>", "", "", [])
+        return Standing(
+            render(TEMPLATES_DIR, "no_table.html.j2", sentences=["There is no board for this scale."]), "", "", []
+        )
     if entry is None:
-        html = "<p>No seed has been scored on the whole suite yet.</p>"
-        return Standing(html + f"<p>{escape(board.rules.note)}</p>", board.rules.note, "", [])
+        note = board.rules.note
+        return Standing(_sentences("No seed has been scored on the whole suite yet.", note), note, "", [])
     table = make_table(read_entries(board), board, entry, read_other_pools(board))
     return Standing(render_html(table), board.rules.note, _summary(table), task_standings(table))
 
@@ -150,3 +156,7 @@ def _summary(table: Table) -> str:
         return f"{average} {told}"
     average = f"Average over the suite's reporting half ({counted(len(table.board.headline), 'task')})"
     return f"{average} {told} Over its development half ({len(table.board.development)}) {mean(row.development):.3f}."
+
+
+def _sentences(*sentences: str) -> Markup:
+    return render(TEMPLATES_DIR, "no_table.html.j2", sentences=sentences)
