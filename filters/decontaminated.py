@@ -5,7 +5,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter, register_signal
-from benchmark.selection.assets import CLIP_WEIGHTS, EVALUATION_SETS
+from benchmark.selection.asset_kinds import CLIP_WEIGHTS, EVALUATION_SETS
 from benchmark.toolbox.decontamination import EvaluationImages, load_evaluation_images
 
 ASSETS = {"eval_dir": EVALUATION_SETS, "checkpoint": CLIP_WEIGHTS}

@@ -5,7 +5,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmark import register_filter
-from benchmark.selection.assets import CLIP_WEIGHTS
+from benchmark.selection.asset_kinds import CLIP_WEIGHTS
 from benchmark.toolbox.embeddings import row_cosines
 from benchmark.toolbox.encoders import Encoder, load_encoder
 from benchmark.toolbox.text_boxes import find_text_in, paint_over

@@ -11,17 +11,10 @@ import pandas as pd
 
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import Subset, load_subset
-from benchmark.registry import (
-    CUT_OPTIONS,
-    FILTERS_DIR,
-    STRATEGIES,
-    Strategy,
-    check_options,
-    get_strategy,
-    load_strategies,
-)
+from benchmark.registry import FILTERS_DIR, STRATEGIES, get_strategy, load_strategies
 from benchmark.runtime.errors import UnknownNameError, UserError
 from benchmark.runtime.names import nearest_name
+from benchmark.runtime.strategies import CUT_OPTIONS, Strategy, check_options
 from benchmark.selection.engine import run_filters
 from benchmark.selection.frame_scoring import score_frame
 from benchmark.selection.rules import Rule, make_rule

@@ -29,7 +29,7 @@ from benchmark.runtime.names import nearest_name
 
 if TYPE_CHECKING:
     from benchmark.evaluation.tasks import Task
-    from benchmark.registry import Strategy
+    from benchmark.runtime.strategies import Strategy
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 HYDRA_FLAGS = ("-h", "--help", "--cfg=job", "--resolve")

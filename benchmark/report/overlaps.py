@@ -17,7 +17,7 @@ from benchmark.experiment.choice import FILTER_VERSION, subset_inputs
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import SUBSET_NAME, SUBSET_RECORD_NAME, Subset, load_subset
 from benchmark.pool.subset_algebra import overlaps_of
-from benchmark.registry import FILTERS_DIR, STRATEGIES, Strategy
+from benchmark.registry import FILTERS_DIR, STRATEGIES
 from benchmark.report.survey import has_column
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.files import Json, digest, sha256_of
@@ -25,7 +25,9 @@ from benchmark.runtime.locks import locked
 from benchmark.runtime.paths import cache_dir
 from benchmark.runtime.records import Record, read_record, write_record
 from benchmark.runtime.storage import file_hash
-from benchmark.selection.assets import NO_WEIGHTS, find_default
+from benchmark.runtime.strategies import Strategy
+from benchmark.selection.asset_kinds import NO_WEIGHTS
+from benchmark.selection.assets import find_default
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rule_records import as_recorded, without_sources
 from benchmark.selection.rules import ResolvedRule, filter_defaults, make_rule

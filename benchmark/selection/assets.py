@@ -8,24 +8,22 @@ finds it in those folders too, or else has it fetched into the user's; what no o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmark.pool.pool import ASSETS_NAME
-from benchmark.registry import Strategy
 from benchmark.runtime.console import say
 from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.files import Json
 from benchmark.runtime.mirror import local_copy
 from benchmark.runtime.paths import as_location, user_assets_dir
 from benchmark.runtime.storage import has_file, hash_file
+from benchmark.runtime.strategies import Strategy
+from benchmark.selection.asset_kinds import NO_WEIGHTS, special_kind
 
-WORDNET = "wordnet"  # a folder of WordNet 3.0's files, or nltk's archive of it; the package brings its own tables
-EVALUATION_SETS = "evaluation sets"  # a folder of them, <pool_dir>/eval where no option names another
-CLIP_WEIGHTS = "weights of the CLIP model {clip_model}"
-NO_WEIGHTS = CLIP_WEIGHTS.format(clip_model=None)  # the one asset that a strategy does without
 FASTTEXT_URL = "https://dl.fbaipublicfiles.com/fasttext/supervised-models"
 DATACOMP_URL = "https://github.com/sagadre/datacomp_baseline_assets/releases/download/v0.1.0-alpha"
 
@@ -95,41 +93,46 @@ def fetch_asset(name: str, folder: Path | None = None) -> Path:
     return _checked(path)
 
 
-def find_assets(strategy: Strategy, options: dict[str, Any], pool_dir: Path) -> dict[str, Json]:
-    """Return the options with the path, or list of paths, of every asset; what is remote is copied to the cache.
+def find_assets(
+    strategy: Strategy, options: dict[str, Json], pool_dir: Path
+) -> tuple[dict[str, Json], list[UserError]]:
+    """Return the options with the path, or list of paths, of every asset, and an error for each that is missing.
 
-    Raises FileNotFoundError where one is nowhere, and ValueError where a known one has other bytes.
+    What is remote is copied to the cache. An error says too where a known file has other bytes.
     """
     found = dict(options)
-    missing = []
+    missing: list[str] = []
+    errors: list[UserError] = []
     for option, name in strategy.needed_assets(options).items():
-        where = f"filters.{strategy.name}.{option}"
-        given = as_list(options.get(option))
-        paths = _find_special(name, given[0] if given else None, pool_dir, where)
-        if paths is None:
-            paths = [find_file(text, pool_dir, where) for text in given] or find_default(name, pool_dir)
+        try:
+            paths = _find(name, as_list(options.get(option)), pool_dir, f"filters.{strategy.name}.{option}")
+        except UserError as error:
+            errors.append(error)
+            continue
         if name == NO_WEIGHTS:
             continue
         if not paths:
-            missing.append(f"{name} (option {where})")
+            missing.append(f"{name} (option filters.{strategy.name}.{option})")
             continue
         spelt = [str(path) for path in paths]
         found[option] = spelt if strategy.options[option].is_list else spelt[0]
     if missing:
         folders = " nor ".join(str(folder) for folder in _folders(pool_dir))
-        raise NotFoundError(
-            f"{strategy.kind} {strategy.name!r} needs {' and '.join(missing)}: neither in {folders}; "
-            f"put {'it' if len(missing) == 1 else 'them'} there, or give the option",
-            code="asset-not-found",
+        errors.append(
+            NotFoundError(
+                f"{strategy.label} needs {' and '.join(missing)}: neither in {folders}; "
+                f"put {'it' if len(missing) == 1 else 'them'} there, or give the option",
+                code="asset-not-found",
+            )
         )
-    return found
+    return found, errors
 
 
 def find_default(name: str, pool_dir: Path) -> list[Path]:
     """Return the file that is found where no option names another: in the folders, of a package, or nothing."""
     try:
-        if (special := _find_special(name, None, pool_dir, name)) is not None:
-            return special
+        if (kind := special_kind(name)) is not None:
+            return kind.find(name, None, pool_dir, name)
     except (FileNotFoundError, ValueError):
         return []
     for folder in _folders(pool_dir):
@@ -178,12 +181,8 @@ def hash_default_assets(strategy: Strategy, options: dict[str, Json], pool_dir: 
 
 def default_place(name: str) -> str:
     """Say where a strategy's asset is looked for while no option names another."""
-    if name == EVALUATION_SETS:
-        return "<pool_dir>/eval"
-    if name == CLIP_WEIGHTS:
-        return "those that clip_model brings, where it does"
-    if name == WORDNET:
-        return "WordNet 3.0, which comes with Winnow"
+    if (kind := special_kind(name)) is not None:
+        return kind.default_place(name)
     package = KNOWN_ASSETS[name].package if name in KNOWN_ASSETS else ""
     or_package = f", else that of {package}" if package else ""
     return f"{name} in <pool_dir>/assets or {user_assets_dir()}{or_package}"
@@ -194,42 +193,17 @@ def as_list(value: Any) -> list[str]:
     return [] if not value else value if isinstance(value, list) else [value]
 
 
-def _find_special(name: str, given: str | None, pool_dir: Path, where: str) -> list[Path] | None:
-    """Return as what an asset that is no plain file was found; None where the name is a plain file's.
-
-    Raises FileNotFoundError or ValueError naming `where`, the option.
-    """
-    if name == WORDNET:
-        from benchmark.toolbox.wordnet import find_wordnet
-
-        return [find_wordnet(given and str(local_copy(as_location(given))), option=where)]
-    if name == EVALUATION_SETS:
-        from benchmark.toolbox.decontamination import find_evaluation_sets
-
-        return [find_evaluation_sets(given, pool_dir, where)]
-    if name.startswith(CLIP_WEIGHTS.format(clip_model="")):
-        from benchmark.toolbox.encoders import find_weights
-
-        weights = find_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), given, where)
-        return [] if weights is None else [weights]
-    return None
+def _find(name: str, given: Sequence[str], pool_dir: Path, where: str) -> list[Path]:
+    """Return what an asset was found as; nothing where it is nowhere and the option `where` names nothing."""
+    if (kind := special_kind(name)) is not None:
+        return kind.find(name, given[0] if given else None, pool_dir, where)
+    return [find_file(text, pool_dir, where) for text in given] or find_default(name, pool_dir)
 
 
 def _hash(name: str, path: Path) -> str:
     """Return the sha256 of an asset of that name, or of what counts in a folder's files."""
-    if name == WORDNET:
-        from benchmark.toolbox.wordnet import hash_wordnet
-
-        return hash_wordnet(path)
-    if name == EVALUATION_SETS:
-        from benchmark.toolbox.decontamination import hash_evaluation_images
-
-        return hash_evaluation_images(path)
-    if name.startswith(CLIP_WEIGHTS.format(clip_model="")):
-        from benchmark.toolbox.encoders import hash_weights
-
-        return hash_weights(name.removeprefix(CLIP_WEIGHTS.format(clip_model="")), path, hash_file)
-    return hash_file(path)
+    kind = special_kind(name)
+    return hash_file(path) if kind is None else kind.hash(name, path)
 
 
 def _packaged(name: str) -> list[Path]:

@@ -11,12 +11,14 @@ import pandas as pd
 from PIL import Image
 
 from benchmark.pool.images import SLICE_IMAGES
-from benchmark.registry import STRATEGIES, check_options
+from benchmark.registry import STRATEGIES
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.names import nearest_name
 from benchmark.runtime.paths import user_assets_dir
-from benchmark.selection.assets import NO_WEIGHTS, find_assets, find_default
-from benchmark.selection.rules import Rule
+from benchmark.runtime.strategies import check_options
+from benchmark.selection.asset_kinds import NO_WEIGHTS
+from benchmark.selection.assets import find_assets, find_default
+from benchmark.selection.rules import Rule, one_error
 from benchmark.selection.shard_evaluation import SLICE_FEATURES, SLICE_ROWS
 from benchmark.selection.strategy_calls import call_strategy, failure, file_not_found
 from benchmark.selection.values import common_type
@@ -82,10 +84,11 @@ class _FrameScoring:
     def values(self, rule: Rule) -> pd.Series:
         """Return a rule's values: (rows,), by row number."""
         if rule.key not in self.found:
-            # Beside a frame lie no assets: the user's folder alone is looked through.
-            self.found[rule.key] = self._compute(
-                replace(rule, options=find_assets(rule.strategy, rule.options, user_assets_dir()))
-            )
+            # Beside a frame lie no assets: only the user's folder is looked through.
+            options, errors = find_assets(rule.strategy, rule.options, user_assets_dir())
+            if errors:
+                raise one_error(errors)
+            self.found[rule.key] = self._compute(replace(rule, options=options))
         return self.found[rule.key]
 
     def _missing(self, rule: Rule) -> list[tuple[str, str, str]]:

@@ -12,10 +12,11 @@ from omegaconf import MISSING
 
 from benchmark.pool.pool import planted_path
 from benchmark.pool.shards_note import shards_dir_of
-from benchmark.registry import CUT_OPTIONS, STRATEGIES, Strategy, check_options, get_chooser, get_strategy
+from benchmark.registry import STRATEGIES, get_chooser, get_strategy
 from benchmark.runtime.errors import NotFoundError, UserError
 from benchmark.runtime.files import Json, digest
 from benchmark.runtime.storage import has_file
+from benchmark.runtime.strategies import CUT_OPTIONS, Strategy, check_options
 from benchmark.selection.assets import find_assets, hash_assets
 from benchmark.selection.cache import CACHE_VERSION
 from benchmark.selection.rule_records import without_sources
@@ -159,7 +160,7 @@ def resolve_rules(pool: Pool, rules: Sequence[Rule], *, device: str = "cpu") -> 
         )
     found = [_find(pool, rule) for rule in rules]
     if missing := [error for each in found for error in each.missing]:
-        raise _all_missing(missing)
+        raise one_error(missing)
     return [_resolved(pool, each, device) for each in found]
 
 
@@ -189,11 +190,8 @@ def _find(pool: Pool, rule: Rule) -> _Found:
 
     missing += _refused(pool.check_columns, columns, strategy.label)
     missing += _refused(pool.check_features, features, strategy.label)
-    options = rule.options
-    try:
-        options = find_assets(strategy, options, pool.dir)
-    except UserError as error:
-        missing.append(error)
+    options, absent = find_assets(strategy, rule.options, pool.dir)
+    missing += absent
     signals: dict[str, _Found | UserSignal] = {}
     inner: list[UserError] = []
     for name in strategy.signals:
@@ -240,13 +238,13 @@ def _refused(check: Callable[[Sequence[str], str], None], names: Sequence[str], 
     return errors
 
 
-def _all_missing(errors: Sequence[UserError]) -> UserError:
+def one_error(errors: Sequence[UserError]) -> UserError:
     """Return one error for all of these, of the first one's class and code."""
     sentences = list(dict.fromkeys(str(error) for error in errors))
     if len(sentences) == 1:
         return errors[0]
-    told = "".join(f"\n  - {sentence}" for sentence in sentences)
-    return type(errors[0])(f"{len(sentences)} things are missing for the filters:{told}", code=errors[0].code)
+    lines = "".join(f"\n  - {sentence}" for sentence in sentences)
+    return type(errors[0])(f"{len(sentences)} things are missing for the filters:{lines}", code=errors[0].code)
 
 
 def _resolved(pool: Pool, found: _Found, device: str) -> ResolvedRule:
@@ -319,9 +317,9 @@ def make_rule(name: str, given: dict[str, Any]) -> Rule:
 
 def known_strategies() -> Sequence[Strategy]:
     """Return the loaded filters and selectors, by name."""
-    return [STRATEGIES[name] for name in sorted(STRATEGIES) if STRATEGIES[name].kind != "signal"]
+    return [STRATEGIES[name] for name in sorted(STRATEGIES) if not STRATEGIES[name].is_signal]
 
 
 def known_signals() -> Sequence[Strategy]:
     """Return the loaded signals, by name."""
-    return [STRATEGIES[name] for name in sorted(STRATEGIES) if STRATEGIES[name].kind == "signal"]
+    return [STRATEGIES[name] for name in sorted(STRATEGIES) if STRATEGIES[name].is_signal]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmark.pool.pool import Pool
-from benchmark.registry import Strategy
 from benchmark.runtime.errors import one_line
+from benchmark.runtime.strategies import Strategy
 from benchmark.selection.rules import known_strategies, make_rule, missing_for
 
 

@@ -146,7 +146,7 @@ def test_laion2b_has_no_verdict_on_missing_values(strategies):
 def test_laion2b_names_a_missing_language_model(strategies, tmp_path):
     with user_error("asset-not-found", match="filters.laion2b.language_model"):
         rule = make_rule("laion2b", {"language_model": str(tmp_path / "no.bin")})
-        find_assets(rule.strategy, rule.options, tmp_path)
+        raise find_assets(rule.strategy, rule.options, tmp_path)[1][0]
 
 
 def negcliploss_scores(view, batch_size, partitions, tau, seed):

@@ -5,7 +5,8 @@ import pytest
 
 from benchmark import register_filter, register_selector
 from benchmark.cli.options import as_seeds
-from benchmark.registry import STRATEGIES, check_options, get_strategy, load_plugins, load_tasks, tasks_named
+from benchmark.registry import STRATEGIES, get_strategy, load_plugins, load_tasks, tasks_named
+from benchmark.runtime.strategies import check_options
 from benchmark.selection.rules import make_rule
 from tests.conftest import user_error
 

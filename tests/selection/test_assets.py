@@ -87,7 +87,10 @@ def inputs(name="a_words", **options):
 def found_assets(name, **options):
     """The options of a strategy with the paths of its assets."""
     rule = make_rule(name, options)
-    return find_assets(rule.strategy, rule.options, Path("pool"))
+    found, errors = find_assets(rule.strategy, rule.options, Path("pool"))
+    for error in errors:
+        raise error
+    return found
 
 
 def test_the_option_comes_before_the_pools_file_and_that_before_the_users():
