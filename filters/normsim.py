@@ -29,7 +29,7 @@ def normsim(
     if norm not in ("max", "l2"):
         raise ValueError(f"filters.normsim.norm={norm!r} must be max or l2")
     images = unit_rows(features[f"{arch}_img"])
-    is_judged = has_embedding(images)
+    has_value = has_embedding(images)
     scores = np.full(len(images), np.nan, dtype=np.float32)
     assert targets is not None  # the engine has found them
     dimension = images.shape[1]
@@ -39,14 +39,14 @@ def normsim(
         for block in embedding_blocks(path, dimension, option="filters.normsim.targets")
     )
     if norm == "max":
-        scores[is_judged] = -np.inf
+        scores[has_value] = -np.inf
         for others in blocks:
-            nearest = (images[is_judged] @ others.T).argmax(axis=1)
+            nearest = (images[has_value] @ others.T).argmax(axis=1)
             # Row by row once more, so that equal images tie to the last bit.
-            scores[is_judged] = np.maximum(scores[is_judged], row_cosines(images[is_judged], others[nearest]))
+            scores[has_value] = np.maximum(scores[has_value], row_cosines(images[has_value], others[nearest]))
     else:
         # |G f|^2 = f (G'G) f: (dimension, dimension) stands for all targets.
         products = sum(np.asarray(others.T @ others, dtype=np.float64) for others in blocks)
-        wide = images[is_judged].astype(np.float64)
-        scores[is_judged] = np.sqrt(np.maximum(np.einsum("ij,ij->i", wide @ products, wide), 0))
+        wide = images[has_value].astype(np.float64)
+        scores[has_value] = np.sqrt(np.maximum(np.einsum("ij,ij->i", wide @ products, wide), 0))
     return scores

@@ -26,8 +26,8 @@ def rank_in_negatives(pool: PoolView, *, arch: str = "l14", negatives: int = 63,
     similarity = pair_similarities(images, texts)
     # By uid; rows that share one stand by what they hold, so that the order of files decides nothing.
     order = np.lexsort((similarity, pool.uids["f1"], pool.uids["f0"]))
-    judged = order[np.isfinite(similarity[order])]
-    count = len(judged)
+    scored = order[np.isfinite(similarity[order])]
+    count = len(scored)
     if not 1 <= negatives < count:
         raise ValueError(
             f"filters.rank_in_negatives.negatives={negatives} must be from 1 to {count - 1}: "
@@ -36,7 +36,7 @@ def rank_in_negatives(pool: PoolView, *, arch: str = "l14", negatives: int = 63,
     if not 1 <= top <= negatives:
         raise ValueError(f"filters.rank_in_negatives.top={top} must be from 1 to negatives={negatives}")
     rng = np.random.default_rng(seed)
-    drawn = rng.permutation(judged)
+    drawn = rng.permutation(scored)
     distances = 1 + rng.choice(count - 1, negatives, replace=False)
     is_kept = np.zeros(count, dtype=bool)
     starts = range(0, count, BLOCK_ROWS)

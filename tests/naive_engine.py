@@ -14,7 +14,7 @@ import pandas as pd
 class NaiveRule:
     """How a rule votes on one row, and its cut: ("fraction", f) or ("threshold", t) of what `value` returns."""
 
-    value: object  # from a row to a bool, a number, or None for no verdict
+    value: object  # from a row to a bool, a number, or None for a missing value
     cut: tuple[str, float] | None = None
     is_selector: bool = False  # its value is the number of copies, of the rows that it is shown
 

@@ -15,13 +15,13 @@ def describe_filters(exp_dir: Path, record: Record) -> list[str]:
 
     Then one for each signal and for reading images, where that took any.
     """
-    reports = [RuleReport(**report) for report in record.result["rules"]]
+    reports = [RuleReport.from_json(report) for report in record.result["rules"]]
     spent = {name: Cost(**each) for name, each in last_cost(exp_dir, "filter").get("strategies", {}).items()}
     others = [name for name in spent if name not in {report.name for report in reports}]
     width = max([len(name) for name in (*others, *(report.name for report in reports))], default=0)
     return [
         f"  {report.name:<{width}}  kept {report.kept:>10,}   dropped {report.dropped:>10,}"
-        f"   only it dropped {report.only_dropped:>10,}   no verdict {report.no_verdict:>8,}"
+        f"   only it dropped {report.only_dropped:>10,}   unscored {report.missing:>8,}"
         f"{_describe_ties(report)}   {_describe_effort(spent.get(report.name))}".rstrip()
         for report in reports
     ] + [f"  {name:<{width}}  {_describe_effort(spent[name])}" for name in others]

@@ -213,7 +213,7 @@ def _outcome_as_json(outcome: FilterOutcome) -> dict[str, Json]:
         "rows": outcome.rows,
         "repeated_uids": outcome.repeated_uids,
         "unknown_uids": 0,
-        "rules": [asdict(report) for report in outcome.reports],
+        "rules": [report.as_json() for report in outcome.reports],
     }
 
 

@@ -156,7 +156,7 @@ def _facts(contents: PageContents, pool: Pool) -> list[tuple[str, str]]:
 
 
 def _rule_reports(record: Record) -> list[RuleReport]:
-    return [RuleReport(**report) for report in record.result["rules"]]
+    return [RuleReport.from_json(report) for report in record.result["rules"]]
 
 
 def _about_rules(record: Record) -> str:
@@ -174,7 +174,7 @@ def _about_rules(record: Record) -> str:
 
 
 def _rule_row(report: RuleReport, num_rows: int) -> list[str]:
-    counts = (report.kept, report.dropped, report.only_dropped, report.no_verdict)
+    counts = (report.kept, report.dropped, report.only_dropped, report.missing)
     return [report.name, *(f"{count:,}" for count in counts), _percent(report.dropped, num_rows)]
 
 

@@ -109,7 +109,7 @@ class TopCut:
         return keep
 
 
-NOTHING = TopCut((0, 0, 0, 0))  # no key is below; a score's word is 0 for none, as NaN has no verdict
+NOTHING = TopCut((0, 0, 0, 0))  # no key is below; a score's word is 0 for none, as NaN is a missing score
 
 
 def count_digits(keys: RowKeys, cut: OpenCut) -> np.ndarray:

@@ -34,7 +34,7 @@ from benchmark.pool.uids import (
 from benchmark.runtime.console import warn
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.executor import map_items
-from benchmark.runtime.files import TEMPORARY_SUFFIX
+from benchmark.runtime.files import TEMPORARY_SUFFIX, Json
 from benchmark.selection.copies import Copies, LocatedSubset, locate
 from benchmark.selection.cuts import NOTHING, OpenCut, TopCut
 from benchmark.selection.evaluator import (
@@ -55,6 +55,7 @@ MAX_QUIET_TIES = 0.01  # of the kept rows: where more are chosen by their uid al
 MANY_SHARDS = 40  # of metadata
 MAX_SORTED = 1 << 20  # uids that are sorted in memory; more go through files
 DECODING = "images read and decoded"  # among the costs
+PUBLISHED_KEYS = {"missing": "no_verdict"}  # of a report in subset.json
 SCRATCH_NAME = f"filter{TEMPORARY_SUFFIX}"  # beside the subset, while it is made
 
 
@@ -66,9 +67,19 @@ class RuleReport:
     kept: int
     dropped: int
     only_dropped: int  # rows that every other rule would have kept
-    no_verdict: int  # rows with a missing value; dropped
+    missing: int  # rows without a value; dropped
     tied: int = 0  # rows with the lowest kept score, where not all of them are kept
     tied_kept: int = 0  # and of these, the rows with the smaller uids, which are kept
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the report as it stands in records, where rows without a value are `no_verdict`."""
+        return {PUBLISHED_KEYS.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Json]) -> RuleReport:
+        """Return a report from a record."""
+        names = {published: name for name, published in PUBLISHED_KEYS.items()}
+        return cls(**{names.get(key, key): each for key, each in value.items()})
 
 
 @dataclass(frozen=True)
@@ -314,7 +325,7 @@ class _Engine:
                 kept=int(kept[number]),
                 dropped=num_rows - int(kept[number]),
                 only_dropped=int(only_dropped[number]),
-                no_verdict=tallies[number].num_missing if number in tallies else 0,
+                missing=tallies[number].num_missing if number in tallies else 0,
                 **_ties_of(passes.cuts.get(number, TopCut())),
             )
             for number, rule in enumerate(self.rules)

@@ -2,7 +2,7 @@
 
 The loop has the real libraries (fastText's binding, nltk) and plain Python; the captions are composed, of any script
 and any control character. What differs on purpose is asserted as such: a fraction keeps exactly round(f * n), and null
-text and NaN give no verdict, where DataComp crashes or counts NaN as lowest.
+text and NaN give missing values, where DataComp crashes or counts NaN as lowest.
 """
 
 import hashlib
@@ -394,7 +394,7 @@ def test_the_command_line_chooses_the_same(pool_dir, tmp_path, monkeypatch):
     assert [high << 64 | low for high, low in uids.tolist()] == expected(wanted)
 
 
-def test_null_text_and_nan_give_no_verdict_and_are_counted(tmp_path):
+def test_null_text_and_nan_are_missing_and_counted(tmp_path):
     (tmp_path / "metadata").mkdir()
     text = "a photo of a small brown dog in the garden"
     columns = {
@@ -422,7 +422,7 @@ def test_null_text_and_nan_give_no_verdict_and_are_counted(tmp_path):
         (make_rule("image_based", options), [0, 2, 3], 2),
     ]:
         outcome = run_filters(Pool(tmp_path), [rule])
-        assert (chosen(outcome), outcome.reports[0].no_verdict) == (kept, unjudged), rule.name
+        assert (chosen(outcome), outcome.reports[0].missing) == (kept, unjudged), rule.name
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])

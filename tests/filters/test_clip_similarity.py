@@ -98,7 +98,7 @@ def test_scores_are_those_of_open_clip_in_a_plain_loop(pool_dir, checkpoint, str
         assert found[name] == pytest.approx(cosine, abs=1e-6)
     best = sorted(expected, key=expected.__getitem__)[-6:]
     assert format_uids(outcome.subset.uids) == sorted(best)
-    assert outcome.reports[0].no_verdict == 3
+    assert outcome.reports[0].missing == 3
     assert (
         "signal 'clip_cosine': 1 of 20 rows have no image in the shards, 1 one that cannot" in capsys.readouterr().err
     )

@@ -69,7 +69,7 @@ def test_basic_counts_characters_as_code_points(strategies):
     assert verdict(strategies, ["it is a"], min_characters=8) == [False]
 
 
-def test_basic_has_no_verdict_on_missing_values(strategies):
+def test_basic_has_missing_values_where_its_columns_do(strategies):
     assert verdict(strategies, [None, ENGLISH]) == [pd.NA, True]
     assert verdict(strategies, [ENGLISH, ENGLISH], width=np.array([np.nan, 300])) == [pd.NA, True]
 

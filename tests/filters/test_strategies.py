@@ -138,7 +138,7 @@ def test_laion2b_compares_in_the_columns_own_type(strategies):
     assert laion2b_verdicts(strategies, [ENGLISH], wide, min_similarity=0.26) == [False]
 
 
-def test_laion2b_has_no_verdict_on_missing_values(strategies):
+def test_laion2b_has_missing_values_where_its_columns_do(strategies):
     similarity = np.array([0.3, np.nan, 0.3], dtype=np.float32)
     assert laion2b_verdicts(strategies, [None, ENGLISH, ENGLISH], similarity) == [pd.NA, pd.NA, True]
 
@@ -436,7 +436,7 @@ def test_no_text_drops_words_and_keeps_drawings(strategies):
     assert kept[50] and not kept[101]
 
 
-def test_text_masked_clip_has_no_verdict_on_a_missing_caption(strategies):
+def test_text_masked_clip_has_a_missing_value_for_a_missing_caption(strategies):
     images, texts = drawn_pairs(2)
     assert np.isnan(masked_scores(strategies, images, [None, texts[1]])).tolist() == [True, False]
     assert np.isnan(masked_scores(strategies, images, [None, None])).all()

@@ -74,7 +74,7 @@ def test_text_based_keeps_english_that_names_something_of_imagenet(strategies, t
     pool = Pool(write_pool(tmp_path / "pool", columns))
     outcome = run_filters(pool, [Rule("text_based")])
     assert [int(text, 16) for text in format_uids(outcome.subset.uids)] == [1, 4, 7]
-    assert outcome.reports[0].no_verdict == 1
+    assert outcome.reports[0].missing == 1
 
 
 def make_view(texts: list[str | None]) -> PoolView:
@@ -220,6 +220,6 @@ def test_the_language_is_a_signal_for_filters_of_ones_own(strategies, tmp_path):
     folder = write_pool(tmp_path / "pool", {"uid": [uid(n) for n in range(5)], "text": texts})
     with loaded_plugin(tmp_path / "uses_language.py", LANGUAGE_USER):
         outcome = run_filters(Pool(folder), [Rule("t_german")])
-    assert format_uids(outcome.subset.uids) == [uid(0)] and outcome.reports[0].no_verdict == 1
+    assert format_uids(outcome.subset.uids) == [uid(0)] and outcome.reports[0].missing == 1
     kept = pq.read_table(next((folder / "signals").glob("language-*/*.parquet")))["value"].to_pylist()
     assert kept[:4] == ["de", "en", None, "fr"] and isinstance(kept[4], str)

@@ -100,7 +100,7 @@ def pool(tmp_path):
 def test_every_row_is_judged_by_its_own_image(pool, capsys):
     outcome = run_filters(pool, [BY_WIDTH])
     assert kept(outcome) == [15, 16, 17, 18]
-    assert outcome.reports[0].no_verdict == 0 and capsys.readouterr().err == ""
+    assert outcome.reports[0].missing == 0 and capsys.readouterr().err == ""
 
 
 def test_images_are_read_in_the_order_of_the_tars_in_bounded_slices(pool, monkeypatch):
@@ -114,14 +114,14 @@ def test_images_are_read_in_the_order_of_the_tars_in_bounded_slices(pool, monkey
     assert [len(images) for _, images, _ in read_images(first)] == [1, 3, 0]
 
 
-def test_rows_without_a_readable_image_get_no_verdict_and_are_counted(tmp_path, capsys):
+def test_rows_without_a_readable_image_are_missing_and_counted(tmp_path, capsys):
     pool = make_pool(
         tmp_path / "pool", [18, 17, 16, 15], [14, 13], [99],
         tars=[[sample(17), sample(16, b"\xff\xd8 broken"), sample(15), sample(14), sample(13, b"")]],
     )  # fmt: skip
     outcome = run_filters(pool, [BY_WIDTH, Rule("random", {"seed": 0}, Cut("fraction", 1.0))])
     assert kept(outcome) == [14, 15, 17]
-    assert outcome.rows == 7 and outcome.reports[0].no_verdict == 4
+    assert outcome.rows == 7 and outcome.reports[0].missing == 4
     told = capsys.readouterr().err
     assert "filter 'i_width': 2 of 7 rows have no image in the shards, 2 one that cannot be decoded" in told
     assert "4 rows were wanted but only 3 have a score" in told

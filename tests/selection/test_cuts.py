@@ -114,7 +114,7 @@ def test_a_cut_between_different_scores_looks_at_no_uid():
 
 @pytest.mark.parametrize("max_gathered", [1, 10**6])
 def test_the_engine_cuts_over_shards_as_one_sort_would(tmp_path, monkeypatch, max_gathered):
-    """Float32 here and float64 there, ties over shards, scores without a verdict, a uid on several rows."""
+    """Float32 here and float64 there, ties over shards, missing scores, a uid on several rows."""
     monkeypatch.setattr(cuts, "MAX_GATHERED", max_gathered)
     rng = np.random.default_rng(3)
     numbers = rng.permutation(90)

@@ -206,8 +206,8 @@ def test_file_order_does_not_matter(tmp_path):
     assert chosen(one, top(0.35))[0] == chosen(many, top(0.35))[0]
 
 
-def test_a_shard_without_a_verdict_is_not_taken_for_the_columns_copy(tmp_path):
-    """The second shard's rows have the higher scores in the column, and no verdict."""
+def test_a_shard_without_values_is_not_taken_for_the_columns_copy(tmp_path):
+    """The second shard's rows have the higher scores in the column, and no value."""
     shards = [
         {
             "uid": [uid(n) for n in range(first, first + 4)],
@@ -217,7 +217,7 @@ def test_a_shard_without_a_verdict_is_not_taken_for_the_columns_copy(tmp_path):
         for first, language, up in ((0, "en", 0.0), (4, "de", 0.5))
     ]
     kept, outcome = chosen(write_pool(tmp_path / "p", *shards), Rule("t_english", cut=Cut("fraction", 0.25)))
-    assert kept == [2, 3] and outcome.reports[0].no_verdict == 4
+    assert kept == [2, 3] and outcome.reports[0].missing == 4
 
 
 def test_a_column_copied_with_a_silent_shard_is_read_again_and_not_kept(tmp_path):
@@ -271,11 +271,11 @@ def test_minus_zero_ties_with_zero(tmp_path):
     assert chosen(scored(tmp_path, [0.0, -0.0, -1.0], uids=[2, 1, 0]), top(0.3))[0] == [1]
 
 
-def test_missing_scores_are_no_verdict_and_fraction_counts_all_rows(tmp_path, capsys):
+def test_missing_scores_are_counted_and_fraction_counts_all_rows(tmp_path, capsys):
     pool = scored(tmp_path, [np.nan, 0.1, 0.2, np.nan])
     kept, outcome = chosen(pool, top(0.75))
     assert kept == [1, 2]
-    assert outcome.reports[0].no_verdict == 2
+    assert outcome.reports[0].missing == 2
     assert "3 rows were wanted but only 2 have a score" in capsys.readouterr().err
     with pytest.raises(UserError) as caught:
         chosen(scored(tmp_path / "none", [np.nan, np.nan]), top(0.5))
@@ -299,10 +299,10 @@ def test_masks_and_cuts_gate_and_each_votes_on_the_whole_pool(tmp_path):
     assert (score.kept, score.dropped, score.only_dropped) == (2, 2, 2)
 
 
-def test_null_masks_are_no_verdict(tmp_path):
+def test_null_masks_are_missing_values(tmp_path):
     pool = scored(tmp_path, [1.0, 1.0, 1.0], mask=pd.array([True, None, False], dtype="boolean"))
     kept, outcome = chosen(pool, Rule("t_mask"))
-    assert kept == [0] and outcome.reports[0].no_verdict == 1
+    assert kept == [0] and outcome.reports[0].missing == 1
 
 
 def test_ints_are_copies_and_several_take_the_minimum(tmp_path):
@@ -442,10 +442,10 @@ def test_what_one_rule_does_to_its_input_reaches_no_other(tmp_path):
         assert chosen(pool, vandal, top(0.5))[0] == chosen(pool, top(0.5), vandal)[0] == [1, 3]
 
 
-def test_a_list_with_none_in_it_has_rows_without_a_verdict(tmp_path):
+def test_a_list_with_none_in_it_has_missing_values(tmp_path):
     pool = scored(tmp_path, [1.0, 1.0, 1.0], mask=pd.array([True, None, False], dtype="boolean"))
     kept, outcome = chosen(pool, Rule("t_list"))
-    assert kept == [0] and outcome.reports[0].no_verdict == 1
+    assert kept == [0] and outcome.reports[0].missing == 1
 
 
 def test_negative_copies_are_refused(tmp_path):

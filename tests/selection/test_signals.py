@@ -313,16 +313,16 @@ def test_several_processes_at_once_ask_every_row_once(tmp_path, notes, plugin):
     assert sorted(rows for name, rows in notes() if name == "s_twice") == [20, 40]
 
 
-def test_nothing_but_none_on_a_slice_or_in_a_shard_is_no_verdict(tmp_path, notes):
+def test_nothing_but_none_on_a_slice_or_in_a_shard_is_missing(tmp_path, notes):
     numbers = [*range(SLICE_ROWS), -1]
     pool = make_pool(tmp_path / "pool", numbers, [-1])
     outcome = run_filters(Pool(pool), [Rule("s_even", {"base": "even"})])
-    assert len(outcome.subset) == SLICE_ROWS // 2 and outcome.reports[0].no_verdict == 2
+    assert len(outcome.subset) == SLICE_ROWS // 2 and outcome.reports[0].missing == 2
     empty = pd.DataFrame({"uid": pd.Series([], dtype=str), "score": pd.Series([], dtype=object)})
     nothing = {"uid": [uid(7)], "score": [None]}
     other = write_pool(tmp_path / "other", empty, {"uid": [uid(3), uid(4)], "score": [1.0, 2.0]}, nothing)
     outcome = run_filters(Pool(other), [Rule("s_copy", {}, Cut("fraction", 0.34))])
-    assert format_uids(outcome.subset.uids) == [uid(4)] and outcome.reports[0].no_verdict == 1
+    assert format_uids(outcome.subset.uids) == [uid(4)] and outcome.reports[0].missing == 1
 
 
 def test_a_selectors_columns_have_the_widest_type_of_all_shards(tmp_path, notes):
@@ -370,10 +370,10 @@ def test_a_signal_is_computed_once_for_all_filters_that_use_it(tmp_path, notes):
     assert [name for name, _ in notes()].count("s_parity") == 2
 
 
-def test_rows_without_the_signal_get_no_verdict_from_the_filter(tmp_path, notes):
+def test_rows_without_the_signal_are_missing_to_the_filter(tmp_path, notes):
     pool = make_pool(tmp_path / "pool", [0, 1, -1])
     outcome = run_filters(Pool(pool), [Rule("s_even", {"base": "even"})])
-    assert outcome.reports[0].no_verdict == 1 and outcome.costs["s_parity"].rows == 3
+    assert outcome.reports[0].missing == 1 and outcome.costs["s_parity"].rows == 3
 
 
 def test_a_users_parquet_is_joined_by_uid(tmp_path, notes):
@@ -383,7 +383,7 @@ def test_a_users_parquet_is_joined_by_uid(tmp_path, notes):
     frame = pd.DataFrame(mine).replace({"my_word": {"g": "good", "b": "bad"}})
     frame.to_parquet(pool / "signals" / "mine.parquet")
     outcome = run_filters(Pool(pool), [Rule("s_mine", {}, Cut("threshold", 0.5))])
-    assert format_uids(outcome.subset.uids) == [uid(1), uid(3)] and outcome.reports[0].no_verdict == 2
+    assert format_uids(outcome.subset.uids) == [uid(1), uid(3)] and outcome.reports[0].missing == 2
     assert kept(pool, Rule("s_word")) == [0, 1, 3]
     assert kept(pool, Rule("s_best", {"seed": 0})) == [3, 3]
     first = Rule("s_mine", {}, Cut("threshold", 0.5)).resolve(Pool(pool)).as_json()
