@@ -85,7 +85,7 @@ def failure(rule: Rule, where: str, error: BaseException) -> UserError:
         return UserError(str(error), code=error.code if isinstance(error, UserError) else "option-value")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == rule.strategy.source_path]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    message = _undeclared_name(rule, error) or f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}{_undeclared_hint(rule, error)}"
     return UserError(f"{rule.strategy.label} failed on {where}: {message}{place}", code="strategy-failed")
 
 
@@ -97,25 +97,21 @@ def file_not_found(rule: Rule, error: FileNotFoundError) -> FileNotFoundError:
     return NotFoundError(f"{rule.strategy.label} misses a file: {message}", code="asset-not-found")
 
 
-def _undeclared_name(rule: Rule, error: BaseException) -> str | None:
-    """Explain a KeyError or AttributeError of a column or array that the strategy has not declared; None for others."""
+def _undeclared_hint(rule: Rule, error: BaseException) -> str:
+    """Say what the strategy declares, where an error may be of a column or array that it lacks."""
     name: object = None
     if isinstance(error, KeyError) and error.args:
-        (name, *_) = error.args
+        name = error.args[0]
     elif isinstance(error, AttributeError) and isinstance(error.obj, pd.DataFrame):
         name = error.name
     strategy = rule.strategy
-    declared = {
-        *strategy.needed_columns(rule.options),
-        *strategy.needed_features(rule.options),
-        *strategy.signals,
-        *strategy.planted,
-    }
+    declared = {*strategy.needed_columns(rule.options), *strategy.needed_features(rule.options)}
+    declared |= {*strategy.signals, *strategy.planted}
     if not isinstance(name, str) or name in declared or isinstance(error, UserError):
-        return None
+        return ""
     return (
-        f"it reads {name!r}, which it does not declare: name a column in columns=[...], an array in features=[...], a "
-        f"signal in signals=[...] of its decorator; it declares {sorted(declared) or 'none'}"
+        f"; it declares {sorted(declared) or 'nothing'}: name each column that it reads in columns=[...] of its "
+        "decorator, an array in features=[...], a signal in signals=[...]"
     )
 
 

@@ -1,7 +1,7 @@
 """How alike images are to those of the evaluation sets: integer descriptors, compared exactly, in bounded memory.
 
 A descriptor is a vector of whole numbers from -127 to 127. Sums of their products are exact in float32, so a similarity
-depends neither on the rows it is asked with nor on threads, and the sets take a byte per number.
+depends neither on the other rows of a call nor on threads, and the sets take a byte per number.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def mirror_signs() -> np.ndarray:
 def load_evaluation_images(
     *, eval_dir: str, clip_model: str | None, checkpoint: str | None, device: str
 ) -> EvaluationImages:
-    """Describe the evaluation sets' images, by their pixels or by an open_clip model; kept in the user's cache.
+    """Describe the evaluation sets' images, by their pixels or by an open_clip model; cached in the user's folder.
 
     The first process does it, and others wait. Raises ValueError where an image cannot be decoded.
     """

@@ -2,7 +2,7 @@
 
 On the CPU a model works in float32 on one thread; on a GPU in float16 by autocast, the precision that CommonPool's own
 scores were computed in, with norms and cosines in float32. Batches have one size, the last one padded, so that a
-value does not depend on what else is asked.
+value does not depend on the other rows of a call.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def find_weights(clip_model: str, given: str | None, where: str) -> Path | None:
     config = model_config(clip_model)  # says so where there is no such model
     names = open_clip.list_pretrained_tags_by_model(clip_model)
     if given is None or given not in names:
-        told = "must be given" if given is None else f"there is no file {given}"
+        problem = "must be given" if given is None else f"there is no file {given}"
         known = f"or one of {', '.join(names)}, which open_clip fetches" if names else "as open_clip knows none"
         raise NotFoundError(
-            f"{where}: {told}; {clip_model} needs the path of its weights, {known}", code="checkpoint-not-found"
+            f"{where}: {problem}; {clip_model} needs the path of its weights, {known}", code="checkpoint-not-found"
         )
     if open_clip.get_pretrained_cfg(clip_model, given).get("quick_gelu", False) != config.get("quick_gelu", False):
         raise UserError(
@@ -190,7 +190,7 @@ def _reference_name(clip_model: str, checkpoint: str | None) -> str:
     name = clip_model.removeprefix(REFERENCE_PREFIX)
     if name not in REFERENCE_MODELS:
         known = " or ".join(REFERENCE_PREFIX + each for each in sorted(REFERENCE_MODELS))
-        raise UserError(f"clip_model={clip_model!r} is no reference model; use {known}", code="unknown-model")
+        raise UserError(f"clip_model={clip_model!r} is not a reference model; use {known}", code="unknown-model")
     if checkpoint is not None and Path(checkpoint) != reference_path(name):  # which is filled in for None
         raise UserError(
             f"checkpoint={checkpoint!r} has no use with {clip_model}, which has its own weights", code="option-conflict"

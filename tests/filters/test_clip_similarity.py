@@ -212,7 +212,7 @@ def test_a_file_of_weights_is_given_images_as_the_model_expects(monkeypatch, tmp
         (["clip_model=ViT-B-32"], "filters.clip_similarity.checkpoint: must be given; ViT-B-32 needs the path of its"),
         (["clip_model=ViT-B-32", "checkpoint=no.pt"], "there is no file no.pt; ViT-B-32 needs .* or one of openai, "),
         (["clip_model=ViT-B-33"], "unknown model 'ViT-B-33'. Did you mean 'ViT-B-32'?"),
-        (["clip_model=reference_b16"], "clip_model='reference_b16' is no reference model; use reference_b32 or "),
+        (["clip_model=reference_b16"], "clip_model='reference_b16' is not a reference model; use reference_b32 or "),
     ],
 )
 def test_what_cannot_be_loaded_is_told_before_any_work(pool_dir, strategies, tmp_path, capsys, options, message):

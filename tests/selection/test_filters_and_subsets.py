@@ -1,4 +1,4 @@
-"""The filter engine: cuts, ties, verdicts, several rules, within, selectors, wrong filters and wrong pools."""
+"""The filter engine: cuts, ties, missing values, several rules, within, selectors, wrong filters and wrong pools."""
 
 import numpy as np
 import pandas as pd
