@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from benchmark.selection.filtering import score_pool
 
 import winnow as wb
 from benchmark.cli.main import main
 from benchmark.pool.images import locate_images, read_images
 from benchmark.pool.uids import parse_uids
 from benchmark.registry import STRATEGIES
+from benchmark.selection.scoring import score_pool
 from tests.conftest import loaded_plugin, uid, user_error, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]

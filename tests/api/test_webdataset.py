@@ -21,7 +21,8 @@ from benchmark.models.pixels import normalise
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import parse_uids
 from benchmark.scales import SCALES
-from benchmark.training.train import TrainingData, recipe_threads
+from benchmark.training.data import TrainingData
+from benchmark.training.exact import recipe_threads
 from tests.conftest import members, uid, user_error
 
 ROOT = Path(__file__).resolve().parents[2]

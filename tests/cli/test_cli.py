@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.cli.main import EXIT_SWEEP, EXIT_USER, main
+from benchmark.cli.main import EXIT_SWEEP, main
 from benchmark.cli.sweep import new_sweep_dir
 from benchmark.pool.uids import UID_DTYPE, parse_uids
 from benchmark.registry import STRATEGIES
+from benchmark.runtime.failures import EXIT_USER
 from benchmark.runtime.locks import LOCK_NAME
 from tests.conftest import uid, write_pool
 
@@ -213,16 +215,16 @@ def test_an_edited_filter_gets_a_folder_of_its_own(pico_pool, tmp_path, capsys):
 
 
 def test_what_nobody_foresaw_does_not_stop_a_sweep_either(pico_pool, capsys, monkeypatch):
-    from benchmark.cli import verbs
+    from benchmark.cli.commands import filter as command
 
-    genuine = verbs.FUNCTIONS["filter"]
+    genuine = command.VERB.work
 
-    def fail_at_random(config, command):
-        if "random" in config["filters"]:
+    def fail_at_random(options, log):
+        if options.choice.name == "random":
             raise TypeError("a defect")
-        genuine(config, command)
+        genuine(options, log)
 
-    monkeypatch.setitem(verbs.FUNCTIONS, "filter", fail_at_random)
+    monkeypatch.setattr(command, "VERB", replace(command.VERB, work=fail_at_random))
     sweep = ["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=random,no_filter"]
     assert main(sweep) == EXIT_SWEEP
     captured = capsys.readouterr()
@@ -244,16 +246,16 @@ def test_a_value_that_cannot_be_resolved_does_not_stop_a_sweep(pico_pool, capsys
 
 
 def test_an_interrupted_sweep_says_how_far_it_came(pico_pool, capsys, monkeypatch):
-    from benchmark.cli import verbs
+    from benchmark.cli.commands import filter as command
 
-    genuine = verbs.FUNCTIONS["filter"]
+    genuine = command.VERB.work
 
-    def interrupt(config, command):
-        if "random" in config["filters"]:
+    def interrupt(options, log):
+        if options.choice.name == "random":
             raise KeyboardInterrupt
-        genuine(config, command)
+        genuine(options, log)
 
-    monkeypatch.setitem(verbs.FUNCTIONS, "filter", interrupt)
+    monkeypatch.setattr(command, "VERB", replace(command.VERB, work=interrupt))
     with pytest.raises(SystemExit, match="130"):
         main(["filter", "-m", "scale=pico", f"pool_dir={pico_pool}", "filters=no_filter,random,basic"])
     assert "1 of 3 jobs succeeded before it was interrupted" in capsys.readouterr().out
@@ -372,7 +374,9 @@ def test_a_full_disk_says_what_to_do(folder, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("benchmark.cli.verbs.FUNCTIONS", {"filter": full})
+    from benchmark.cli.commands import filter as command
+
+    monkeypatch.setattr(command, "VERB", replace(command.VERB, work=full))
     assert refused(capsys, "filter") == "disk-full"
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmark.cli import verbs
+from benchmark.cli import scores
 from benchmark.cli.main import main
 from benchmark.registry import SUITES, TASKS, load_tasks
 from benchmark.runtime.errors import UserError
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch, strategies):
     monkeypatch.chdir(tmp_path)
 
 
-def stopped(monkeypatch, name):
+def stopped(monkeypatch, place):
     """Put a function in a stage's place that ends the command; return what it is called with."""
     calls = []
 
@@ -32,7 +32,7 @@ def stopped(monkeypatch, name):
         calls.append((arguments, options))
         raise UserError("stopped here")
 
-    monkeypatch.setattr(verbs, name, stage)
+    monkeypatch.setattr(f"benchmark.cli.{place}", stage)
     return calls
 
 
@@ -49,7 +49,7 @@ def stopped(monkeypatch, name):
 )
 def test_models_of_filters_run_where_training_does(pico_pool, monkeypatch, capsys, verb, options, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    calls = stopped(monkeypatch, "filter_stage")
+    calls = stopped(monkeypatch, "choices.filter_stage")
     more = ["tasks=pico/digits"] if verb == "run" else []
     told = failing(capsys, verb, f"pool_dir={pico_pool}", "filters=clip_similarity", *options, *more)
     assert told == "stopped here"
@@ -59,9 +59,9 @@ def test_models_of_filters_run_where_training_does(pico_pool, monkeypatch, capsy
 
 @pytest.mark.parametrize(("given", "expected"), [("workers=3", 3), ("workers=0", 0), ("report=false", None)])
 def test_workers_reach_the_evaluation(pico_pool, monkeypatch, capsys, given, expected):
-    monkeypatch.setattr(verbs, "train_stage", lambda *_, **__: None)
-    monkeypatch.setattr(verbs, "_filter", lambda *_: None)
-    calls = stopped(monkeypatch, "evaluate_stage")
+    monkeypatch.setattr("benchmark.cli.commands.run.train_stage", lambda *_, **__: None)
+    monkeypatch.setattr("benchmark.cli.commands.run.choose", lambda *_: None)
+    calls = stopped(monkeypatch, "commands.run.evaluate_stage")
     options = ["scale=pico", f"pool_dir={pico_pool}", "filters=no_filter", "tasks=pico/digits", given]
     assert failing(capsys, "run", *options) == "stopped here"
     assert calls[0][0][-1].workers == expected
@@ -94,9 +94,9 @@ def test_scores_of_tasks_of_ones_own_are_shown_beside_those_of_the_suite(pico_po
 def test_tasks_of_another_suite_are_shown_by_that_suite(strategies):
     tasks = load_tasks()
     names = ["mnist", "cars"]
-    assert verbs._shown_suites([tasks[name] for name in names], "pico") == [SUITES["datacomp"]]
+    assert scores.shown_suites([tasks[name] for name in names], "pico") == [SUITES["datacomp"]]
     mixed = [*names, "pico/digits"]
-    assert verbs._shown_suites([tasks[name] for name in mixed], "pico") == [SUITES["pico"], SUITES["datacomp"]]
-    assert verbs._shown_suites([tasks["pico/digits"]], "pico") == [SUITES["pico"]]
-    (own,) = verbs._shown_suites([tasks["mnist"], tasks["nano/digits"]], "pico")
-    assert own.tasks == ("mnist", "nano/digits") and own.name == verbs.OWN_CHOICE
+    assert scores.shown_suites([tasks[name] for name in mixed], "pico") == [SUITES["pico"], SUITES["datacomp"]]
+    assert scores.shown_suites([tasks["pico/digits"]], "pico") == [SUITES["pico"]]
+    (own,) = scores.shown_suites([tasks["mnist"], tasks["nano/digits"]], "pico")
+    assert own.tasks == ("mnist", "nano/digits") and own.name == scores.OWN_CHOICE

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_model
 
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.evaluation.kinds.association import read_instances
 from benchmark.evaluation.tasks import ZeroShotClassification
 from benchmark.models.build import build_model
 from benchmark.pool.tars import write_tar
 from benchmark.registry import TASKS, load_tasks, tasks_named
+from benchmark.runtime.failures import EXIT_USER
 from benchmark.toolbox.hub_rows import local_set
 from tests.cli.test_cli import ending, failing
 from tests.conftest import user_error

@@ -18,7 +18,7 @@ from safetensors.torch import save_model
 from test_evaluate import encode_png
 
 from benchmark import registry
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.evaluation.kinds.base import Task, TaskMetrics
 from benchmark.evaluation.results import check_main_metric, metrics_of
 from benchmark.evaluation.tasks import ZeroShotClassification
@@ -26,6 +26,7 @@ from benchmark.models.build import build_model
 from benchmark.pool.tars import write_tar
 from benchmark.registry import load_tasks
 from benchmark.runtime.errors import UserError
+from benchmark.runtime.failures import EXIT_USER
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS_DIR = ROOT / "benchmark" / "evaluation" / "kinds"

@@ -21,8 +21,8 @@ import pytest
 from benchmark.cli.main import main
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import load_subset
-from benchmark.selection.engine import Rule, run_filters
-from benchmark.selection.rules import make_rule
+from benchmark.selection.engine import run_filters
+from benchmark.selection.rules import Rule, make_rule
 from benchmark.toolbox.language import count_tokens, language_of, languages_of, load_language_model
 from scripts.make_wordnet_oracle import open_reader
 from tests.filters.test_laion2b import without_cld3

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.embedded.captions import write_caption
 from benchmark.embedded.pictures import draw_picture
 from benchmark.embedded.world import draw_random_scene
@@ -25,6 +25,7 @@ from benchmark.pool import images as images_module
 from benchmark.pool.pool import Pool
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import format_uids
+from benchmark.runtime.failures import EXIT_USER
 from benchmark.runtime.files import sha256_of
 from benchmark.selection import cache, row_independence
 from benchmark.selection.engine import run_filters

@@ -11,7 +11,8 @@ from scipy.optimize import minimize
 
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids, parse_uids
-from benchmark.selection.engine import Rule, run_filters
+from benchmark.selection.engine import run_filters
+from benchmark.selection.rules import Rule
 from benchmark.selection.views import PoolView
 from benchmark.toolbox.clusters import embedded_rows, fit_centroids, nearest_centroids
 from tests.conftest import uid, user_error, write_pool

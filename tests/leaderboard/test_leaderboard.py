@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmark.cli.boards import board_table
 from benchmark.cli.main import main
-from benchmark.cli.verbs import board_table
 from benchmark.evaluation.tasks import Retrieval, ZeroShotClassification
 from benchmark.registry import SUITES
 from benchmark.runtime.errors import UserError

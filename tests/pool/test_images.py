@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.embedded.captions import write_caption
 from benchmark.embedded.noise import draw_word
 from benchmark.embedded.pictures import draw_picture
@@ -18,6 +18,7 @@ from benchmark.pool.pool import Pool
 from benchmark.pool.subset import Subset
 from benchmark.pool.tars import write_tar
 from benchmark.pool.uids import find_uids, format_uids, parse_uids, sort_uids
+from benchmark.runtime.failures import EXIT_USER
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from tests.conftest import jpeg, loaded_plugin, members, uid, user_error, write_pool

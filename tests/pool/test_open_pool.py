@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli.main import main
-from benchmark.cli.verbs import open_pool
+from benchmark.cli.pools import PoolOptions
 from benchmark.pool.pool import Pool
 from benchmark.runtime.errors import NotFoundError
 from benchmark.scales import get_scale
@@ -70,7 +70,7 @@ def test_what_is_near_is_named(folder, given, told):
     for name in ("photos", "web"):
         write_pool(Path("pools") / name, {"uid": [uid(1)]})
     with user_error("pool-not-found", match=told):
-        open_pool(get_scale("pico"), Path(given), 0)
+        PoolOptions(get_scale("pico"), Path(given), 0).open_or_generate()
 
 
 def test_the_scales_own_folder_is_drawn_into_and_where_build_began_it_goes_on(folder, pico_pool, monkeypatch):
@@ -83,17 +83,20 @@ def test_the_scales_own_folder_is_drawn_into_and_where_build_began_it_goes_on(fo
 
     monkeypatch.setattr("benchmark.embedded.pool.build_pool", draw)
     scale = get_scale("pico")
-    open_pool(scale, Path("pools/pico"), 0)
-    open_pool(scale, Path("pools/pico-3"), 3)
+    PoolOptions(scale, Path("pools/pico"), 0).open_or_generate()
+    PoolOptions(scale, Path("pools/pico-3"), 3).open_or_generate()
     assert drawn == [("pools/pico", "pico", 0), ("pools/pico-3", "pico", 3)]
     Path("begun").mkdir()
     Path("begun/building.json").write_text("{}")  # as `winnow pool build --pool-dir begun` leaves it when it is killed
-    open_pool(scale, Path("begun"), 0)
+    PoolOptions(scale, Path("begun"), 0).open_or_generate()
     assert drawn[2:] == [("begun", "pico", 0)]
     with pytest.raises(NotFoundError):
-        open_pool(scale, Path("pools/pico-3"[:-1] + "4"), 0)
+        PoolOptions(scale, Path("pools/pico-3"[:-1] + "4"), 0).open_or_generate()
     assert len(drawn) == 3
 
 
 def test_a_pool_that_build_drew_elsewhere_is_used(folder, pico_pool):
-    assert open_pool(get_scale("pico"), pico_pool, 0).compute_fingerprint() == Pool(pico_pool).compute_fingerprint()
+    assert (
+        PoolOptions(get_scale("pico"), pico_pool, 0).open_or_generate().compute_fingerprint()
+        == Pool(pico_pool).compute_fingerprint()
+    )

@@ -19,7 +19,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.pool import reshard as reshard_module
 from benchmark.pool.index import build_index
 from benchmark.pool.pool import Pool
@@ -31,6 +31,7 @@ from benchmark.pool.subset import Subset, load_subset
 from benchmark.pool.tars import member_header, write_tar
 from benchmark.pool.uids import UID_DTYPE, count_of, parse_uids
 from benchmark.runtime.errors import UserError
+from benchmark.runtime.failures import EXIT_USER
 from tests.conftest import THOUSANDS, jpeg, members, uid, user_error, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from markupsafe import escape
 from PIL import Image
 
 from benchmark import registry
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.pool.pool import Pool
 from benchmark.pool.subset import Subset
 from benchmark.pool.tars import write_tar
@@ -26,6 +26,7 @@ from benchmark.report import groups
 from benchmark.report.rule_scores import FRACTIONS, kept_at_fractions
 from benchmark.report.standing import task_standings
 from benchmark.report.survey import survey_pool
+from benchmark.runtime.failures import EXIT_USER
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.selection.scoring import top_fraction

@@ -11,16 +11,18 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch.utils.data import DataLoader, Dataset
 
-from benchmark.cli import main as cli
-from benchmark.cli import verbs
+from benchmark.cli.commands import filter as filter_command
+from benchmark.cli.job import Job
 from benchmark.cli.main import main
-from benchmark.cli.options import VERBS, option_names
+from benchmark.cli.options import option_names
+from benchmark.cli.table import COMMANDS, VERB_NAMES
 from benchmark.registry import STRATEGIES
 from benchmark.runtime import errors, failures
 from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
@@ -213,7 +215,7 @@ def defect(monkeypatch, tmp_path, strategies):
         {}["imagenet1k"]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(verbs.FUNCTIONS, "filter", fail)
+    monkeypatch.setattr(filter_command, "VERB", replace(filter_command.VERB, work=fail))
     monkeypatch.setenv("WINNOW_CACHE_DIR", str(tmp_path / "cache"))
     yield tmp_path
     failures.keep_tracebacks_in(None)
@@ -289,7 +291,7 @@ def test_a_pipe_that_breaks_inside_is_no_reason_to_end_in_silence(defect, capsys
     def fail(config, command):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setitem(verbs.FUNCTIONS, "filter", fail)
+    monkeypatch.setattr(filter_command, "VERB", replace(filter_command.VERB, work=fail))
     assert main(["filter"]) == EXIT_USER
     assert "winnow: Broken pipe [unreachable]" in capsys.readouterr().err
 
@@ -325,17 +327,26 @@ def composed(tmp_path, monkeypatch, strategies):
     )
     assert main(["filter", *COMMON, "exp_dir=exp"]) == 0
     found = {}
-    monkeypatch.setattr(cli.Job, "_work", lambda job, config: found.setdefault(job.verb, job._plain(config)) and 0)
-    for verb in VERBS:
+    monkeypatch.setattr(Job, "_work", lambda job, config: found.setdefault(job.verb, job._plain(config)) and 0)
+    for verb in VERB_NAMES:
         assert main([verb, *COMMON, *GIVEN.get(verb, ["exp_dir=exp"])]) == 0
 
     def reached(*_, **__):
         raise ReachedError
 
-    for name in ("train_stage", "evaluate_stage", "filter_stage", "report_stage", "evaluate_model", "_say_reads"):
-        monkeypatch.setattr(verbs, name, reached)
-    monkeypatch.setattr(verbs, "check_evaluation_data", lambda *_, **__: None)
-    monkeypatch.setattr(verbs, "build_embedded_pool", reached)
+    reached_by = {
+        "choices": ("filter_stage",),
+        "commands.run": ("say_reads", "train_stage", "evaluate_stage", "report_stage"),
+        "commands.filter": ("say_reads",),
+        "commands.train": ("train_stage",),
+        "commands.evaluate": ("evaluate_stage", "evaluate_model"),
+        "commands.report": ("report_stage",),
+        "pools": ("build_embedded_pool",),
+    }
+    for module, names in reached_by.items():
+        for name in names:
+            monkeypatch.setattr(f"benchmark.cli.{module}.{name}", reached)
+    monkeypatch.setattr("benchmark.cli.commands.run.check_evaluation_data", lambda *_, **__: None)
     monkeypatch.setattr("benchmark.pool.reshard.reshard", reached)
     monkeypatch.setattr("benchmark.cli.dry_run.resharding_lines", reached)
     monkeypatch.setattr("benchmark.cli.dry_run.training_lines", reached)
@@ -350,10 +361,10 @@ def values_of(texts, name="option"):
         yield text, getattr(value, "text", value)
 
 
-@pytest.mark.parametrize("verb", list(VERBS))
+@pytest.mark.parametrize("verb", VERB_NAMES)
 def test_no_value_of_any_option_is_met_by_a_traceback(composed, verb):
     values, num_refused = list(values_of(VALUES)), 0
-    for option in option_names(verb):
+    for option in option_names(COMMANDS[verb].verb.config):
         for text, value in values:
             typed = str(value) if option in ("scale", "wandb") and value is not None else value
             config = {**composed[verb], option: typed}
@@ -363,14 +374,14 @@ def test_no_value_of_any_option_is_met_by_a_traceback(composed, verb):
                 continue  # which the command line has taken as paths before: below
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 try:
-                    verbs.FUNCTIONS[verb](config, ["winnow", verb])
+                    COMMANDS[verb].verb(config, ["winnow", verb])
                 except ReachedError:
                     continue
                 except Exception as error:
                     told = explain(error)
                     assert told is not None, f"{verb} {option}={text}: {type(error).__name__}: {error}"
                     num_refused += 1
-    assert num_refused > 2 * len(option_names(verb))
+    assert num_refused > 2 * len(option_names(COMMANDS[verb].verb.config))
 
 
 def test_no_value_of_any_filters_option_is_met_by_a_traceback(strategies):
@@ -395,7 +406,7 @@ HARD = ["3", "{a:1}", "'${nowhere}'", "'${'", "[[1]]", "glob(*)", "'\x00'"]
 @pytest.mark.parametrize("number", range(len(HARD)))
 def test_no_value_on_the_command_line_is_met_by_a_traceback(composed, capsys, number):
     """Of each option of all verbs with one hard value, the values taking turns."""
-    given = [(verb, option) for verb in VERBS for option in option_names(verb)]
+    given = [(verb, option) for verb in VERB_NAMES for option in option_names(COMMANDS[verb].verb.config)]
     given += [("run", f"filters.clip_score.{option}") for option in ("fraction", "threshold", "arch", "selected")]
     given += [("filter", "filters"), ("filter", "hydra/launcher"), ("report", "plugins")]
     for place, (verb, option) in enumerate(given[number :: len(HARD)]):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from benchmark import register_filter, register_selector
-from benchmark.cli.options import as_seeds
+from benchmark.cli.values import as_seeds
 from benchmark.registry import STRATEGIES, get_strategy, load_plugins, load_tasks, tasks_named
 from benchmark.runtime.strategies import check_options
 from benchmark.selection.rules import make_rule
@@ -101,7 +101,7 @@ def test_the_declared_cut_applies_while_both_are_null(strategies):
 
 
 def test_seeds_may_be_one_or_several():
-    assert as_seeds(1) == [1] and as_seeds([0, 2]) == [0, 2]
+    assert as_seeds(1) == (1,) and as_seeds([0, 2]) == (0, 2)
     for wrong in ([], [0, 0], "a", -1, 1.5, [[1]]):
         with user_error("option-value" if wrong == [0, 0] else "option-type", match="seeds="):
             as_seeds(wrong)

@@ -16,7 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from benchmark.cli.main import main
-from benchmark.cli.options import as_path
+from benchmark.cli.values import as_path
 from benchmark.pool import index
 from benchmark.pool.pool import Pool
 from benchmark.runtime import mirror, storage

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cli.main import EXIT_SWEEP, EXIT_USER, main
+from benchmark.cli.main import EXIT_SWEEP, main
 from benchmark.cli.options import option_names
+from benchmark.cli.table import COMMANDS
 from benchmark.registry import STRATEGIES
+from benchmark.runtime.failures import EXIT_USER
 from tests import fake_slurm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,7 +260,7 @@ def test_what_the_cluster_has_of_its_own_comes_from_the_environment(cluster):
     ]
 
 
-KNOWN = {verb: option_names(verb) for verb in VERBS}
+KNOWN = {verb: option_names(COMMANDS[verb].verb.config) for verb in VERBS}
 OPTIONS = {name: [verb for verb in VERBS if name in KNOWN[verb]] for verb in VERBS for name in KNOWN[verb]}
 NOT_SUBMITTED = {"dry_run", "model", "checkpoint", "out_dir"}
 NOT_HANDED_ON = {("device", "filter")}  # whose job has no GPU

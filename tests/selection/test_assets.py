@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from benchmark import register_filter
-from benchmark.cli.main import EXIT_USER, main
+from benchmark.cli.main import main
 from benchmark.experiment.choice import Choice
 from benchmark.experiment.entry import entry_name
 from benchmark.pool.pool import Pool
 from benchmark.pool.uids import format_uids
 from benchmark.registry import STRATEGIES, load_plugins
 from benchmark.report.overlaps import comparables
+from benchmark.runtime.failures import EXIT_USER
 from benchmark.runtime.files import sha256_of
 from benchmark.runtime.records import Record
 from benchmark.selection import assets

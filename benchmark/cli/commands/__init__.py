@@ -1,0 +1,1 @@
+"""A file for each command of `winnow`; `cli/table.py` lists them."""

@@ -1,0 +1,54 @@
+"""winnow subset: look at subset files, combine and compare them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmark.cli.parsing import Parser
+
+SUBSET_HELP = """\
+Look at subset files, combine and compare them. A subset is a multiset: a uid may have several copies.
+
+  and A B ...       of each uid the least copies that any file has
+  or A B ...        of each uid the most copies that any file has
+  minus A B ...     A's copies of each uid, less those of every B, never below 0
+  restrict A B ...  A with all its copies, for uids that every B has at all
+  overlap A B ...   for every two files, copies counted: what they share (of each uid the least copies), what only one
+                    has (the rest), and the Jaccard index of copies (sum of the least copies / sum of the most) and of
+                    uids (each counted once, as in a report); for more than two files also what all of them share
+  info FILE         how many uids and copies there are
+
+Files are .npy as DataComp writes them, raw pairs of 8-byte integers, or .parquet with a column uid (a copy for each
+row). The first two are read in blocks: their size is no matter.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="winnow subset", description=SUBSET_HELP, formatter_class=raw)
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser, metavar="ACTION")
+    actions.add_parser("info").add_argument("file")
+    for name in ("and", "or", "minus", "restrict", "overlap"):
+        action = actions.add_parser(name, description=SUBSET_HELP, formatter_class=raw)
+        action.add_argument("file", metavar="A")
+        action.add_argument("others", nargs="+", metavar="B")
+        if name == "overlap":
+            action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
+        else:
+            action.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the result goes")
+    options = parser.parse_args(arguments)
+    from benchmark.pool.subset import SUBSET_RECORD_NAME
+    from benchmark.pool.subset_algebra import combine_files, describe_file, overlap_files
+    from benchmark.runtime.mirror import local_copy
+    from benchmark.runtime.paths import as_location
+
+    given = [options.file, *getattr(options, "others", [])]
+    paths = [local_copy(as_location(text), beside=[SUBSET_RECORD_NAME]) for text in given]
+    if options.action == "info":
+        print("\n".join(describe_file(paths[0])))
+    elif options.action == "overlap":
+        print(overlap_files(paths, options.format))
+    else:
+        print("\n".join(combine_files(options.action, paths, options.out)))
+    return 0
