@@ -308,6 +308,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_listed(pico_pool, capsys):
         (["run", "subset=nowhere.npy"], "subset-not-found"),
         (["run", "subset=x.npy", "filters=basic"], "option-conflict"),
         (["run", "filters=[basic,basic]"], "option-value"),
+        (["run", "filters=basic", "filters=clip_score"], "option-conflict"),
         (["run", "~filters.clip_score"], "option-syntax"),
         (["run", "pool_dir=a&b{"], "option-syntax"),
         (["run", "fast"], "option-syntax"),
@@ -549,6 +550,19 @@ def test_a_seed_without_checkpoint_is_met_before_another_is_evaluated(finished_r
     common = ["scale=pico", f"pool_dir={pico_pool}", "exp_dir=copy"]
     assert refused(capsys, "evaluate", *common, "seeds=[0,7]", "tasks=[pico/shapes]") == "checkpoint-not-found"
     assert not Path("copy/seed-0/eval").exists()
+
+
+def test_an_experiment_is_found_with_its_own_scale_and_pool(pico_pool, capsys):
+    """Neither is given again: its log has the command that chose its subset."""
+    assert main(["filter", "scale=pico", f"pool_dir={pico_pool}", "exp_dir=mine"]) == 0
+    assert main(["train", "exp_dir=mine"]) == 0
+    record = json.loads(Path("mine/seed-0/checkpoint/checkpoint.json").read_text())
+    assert record["made_from"]["recipe"]["scale"] == "pico"
+    assert main(["evaluate", "exp_dir=mine", "tasks=pico/digits"]) == 0
+    assert main(["reshard", "exp_dir=mine", "out_dir=cut"]) == 0
+    for log in Path("mine/logs").glob("*.yaml"):
+        log.unlink()
+    assert refused(capsys, "report", "exp_dir=mine") == "pool-not-found"
 
 
 def test_a_kept_checkpoint_may_go_once_it_is_evaluated(finished_run, pico_pool, capsys):

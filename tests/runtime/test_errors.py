@@ -208,10 +208,10 @@ def test_what_fails_in_a_process_of_torchs_loader_is_told_as_here(how, sentence)
 def defect(monkeypatch, tmp_path, strategies):
     """A verb that fails as only we can make it; the experiment's folder is there."""
 
-    def fail(config, command):
-        if config["exp_dir"]:
-            Path(config["exp_dir"]).mkdir()
-            failures.keep_tracebacks_in(Path(config["exp_dir"]) / "logs")
+    def fail(options, log):
+        if options.exp_dir:
+            options.exp_dir.mkdir()
+            failures.keep_tracebacks_in(options.exp_dir / "logs")
         {}["imagenet1k"]
 
     monkeypatch.chdir(tmp_path)
