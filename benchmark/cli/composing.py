@@ -45,13 +45,14 @@ class HydraCommand:
             elif argument.startswith("-"):
                 known = ["-m", *HYDRA_FLAGS]
                 raise UserError(
-                    f"winnow {verb} has no flag {argument!r}; options are key=value (winnow {verb} --help), flags: "
+                    f"winnow {verb} has no flag {argument!r}; options are key=value (winnow {verb} --help), flags are "
                     f"{', '.join(known)}",
                     code="usage",
                 )
             elif argument.startswith("+") and not argument.lstrip("+").startswith("hydra."):
                 raise UserError(
-                    f"write {argument.lstrip('+')}, not {argument}; winnow {verb} adds no options", code="option-syntax"
+                    f"write {argument.lstrip('+')}, not {argument}; options cannot be added to winnow {verb}",
+                    code="option-syntax",
                 )
             elif "=" in argument and not argument.startswith("~"):
                 key, _, value = argument.partition("=")
@@ -116,7 +117,7 @@ class HydraCommand:
         self.launcher = next((str(name) for name in _flat_values(parsed, "hydra/launcher")), self.launcher)
         check_launching(given, self.launcher, self.is_sweep)
         if self.is_sweep and self.flags:
-            raise UserError(f"{self.flags[0]} shows the configuration of one job; leave -m out", code="usage")
+            raise UserError(f"{self.flags[0]} shows the configuration of one job; leave out -m", code="usage")
         self.swept = swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         if swept and not self.is_sweep:
             raise UserError(
@@ -138,7 +139,7 @@ class HydraCommand:
         store = ConfigStore.instance()
         store.store(name=f"{self.verb}_options", node=COMMANDS[self.verb].verb.config)
         for strategy in known_strategies():
-            # `selected` tells what a job uses from what a sweep merely has options for.
+            # `selected` marks the filters that a job uses; a sweep has the options of others too.
             node = {"selected": True, **filter_defaults(strategy)}
             store.store(group="filters", name=strategy.name, node=node, package=f"filters.{strategy.name}")
         return self._sweep() if self.is_sweep else self._run_one()
@@ -225,7 +226,7 @@ def _check_filters(parsed: list[Any], selected: list[str]) -> None:
 
 
 def _flat_values(parsed: list[Any], key: str) -> list[Any]:
-    """Return the single values that the overrides give a key, lists and sweeps taken apart."""
+    """Return the single values that the overrides give a key, with lists and sweeps flattened."""
 
     def flatten(value: Any) -> list[Any]:
         if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
 """`dry_run=true`: how much a stage will read, found from footers and the index.
 
-Where the index of a remote pool is not made yet, that is all that is said: to make it is to read the pool.
+If a remote pool has no index yet, only the cost of the index is reported: making it means reading the pool.
 
-Bytes are those of column chunks, arrays and members as they lie on disk; a request is one read of a local file or one
-range of a remote one. What the operating system reads ahead or keeps in memory is not counted.
+Bytes are those of column chunks, arrays and members as stored on disk; a request is one read of a local file or one
+range of a remote one. What the operating system reads ahead or caches is not counted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TrainingReads:
     """What training reads of a subset, and what cutting it out first would change."""
 
     passes: float  # over P
-    is_held: bool  # decoded, in memory, so that the bytes are read in the first pass alone
+    is_held: bool  # decoded, in memory, so that the bytes are read in the first pass only
     in_place: Reading
     written_bytes: int  # by resharding
     resharding: Reading  # to cut P out, once
@@ -59,7 +59,7 @@ class TrainingReads:
         return self.resharding.num_bytes + self.written_bytes + self.resharded.num_bytes < self.in_place.num_bytes
 
     def lines(self) -> list[str]:
-        """Return the comparison for people."""
+        """Return the comparison as text."""
         cut = f"{self.resharding}, {format_bytes(self.written_bytes)} written, then {self.resharded}"
         advice = (
             "`winnow reshard` first is the cheaper way"

@@ -17,7 +17,7 @@ CLOSE = 0.8  # how near a name must be to be meant although filters have an opti
 
 
 def check_override_name(verb: str, key: str, filters: Sequence[str] = ()) -> None:
-    """Raise UnknownNameError, with the nearest name, where a command-line option is not one of the verb's.
+    """Raise UnknownNameError, with the nearest name, if a command-line option is not one of the verb's.
 
     `filters` are the chosen ones: an option of theirs is named with its filter.
     """
@@ -35,7 +35,7 @@ def check_override_name(verb: str, key: str, filters: Sequence[str] = ()) -> Non
             f"winnow {verb} has no option {key!r}.{hint} Options: {', '.join(known)}.", code="unknown-option"
         )
     if first != "filters" and rest:
-        raise UnknownNameError(f"winnow {verb} has no option {key!r}; {first} has no parts", code="unknown-option")
+        raise UnknownNameError(f"winnow {verb} has no option {key!r}; {first} is a single value", code="unknown-option")
     if first == "filters" and rest:
         strategy = get_chooser(rest[0])
         options = list(filter_defaults(strategy))
@@ -54,7 +54,7 @@ def check_override_name(verb: str, key: str, filters: Sequence[str] = ()) -> Non
 
 
 def _hint_of_filters(verb: str, key: str, filters: Sequence[str], close: Sequence[str]) -> str:
-    """Say which filter's option is meant: a chosen filter's, else, where no name is close, anyone's; perhaps empty."""
+    """Return which filter's option may be meant: a chosen filter's, else, if no name is close, any; may be empty."""
     if not takes_filters(COMMANDS[verb].verb.config):
         return ""
     first, *rest = key.split(".")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.cli.boards import board_table
+from benchmark.cli.boards import board_table, has_pool
 from benchmark.evaluation.kinds.base import Task
 from benchmark.evaluation.results import EVAL_FOLDER
 from benchmark.evaluation.tasks import Suite
@@ -124,8 +124,13 @@ def report_experiment(
 
     entry = write_experiment_entry(exp_dir, scale, pool)
     has_table = entry is not None and has_board(scale.name)
-    if has_table:
+    if entry is not None and has_table:
         say("")
+        if not has_pool(scale.name, entry.pool.fingerprint):
+            say(
+                f"This run used {pool.dir}, which is not a pool of the board below; scores of different pools do not "
+                "compare."
+            )
         say(board_table(scale.name, [exp_dir / ENTRY_NAME], "text"))
     if any(exp_dir.glob(f"seed-*/{EVAL_FOLDER}/*.json")):
         for suite in shown_suites(tasks, scale.suite) if tasks else [SUITES[scale.suite]]:

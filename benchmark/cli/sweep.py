@@ -1,7 +1,7 @@
 """Sweeps: how Hydra's launchers start the jobs of `winnow VERB -m ...`, here or on a cluster, and how they ended.
 
 The jobs are known before the first one starts, and each writes `job-N.json` when it ends. So a job whose process died
-without a word (killed, out of memory, cancelled in the queue) is listed at the end like one that failed.
+without a message (killed, out of memory, cancelled in the queue) is listed at the end like one that failed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Sweep:
         return self.launcher == f"{SUBMITIT_PREFIX}local"
 
     def overrides(self, given: set[str]) -> list[str]:
-        """Return what Hydra is told of the sweep: where its files lie, and one log per job beside them."""
+        """Return Hydra's own options for the sweep: where its files are, and one log per job beside them."""
         overrides = [f"hydra.sweep.dir={self.dir}"]
         if self.uses_submitit:
             own = {"submitit_folder": self.dir / "logs", "stderr_to_stdout": "true"}
@@ -116,7 +116,7 @@ class Sweep:
         if not self.is_local:
             ids = " ".join(dict.fromkeys(job.job_id.split("_")[0] for job in alive))
             if ids:
-                say(f"the cluster goes on with {len(alive)} jobs of this sweep; to end them: scancel {ids}")
+                say(f"the cluster continues with {len(alive)} jobs of this sweep; to stop them: scancel {ids}")
             return
         say(f"sweep: stopping {len(alive)} jobs")
         for job in alive:
@@ -140,7 +140,7 @@ class Sweep:
         failures = {}
         for number, name in enumerate(self.jobs):
             path = outcome_path(self.dir, number)
-            failure = json.loads(path.read_text())["failure"] if path.exists() else _unheard_of(number, handles)
+            failure = json.loads(path.read_text())["failure"] if path.exists() else _without_outcome(number, handles)
             if failure is not None:
                 log = f" (log: {os.path.relpath(handles[number].paths.stdout)})" if number < len(handles) else ""
                 failures[number] = f"{name}: {failure}{log}"
@@ -151,7 +151,7 @@ class Sweep:
 
 
 class _Awaited:
-    """A job of submitit's whose results never raise: what became of it is read from its files."""
+    """A job of submitit's whose results never raise: how it ended is read from its files."""
 
     def __init__(self, job: Any, *, may_lag: bool) -> None:
         self.job = job
@@ -171,7 +171,7 @@ class _Awaited:
 
 
 def check_launching(given: set[str], launcher: str, is_sweep: bool) -> None:
-    """Raise ValueError for options of Hydra's that a sweep has no use for, or a launcher that is not installed."""
+    """Raise UserError for options of Hydra's that a sweep cannot use, or a launcher that is not installed."""
     for key in given:
         if key.startswith(("hydra/launcher", "hydra.launcher", "hydra.sweep", "hydra/sweep")) and not is_sweep:
             raise UserError(f"{key} is for sweeps: winnow ... -m", code="sweep")
@@ -194,7 +194,7 @@ def check_launching(given: set[str], launcher: str, is_sweep: bool) -> None:
 
 
 def new_sweep_dir() -> Path:
-    """Make a sweep's folder, named by the time; another one of the same second has another."""
+    """Make a sweep's folder, named by the time; one of the same second gets a number too."""
     base = Path("experiments") / "sweeps" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     for number in itertools.count(1):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
@@ -218,7 +218,7 @@ def outcome_path(sweep_dir: Path, number: int) -> Path:
 
 
 def write_outcome(sweep_dir: Path, number: int, name: str, overrides: list[str], ending: Ending) -> None:
-    """Keep how a job ended: what was said where it failed, and the failure's code."""
+    """Write how a job ended: if it failed, the message and the code."""
     outcome = {"job": name, "overrides": overrides, "failure": ending.failure, "code": ending.code}
     write_json(outcome_path(sweep_dir, number), outcome)
 
@@ -257,10 +257,10 @@ def hand_on(number: int) -> None:
             say(str(refusal))
 
 
-def _unheard_of(number: int, handles: Sequence[Any]) -> str:
-    """Say what is known of a job that wrote nothing."""
+def _without_outcome(number: int, handles: Sequence[Any]) -> str:
+    """Return what is known of a job that wrote nothing."""
     if number >= len(handles):
         return "not started"
     state = str(handles[number].state)
     known = "" if state in ("FINISHED", "COMPLETED", "UNKNOWN") else f" (state: {state})"
-    return f"its process ended without a word; was it killed, or out of memory or time?{known}"
+    return f"its process ended without a message; was it killed, or out of memory or time?{known}"

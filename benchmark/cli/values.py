@@ -31,10 +31,10 @@ def as_names(value: Any, name: str) -> list[str]:
 
 
 def as_seeds(value: Any) -> tuple[int, ...]:
-    """Return the training seeds; raises ValueError where they are not different non-negative whole numbers."""
+    """Return the training seeds; raises UserError unless they are different non-negative integers."""
     seeds = as_list(value, "seeds")
     if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
-        raise UserError(f"seeds={value!r} are not whole numbers from 0 on, such as 0 or [0,1,2]", code="option-type")
+        raise UserError(f"seeds={value!r} are not non-negative integers, such as 0 or [0,1,2]", code="option-type")
     if max(seeds) > MAX_SEED:
         raise UserError(f"seeds={value!r}: {max(seeds)} is more than {MAX_SEED}", code="option-value")
     if len(set(seeds)) != len(seeds):
@@ -43,35 +43,35 @@ def as_seeds(value: Any) -> tuple[int, ...]:
 
 
 def as_flag(value: Any, name: str) -> bool:
-    """Return a yes or no; raises ValueError for anything else."""
+    """Return a yes or no; raises UserError for anything else."""
     if not isinstance(value, bool):
         raise UserError(f"{name}={value} must be true or false", code="option-type")
     return value
 
 
 def as_count(value: Any, name: str) -> int:
-    """Return a whole number from 0 on."""
+    """Return a non-negative integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{name}={value!r} is not a whole number from 0 on", code="option-type")
+        raise UserError(f"{name}={value!r} is not a non-negative integer", code="option-type")
     return value
 
 
 def as_workers(value: Any) -> int | None:
-    """Return the number of worker processes, None where it is not given."""
+    """Return the number of worker processes, None if it is not given."""
     return None if value is None else as_count(value, "workers")
 
 
 def as_executor(value: Any) -> str:
-    """Return what runs the workers; raises ValueError for another than local or ray."""
+    """Return what runs the workers; raises UserError for anything but local or ray."""
     if value not in EXECUTORS:
         raise UserError(f"executor={value} is not one of {', '.join(EXECUTORS)}", code="option-value")
     return str(value)
 
 
 def as_positive(value: Any, name: str) -> int:
-    """Return a whole number from 1 on."""
+    """Return a positive integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name}={value!r} is not a whole number from 1 on", code="option-type")
+        raise UserError(f"{name}={value!r} is not a positive integer", code="option-type")
     return value
 
 
@@ -81,7 +81,7 @@ def as_accumulation(value: Any) -> int:
 
 
 def as_wandb(value: Any) -> str:
-    """Return the mode of Weights & Biases; raises ValueError for another, or online where nobody is logged in."""
+    """Return the mode of Weights & Biases; raises UserError for another, or for online without a login."""
     if value not in WANDB_MODES:
         raise UserError(f"wandb={value} is not one of {', '.join(WANDB_MODES)}", code="option-value")
     if value == "online":
@@ -100,7 +100,7 @@ def as_wandb(value: Any) -> str:
 
 
 def as_signals_dir(value: Any) -> Path | None:
-    """Return the folder of the signals, None where it is not given; raises ValueError for a URL."""
+    """Return the folder of the signals, None if it is not given; raises UserError for a URL."""
     found = as_path(value, "signals_dir")
     if found is not None and is_remote(found):
         raise UserError(
@@ -120,7 +120,7 @@ def as_path(value: Any, name: str) -> Path | None:
 
 
 def as_device(value: Any, scale: Scale) -> str:
-    """Return the device to compute on; raises ValueError where there is none such."""
+    """Return the device to compute on; raises UserError if it does not exist here."""
     device = scale.device if value is None else value
     if device not in ("cpu", "cuda"):
         raise UserError(f"device={device} is neither cpu nor cuda", code="option-value")

@@ -1,4 +1,4 @@
-"""What the filter stage did, as lines for people."""
+"""What the filter stage did, as lines of text."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def describe_filters(exp_dir: Path, record: Record) -> list[str]:
     width = max([len(name) for name in (*others, *(report.name for report in reports))], default=0)
     return [
         f"  {report.name:<{width}}  kept {report.kept:>10,}   dropped {report.dropped:>10,}"
-        f"   only it dropped {report.only_dropped:>10,}   unscored {report.missing:>8,}"
+        f"   only it dropped {report.only_dropped:>10,}   missing {report.missing:>8,}"
         f"{_describe_ties(report)}   {_describe_effort(spent.get(report.name))}".rstrip()
         for report in reports
     ] + [f"  {name:<{width}}  {_describe_effort(spent[name])}" for name in others]
 
 
 def _describe_ties(report: RuleReport) -> str:
-    """Spell how many of the rows that tie at the cut are kept; nothing where all of them are."""
+    """Return how many of the rows tied at the cut are kept; empty if all of them are."""
     return f"   tied at the cut {report.tied:,}, the {report.tied_kept:,} smallest uids kept" if report.tied else ""
 
 
 def _describe_effort(effort: Cost | None) -> str:
-    """Spell what a strategy cost; of rows that it had judged before, nothing."""
+    """Return the time that a strategy took; none is counted for rows whose values were cached."""
     if effort is None:
         return ""
     if effort.rows == 0:
-        return "as kept before"
-    told = f"{effort.seconds:.1f} s" if effort.seconds >= 0.05 else "<0.1 s"
-    return told if effort.rows >= effort.asked else f"{told} for {effort.rows:,} rows, the others as kept before"
+        return "cached"
+    spent = f"{effort.seconds:.1f} s" if effort.seconds >= 0.05 else "<0.1 s"
+    return spent if effort.rows >= effort.asked else f"{spent} for {effort.rows:,} rows, the others cached"

@@ -32,7 +32,7 @@ def train_stage(
     *,
     accumulation: int = 1,
 ) -> None:
-    """Train every seed that is not trained yet; of several ranks the first alone looks, locks and writes.
+    """Train every seed that is not trained yet; of several ranks only the first reads records, locks and writes.
 
     The samples are read from the experiment's own shards where `winnow reshard` has cut them out (then no pool is
     needed), else in place from the pool's.
@@ -82,7 +82,7 @@ def train_stage(
 
 
 def _identity(pool: Pool | None, shards: Record | None) -> PoolIdentity:
-    """Return the identity of the pool that is trained on: of shards cut out of it, as it was then."""
+    """Return the identity of the pool that is trained on: of shards copied out of it, as it was then."""
     if shards is not None:
         return PoolIdentity(**shards.inputs["pool"])
     assert pool is not None
@@ -92,11 +92,11 @@ def _identity(pool: Pool | None, shards: Record | None) -> PoolIdentity:
 def _training_data(
     exp_dir: Path, pool: Pool | None, shards: Record | None, subset_path: Path, scale: Scale
 ) -> TrainingData:
-    """Return the samples to train on, of the experiment's own shards or in place; say how many are not there."""
+    """Return the samples to train on, of the experiment's own shards or in place; report how many are missing."""
     from benchmark.training.data import TrainingData
 
     if shards is not None:
-        say(f"train: reads {exp_dir / SHARDS_NAME}")
+        say(f"train: reading {exp_dir / SHARDS_NAME}")
         resharded = read_resharded(exp_dir, shards)
         lost = {"num_absent": shards.result["absent"], "num_damaged": shards.result["damaged_tars"]}
         data = TrainingData(resharded.index, resharded.samples, scale, **lost)
@@ -105,9 +105,7 @@ def _training_data(
         subset = load_subset(subset_path)
         data = TrainingData.of(pool.load_index(subset), subset, scale)
     if data.num_absent:
-        say(
-            f"train: {data.num_absent:,} chosen uids have no image in the pool; {len(data.samples):,} samples are there"
-        )
+        say(f"train: {data.num_absent:,} chosen uids have no image in the pool; {len(data.samples):,} samples remain")
     return data
 
 

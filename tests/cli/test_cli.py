@@ -475,7 +475,7 @@ def test_interrupting_says_how_to_go_on(pico_pool, folder):
 
 def test_a_signal_is_listed_apart_and_cannot_be_chosen(pico_pool, capsys):
     assert main(["list", "filters"]) == 0
-    filters, signals = capsys.readouterr().out.split("\n\nSignals, which filters use")
+    filters, signals = capsys.readouterr().out.split("\n\nSignals. Filters use them")
     assert "\n  language (signal): " in signals and "(signal)" not in filters and "\n  clip_score (filter)" in filters
     assert "      language_model: file (default: lid.176.ftz in" in signals
     assert main(["filter", "--help"]) == 0

@@ -306,7 +306,7 @@ def test_training_on_shards_gives_the_bytes_of_training_in_place_and_needs_no_po
     assert main(["train", *at, f"exp_dir={chosen / 'in_place'}"]) == 0
     capsys.readouterr()
     assert main(["train", "scale=pico", "pool_dir=nowhere", f"exp_dir={chosen / 'cut_out'}"]) == 0
-    assert f"train: reads {chosen / 'cut_out' / 'shards'}" in capsys.readouterr().out
+    assert f"train: reading {chosen / 'cut_out' / 'shards'}" in capsys.readouterr().out
     for name in ("model.safetensors", "checkpoint.json"):
         one, other = (chosen / folder / "seed-0" / "checkpoint" / name for folder in ("in_place", "cut_out"))
         assert one.read_bytes() == other.read_bytes(), name

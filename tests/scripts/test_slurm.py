@@ -107,7 +107,7 @@ def test_in_processes_of_their_own_jobs_die_alone_and_are_all_listed(pico_pool, 
     captured = capsys.readouterr()
     assert "4 of 4 jobs started" in captured.out and "2 of 4 jobs succeeded" in captured.out
     killed, failed = [line for line in captured.err.splitlines() if line.startswith("warning: failed: ")]
-    assert "filters=c_killed: its process ended without a word; was it killed" in killed
+    assert "filters=c_killed: its process ended without a message; was it killed" in killed
     assert "filters=clip_score: nothing is left of the pool" in failed
     logs = [Path(line.split("(log: ")[1].rstrip(")")) for line in (killed, failed)]
     assert "winnow: nothing is left of the pool" in logs[1].read_text()

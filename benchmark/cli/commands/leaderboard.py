@@ -10,10 +10,11 @@ from benchmark.runtime.errors import NotFoundError
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(prog="winnow leaderboard", description="The board.")
+    """Run `winnow leaderboard ACTION ...`; return the exit code."""
+    parser = Parser(prog="winnow leaderboard", description="Print a board, or scores beside others.")
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
     table = actions.add_parser("table", help="print a board")
-    table.add_argument("--tasks", action="store_true", help="a line per task: range over strategies, noise")
+    table.add_argument("--tasks", action="store_true", help="one line per task: range over strategies, noise")
     agreement = actions.add_parser("agreement", help="compare a board's order with DataComp's published scores")
     table.add_argument(
         "--entry",
@@ -21,13 +22,13 @@ def main(arguments: list[str]) -> int:
         action="append",
         default=[],
         metavar="FILE",
-        help="an experiment's entry.json, or its folder, to stand among them (several times: the first is compared "
-        "with all others)",
+        help="an experiment's entry.json, or its folder, to show among the board's (may be repeated: the first is "
+        "compared with all others)",
     )
     compare = actions.add_parser("compare", help="print an evaluation's scores, beside a reference's")
     compare.add_argument("scores", metavar="A", help="a folder with results, eval_results.jsonl, a released checkpoint")
     compare.add_argument("reference", metavar="B", nargs="?", help="the same, to compare A with")
-    compare.add_argument("--tasks", action="store_true", help="a line per task")
+    compare.add_argument("--tasks", action="store_true", help="one line per task")
     compare.add_argument("--suite", help="default: the suite that has most of A's tasks")
     compare.add_argument(
         "--plugins", nargs="+", default=[], metavar="FILE", help="files with your own tasks and suites"
@@ -35,7 +36,8 @@ def main(arguments: list[str]) -> int:
     for action in (table, agreement):
         action.add_argument("--board", default="nano", help="a shipped board's name or a folder (default: nano)")
     compare.add_argument(
-        "--board", help="whose entries tell seed noise: a shipped board's name or a folder (default: by A's scale)"
+        "--board",
+        help="the board whose entries give the seed noise: a shipped board's name or a folder (default: by A's scale)",
     )
     for action in (table, agreement, compare):
         action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])

@@ -17,102 +17,22 @@ from benchmark.scales import get_scale
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(prog="winnow pool", description="Make pools, index them and look them over.")
+    """Run `winnow pool ACTION ...`; return the exit code."""
+    parser = Parser(prog="winnow pool", description="Make pools, index them and check them.")
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    build = actions.add_parser("build", help="draw an embedded pool, its evaluation sets and its index")
-    build.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
-    build.add_argument("--pool-seed", type=int, default=0, help="which drawing (default: %(default)s)")
-    build.add_argument("--pool-dir", help="the folder (default: pools/<scale>, for seed 0)")
-    index = _pool_action(
-        actions,
-        "index",
-        "find every sample in the tars, and what is damaged; a second call reads what has changed",
-        "winnow pool index pools/mine --workers 8",
-        "Exit code 0: whole; 1: some tar is damaged, or something is left out: tars in folders, compressed or under "
-        "other\nnames, samples whose names hold dots. What can be read is indexed all the same.",
-    )
-    index.add_argument("pool_dir", metavar="DIR", help="the pool")
-    index.add_argument("--hash-images", action="store_true", help="hash images whose json names no sha256")
-    index.add_argument(
-        "--strict",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="end with 1 where a tar is damaged or something is left out (default), or with 0",
-    )
-    check = _pool_action(
-        actions,
-        "check",
-        "look a pool over: fingerprint, coverage, columns, damage, which filters can run",
-        "winnow pool check pools/mine --format json",
-        "Exit code 1: repeated or malformed uids, damage, .npz files or columns that do not fit; else 0.",
-    )
-    check.add_argument("pool_dir", metavar="DIR", help="the pool")
-    check.add_argument("--format", default="text", choices=["text", "json"])
-    check.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files with filters")
-    sample = _pool_action(
-        actions,
-        "sample",
-        "cut out a sub-pool: the same rows for the same seed, whatever the pool's files; tars are referred to",
-        "winnow pool sample pools/small --size 100000 --seed 0 --out pools/tiny",
-        "More rows with the same seed hold fewer. Evaluation sets are not taken along: give eval_dir= later.",
-    )
-    sample.add_argument("pool_dir", metavar="DIR", help="the pool")
-    sample.add_argument("--size", type=int, required=True, metavar="N", help="how many rows")
-    sample.add_argument("--seed", type=int, default=0, metavar="S", help="which drawing (default: %(default)s)")
-    sample.add_argument("--out", required=True, metavar="DIR", help="the sub-pool, a new folder")
-    take = _pool_action(
-        actions,
-        "import",
-        "make a pool of somebody else's tars, and of their parquet files or of the tars alone; nothing is copied",
-        "winnow pool import --shards data/tars --metadata data/meta --column text=caption --key-column key --out mine",
-        "Uids are the tars' where their json names some, else made from image hash and caption. A row finds its sample "
-        "by --uid-column,\nby --key-column, or by its columns sha256 and text. Exit code 2, nothing is made: tars are "
-        "damaged or left out,\nor dots in names hide members (go on by --no-strict); or no sample can be used.",
-    )
-    take.add_argument(
-        "--shards",
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="the tars (jpg, txt, perhaps json): their folder, a folder of such folders, patterns or files, such as "
-        "'tars/{0000..0127}.tar' or 'tars/**/*.tar'",
-    )
-    take.add_argument(
-        "--metadata", nargs="+", default=[], metavar="PATH", help="parquet files or folders (default: from the tars)"
-    )
-    take.add_argument("--out", required=True, metavar="DIR", help="the pool, a new folder")
-    take.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        metavar="NEW=OLD",
-        help="what a column is called there; without --metadata a field of the json (several times); text=FIELD where "
-        "the captions stand in the json",
-    )
-    take.add_argument("--uid-column", metavar="C", help="the column of uids; the tars' json name the same ones")
-    take.add_argument("--key-column", metavar="C", help="the column of the samples' keys in the tars")
-    take.add_argument(
-        "--strict",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="make nothing where tars are damaged or left out or dots in names hide members (default), or go on",
-    )
-    for action in (build, index, check, take):
-        action.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    for declare in (_declare_build, _declare_index, _declare_check, _declare_sample, _declare_import):
+        declare(actions)
     options = parser.parse_args(arguments)
     if getattr(options, "workers", None) is not None and options.workers < 0:
-        raise UserError(f"--workers {options.workers} is not a whole number from 0 on", code="option-type")
-    act: dict[str, Callable[[argparse.Namespace], int]] = {
-        "build": _pool_build,
-        "index": _pool_index,
-        "check": _pool_check,
-        "sample": _pool_sample,
-        "import": _pool_import,
-    }
-    return act[options.action](options)
+        raise UserError(f"--workers {options.workers} is not a non-negative integer", code="option-type")
+    act: Callable[[argparse.Namespace], int] = options.act
+    return act(options)
 
 
-def _pool_action(actions: Any, name: str, summary: str, example: str, more: str) -> Parser:
+def _declare(
+    actions: Any, act: Callable[[argparse.Namespace], int], name: str, summary: str, example: str, more: str
+) -> Parser:
+    """Add an action; `act` is called with its options, and returns the exit code."""
     parser: Parser = actions.add_parser(
         name,
         help=summary,
@@ -120,7 +40,121 @@ def _pool_action(actions: Any, name: str, summary: str, example: str, more: str)
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(act=act)
     return parser
+
+
+def _add_workers(parser: Parser) -> None:
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+
+
+def _declare_build(actions: Any) -> None:
+    parser = _declare(
+        actions,
+        _pool_build,
+        "build",
+        "generate an embedded pool, its evaluation sets and its index",
+        "winnow pool build --scale pico",
+        "If it is killed, the same command continues.",
+    )
+    parser.add_argument("--scale", default="nano", help="nano or pico (default: %(default)s)")
+    parser.add_argument("--pool-seed", type=int, default=0, help="the generation seed (default: %(default)s)")
+    parser.add_argument("--pool-dir", help="the folder (default: pools/<scale>, or pools/<scale>-<seed>)")
+    _add_workers(parser)
+
+
+def _declare_index(actions: Any) -> None:
+    parser = _declare(
+        actions,
+        _pool_index,
+        "index",
+        "find every sample in the tars, and what is damaged; a second call reads what has changed",
+        "winnow pool index pools/mine --workers 8",
+        "Exit code 0: no damage; 1: a tar is damaged, or something is left out: tars in folders, compressed or under "
+        "other\nnames, samples whose names contain dots. Everything that can be read is indexed in either case.",
+    )
+    parser.add_argument("pool_dir", metavar="DIR", help="the pool")
+    parser.add_argument("--hash-images", action="store_true", help="hash images whose json has no sha256")
+    parser.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="exit with 1 if a tar is damaged or something is left out (default), or with 0",
+    )
+    _add_workers(parser)
+
+
+def _declare_check(actions: Any) -> None:
+    parser = _declare(
+        actions,
+        _pool_check,
+        "check",
+        "check a pool: fingerprint, coverage, columns, damage, which filters can run",
+        "winnow pool check pools/mine --format json",
+        "Exit code 1: repeated or malformed uids, damage, .npz files or columns that do not fit; else 0.",
+    )
+    parser.add_argument("pool_dir", metavar="DIR", help="the pool")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own files with filters")
+    _add_workers(parser)
+
+
+def _declare_sample(actions: Any) -> None:
+    parser = _declare(
+        actions,
+        _pool_sample,
+        "sample",
+        "make a smaller pool of some rows: the same rows for the same seed, however the pool is split into files",
+        "winnow pool sample pools/small --size 100000 --seed 0 --out pools/tiny",
+        "A larger sample with the same seed contains the smaller one. Tars are referenced, not copied. Evaluation sets "
+        "are not\nincluded: give eval_dir= later.",
+    )
+    parser.add_argument("pool_dir", metavar="DIR", help="the pool")
+    parser.add_argument("--size", type=int, required=True, metavar="N", help="how many rows")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the sampling seed (default: %(default)s)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the smaller pool, a new folder")
+
+
+def _declare_import(actions: Any) -> None:
+    parser = _declare(
+        actions,
+        _pool_import,
+        "import",
+        "make a pool of existing tars, with parquet files or from the tars only; nothing is copied",
+        "winnow pool import --shards data/tars --metadata data/meta --column text=caption --key-column key --out mine",
+        "Uids are those in the tars' json, if any, else computed from image hash and caption. A row is matched to its "
+        "sample\nby --uid-column, by --key-column, or by its columns sha256 and text. Exit code 2 and no pool, if tars "
+        "are damaged\nor left out or dots in names hide members (--no-strict continues), or if no sample can be used.",
+    )
+    parser.add_argument(
+        "--shards",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="the tars (jpg, txt, optionally json): their folder, a folder of such folders, patterns or files, such as "
+        "'tars/{0000..0127}.tar' or 'tars/**/*.tar'",
+    )
+    parser.add_argument(
+        "--metadata", nargs="+", default=[], metavar="PATH", help="parquet files or folders (default: from the tars)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the pool, a new folder")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NEW=OLD",
+        help="rename column OLD to NEW; without --metadata OLD is a field of the json (may be repeated); text=FIELD if "
+        "the captions are in the json",
+    )
+    parser.add_argument("--uid-column", metavar="C", help="the column of uids, which the tars' json has too")
+    parser.add_argument("--key-column", metavar="C", help="the column of the samples' keys in the tars")
+    parser.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="stop if tars are damaged or left out or dots in names hide members (default), or continue",
+    )
+    _add_workers(parser)
 
 
 def _pool_build(options: argparse.Namespace) -> int:
@@ -165,7 +199,7 @@ def _pool_sample(options: argparse.Namespace) -> int:
 
     pool_dir, out_dir = as_location(options.pool_dir), as_out_dir(options.out)
     result = sample_pool(pool_dir, out_dir, size=options.size, seed=options.seed).result
-    short = f", {options.size - result['rows']:,} fewer than asked for: a uid is drawn with all its rows"
+    short = f", {options.size - result['rows']:,} fewer than requested: a uid is sampled with all its rows"
     say(
         f"{out_dir}: {result['rows']:,} rows{short if result['rows'] < options.size else ''}, "
         f"{result['present']:,} samples with image and caption"

@@ -1,4 +1,4 @@
-"""winnow subset: look at subset files, combine and compare them."""
+"""winnow subset: inspect, combine and compare subset files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from pathlib import Path
 from benchmark.cli.parsing import Parser
 
 SUBSET_HELP = """\
-Look at subset files, combine and compare them. A subset is a multiset: a uid may have several copies.
+Inspect, combine and compare subset files. A subset is a multiset: a uid may have several copies.
 
-  and A B ...       of each uid the least copies that any file has
-  or A B ...        of each uid the most copies that any file has
-  minus A B ...     A's copies of each uid, less those of every B, never below 0
-  restrict A B ...  A with all its copies, for uids that every B has at all
-  overlap A B ...   for every two files, copies counted: what they share (of each uid the least copies), what only one
-                    has (the rest), and the Jaccard index of copies (sum of the least copies / sum of the most) and of
-                    uids (each counted once, as in a report); for more than two files also what all of them share
+  and A B ...       for each uid, the smallest number of copies in any file
+  or A B ...        for each uid, the largest number of copies in any file
+  minus A B ...     for each uid, A's copies minus those of every B, never below 0
+  restrict A B ...  A with all its copies, only for uids that are in every B
+  overlap A B ...   for every pair of files, copies counted: what they share (the smaller number of copies of each uid),
+                    what only one has (the rest), and the Jaccard index of copies (sum of the smaller numbers / sum of
+                    the larger) and of uids (each counted once, as in a report); for more than two files also what all
+                    of them share
   info FILE         how many uids and copies there are
 
-Files are .npy as DataComp writes them, raw pairs of 8-byte integers, or .parquet with a column uid (a copy for each
-row). The first two are read in blocks: their size is no matter.
+Files are .npy as DataComp writes them, raw pairs of 8-byte integers, or .parquet with a column uid (one copy per row).
+The first two are read in blocks, so they may be larger than memory.
 """
 
 
 def main(arguments: list[str]) -> int:
+    """Run `winnow subset ACTION ...`; return the exit code."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="winnow subset", description=SUBSET_HELP, formatter_class=raw)
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser, metavar="ACTION")
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> int:
         if name == "overlap":
             action.add_argument("--format", default="text", choices=["text", "markdown", "csv"])
         else:
-            action.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the result goes")
+            action.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     options = parser.parse_args(arguments)
     from benchmark.pool.subset import SUBSET_RECORD_NAME
     from benchmark.pool.subset_algebra import combine_files, describe_file, overlap_files
