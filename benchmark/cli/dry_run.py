@@ -61,11 +61,7 @@ class TrainingReads:
     def lines(self) -> list[str]:
         """Return the comparison as text."""
         cut = f"{self.resharding}, {format_bytes(self.written_bytes)} written, then {self.resharded}"
-        advice = (
-            "`winnow reshard` first is the cheaper way"
-            if self.resharding_pays
-            else "training in place is the cheaper way"
-        )
+        advice = "`winnow reshard` first is cheaper" if self.resharding_pays else "training in place is cheaper"
         return [self.first_line, f"  {self.in_place}", f"  {cut}", f"  {advice}"]
 
     @property

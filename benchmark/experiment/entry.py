@@ -45,7 +45,7 @@ class FinishedSeed:
 def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
     """Return every seed that has results of this recipe for the whole suite on whole data, in order.
 
-    Raises ValueError where two of them were trained or evaluated on different data.
+    Raises UserError if two of them were trained or evaluated on different data.
     """
     from benchmark.evaluation.results import read_results, suite_scores
     from benchmark.training.train import CHECKPOINT_RECORD_NAME
@@ -68,7 +68,7 @@ def finished_seeds(exp_dir: Path, scale: Scale) -> list[FinishedSeed]:
                 )
             if partial := [name for name, record in records.items() if "expected_samples" in record.result]:
                 warn(
-                    f"{seed_dir} is in no entry: made with strict=false from data that is not whole are its results of "
+                    f"{seed_dir} is left out of the entry: with strict=false, incomplete evaluation sets were used for "
                     f"{', '.join(partial)}"
                 )
                 continue
@@ -137,8 +137,8 @@ def name_of(exp_dir: Path, record: Record, pool: Pool) -> str:
     unknown = [rule["name"] for rule in record.inputs["filters"] if rule["name"] not in STRATEGIES]
     if unknown:
         raise UserError(
-            f"{exp_dir} was filtered by {unknown[0]!r}, which is no filter that is known here; give plugins= of the "
-            "file that it stands in, which its entry is named by",
+            f"{exp_dir} was filtered by {unknown[0]!r}, which is not a known filter; give plugins= of the file "
+            "that defines it: the entry is named after it",
             code="filter-not-loaded",
         )
     return entry_name(record, pool.dir)

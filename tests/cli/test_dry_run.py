@@ -47,7 +47,7 @@ def test_in_place_on_a_local_disk_reads_the_bytes_of_the_samples(tmp_path):
     reads = training_reads(index, np.array([0, 1, 1]), seen(6), is_held=False)
     assert (reads.passes, reads.written_bytes) == (2.0, 3 * 7 * 512)
     assert (reads.in_place.num_bytes, reads.in_place.num_requests) == (1000, 12)
-    assert not reads.resharding_pays and "in place is the cheaper" in reads.lines()[-1]
+    assert not reads.resharding_pays and "in place is cheaper" in reads.lines()[-1]
     held = training_reads(index, np.array([0, 1, 1]), seen(6), is_held=True)
     assert (held.in_place.num_bytes, held.in_place.num_requests) == (500, 6)
 

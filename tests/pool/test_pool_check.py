@@ -213,7 +213,7 @@ def test_a_pool_of_shards_alone_is_checked_too(tmp_path, capsys):
         (["check", "nowhere"], "there is no pool at nowhere"),
         (["check", "empty"], "empty is not a pool"),
         (["index", "metadata_only"], "metadata_only"),
-        (["index", "empty", "--workers", "-1"], "--workers -1 is not a whole number"),
+        (["index", "empty", "--workers", "-1"], "--workers -1 is not a non-negative integer"),
         (["check", "empty", "--format", "yaml"], "invalid choice: 'yaml'"),
     ],
 )

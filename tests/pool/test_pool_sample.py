@@ -102,7 +102,7 @@ def test_a_uid_is_taken_with_all_its_rows_or_not_at_all(tmp_path, capsys):
     for size, expected in ((2, in_order[:2]), (5, in_order[:2]), (6, in_order[:3]), (9, in_order)):
         assert main(["pool", "sample", str(pool_dir), f"--size={size}", f"--out={tmp_path / str(size)}"]) == 0
         assert set(uids_of(tmp_path / str(size))) == set(expected)
-        assert ("fewer than asked for" in capsys.readouterr().out) == (size == 5)
+        assert ("fewer than requested" in capsys.readouterr().out) == (size == 5)
     assert len(uids_of(tmp_path / "5")) == 2 and len(uids_of(tmp_path / "6")) == 6
 
 

@@ -110,7 +110,7 @@ def test_wandb_holds_the_curves_and_the_scores_without_a_network(pico_pool, tmp_
     assert {name.removeprefix("eval/"): float(value) for name, value in summary.items() if "eval/" in name} == scores
 
     # A scale of one's own says in all its results that it is not comparable.
-    assert "Not comparable: scale 'short' is your own (it departs from 'pico'; recipe hash " in capsys.readouterr().out
+    assert "scale 'short' is a custom scale (it differs from 'pico'; recipe hash " in capsys.readouterr().out
     recipe = {"scale": "short", "version": 0, "hash": entry["recipe_hash"], "comparable": False}
     assert entry["comparable"] is False and entry["scale"] == "short"
     seed_dir = tmp_path / "exp" / "seed-0"
