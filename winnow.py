@@ -56,10 +56,33 @@ def _load(name: str) -> ModuleType:
     return package
 
 
+def _refuse_foreign(package: ModuleType) -> None:
+    """Say in one sentence that another package has written its files over Winnow's, as one of the same name does."""
+    if hasattr(package, "_HOME"):
+        return
+    told = (
+        f"{package.__file__} is not Winnow's: another package that is installed has the same name and has written over "
+        "it; install winnow-bench into an environment of its own [package-clash]"
+    )
+    if Path(sys.argv[0]).name == "winnow":  # the command
+        print(f"winnow: {told}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(told, name="benchmark")
+
+
 _benchmark = _load("benchmark")
+_refuse_foreign(_benchmark)
 _load("leaderboard")
 
 __all__ = [*_benchmark.__all__, "__version__"]
+
+
+def _command() -> None:
+    """Run as the installed command `winnow`."""
+    from benchmark.cli.main import entry_point
+
+    entry_point()
+
 
 if not TYPE_CHECKING:  # or every name would be there for type checkers
 

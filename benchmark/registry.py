@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from benchmark.runtime.console import warn
 from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError
-from benchmark.runtime.identity import ROOT_DIR, read_own_code
+from benchmark.runtime.identity import ROOT_DIR, is_packaged, read_own_code
+from benchmark.runtime.installed import check_no_clash, installed_plugins
 from benchmark.runtime.loading import run_file
 from benchmark.runtime.names import nearest_name
 from benchmark.runtime.strategies import CUT_OPTIONS, BrokenStrategy, LoadedFile, Strategy, make_strategy
@@ -186,19 +189,38 @@ def register_suite(suite: Suite) -> Suite:
 
 
 def load_strategies(plugins: Iterable[str | Path] = ()) -> dict[str, Strategy]:
-    """Load `filters/` and the plugins, anew where one changed; return every strategy by name."""
-    for path in sorted(FILTERS_DIR.glob("*.py")):
-        _load_file(path)
+    """Load `filters/`, installed plugins and the given ones, anew where one changed; return every strategy by name."""
+    _load_folder(FILTERS_DIR)
+    _load_installed()
     load_plugins(plugins)
     return STRATEGIES
 
 
 def load_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:
-    """Load `eval_tasks/` and the plugins, anew where one changed; return every task by name."""
-    for path in sorted(TASKS_DIR.glob("*.py")):
-        _load_file(path)
+    """Load `eval_tasks/`, installed plugins and the given ones, anew where one changed; return every task by name."""
+    _load_folder(TASKS_DIR)
+    _load_installed()
     load_plugins(plugins)
     return TASKS
+
+
+def _load_folder(folder: Path) -> None:
+    if is_packaged(folder):
+        check_no_clash(folder)
+    for path in sorted(folder.glob("*.py")):
+        _load_file(path)
+
+
+def _load_installed() -> None:
+    """Load the modules that installed packages name; one that cannot be loaded is named once, and left out."""
+    for plugin in installed_plugins():
+        try:
+            _load_file(plugin.path)
+        except UserError as error:
+            told = f"{plugin} is left out: {error} [{error.code}]"
+            if told not in _LEFT_OUT and multiprocessing.parent_process() is None:
+                warn(told)
+            _LEFT_OUT.add(told)
 
 
 def load_plugins(plugins: Iterable[str | Path]) -> None:
@@ -344,6 +366,7 @@ def _add(table: dict[str, Any], name: str, item: Any, noun: str) -> None:
 
 
 _LOADED: dict[Path, LoadedFile] = {}
+_LEFT_OUT: set[str] = set()  # what was said of installed packages
 _LOADING: LoadedFile | None = None
 _ADDED_BY: dict[tuple[str, str], Path | None] = {}  # by "task" or "suite" and name, the file; None: a script
 

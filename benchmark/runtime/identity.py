@@ -72,6 +72,7 @@ REQUIRED_PACKAGES = frozenset(
         "tqdm",
         "upath",
         "wandb",
+        "webdataset",
         "yaml",
     }
 )
@@ -152,7 +153,12 @@ def read_own_code(path: Path) -> OwnCode:
 
 
 def is_beside(name: str, folder: Path) -> bool:
-    """Tell whether a top-level module of this name stands in a folder, as a file or a package with `__init__`."""
+    """Tell whether a top-level module of this name stands in a folder, as a file or a package with `__init__`.
+
+    What stands in the folder that packages are installed into is a package's, and beside nothing.
+    """
+    if folder in package_dirs():
+        return False
     return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
 
 
