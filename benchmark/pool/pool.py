@@ -20,8 +20,9 @@ from benchmark.pool.cosines import Agreement, compared_once, other_order
 from benchmark.pool.index import PoolIndex, build_index, read_index
 from benchmark.pool.index_counts import IndexSummary
 from benchmark.pool.index_table import index_path, index_tables, knows_all_images, unpack_uids
+from benchmark.pool.near import spell_near
 from benchmark.pool.npz import DAMAGE, array_sizes, npz_shapes, read_arrays
-from benchmark.pool.shards_note import has_tars, import_hint
+from benchmark.pool.shards_note import has_tars
 from benchmark.pool.subset import Subset
 from benchmark.pool.uids import fingerprint_of, parse_uids
 from benchmark.runtime.errors import NotFoundError, UserError, one_line
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 FINGERPRINT_VERSION = 1
 MANY_ROWS = 10_000_000  # from here on several processes hash their uids
 MAX_FRAME_ROWS = 10_000_000  # of a pool that becomes one DataFrame unless more are permitted
-MAX_NEAR = 5  # other pools that an error names
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ class Pool:
         self._why_no_metadata = ""  # such as a bucket that is not there
         if not is_remote(self.dir) and not self.dir.is_dir():
             raise NotFoundError(
-                f"there is no pool at {self.dir}.{_near(self.dir)} `winnow pool build --pool-dir DIR` generates "
+                f"there is no pool at {self.dir}.{spell_near(self.dir)} `winnow pool build --pool-dir DIR` generates "
                 "an embedded one, as `winnow run` without pool_dir= does; `python scripts/download_pool.py --scale "
                 "small --out pools/small` fetches DataComp's",
                 code="pool-not-found",
             )
         if not self.metadata_paths and not self.has_images:
             why = self._why_no_metadata or "it has neither metadata/*.parquet nor shards/*.tar"
-            raise NotFoundError(f"{self.dir} is not a pool: {why}.{_near(self.dir)}", code="pool-not-found")
+            raise NotFoundError(f"{self.dir} is not a pool: {why}.{spell_near(self.dir)}", code="pool-not-found")
         # A request or two each where the pool is remote, so some at once.
         with ThreadPoolExecutor(16 if is_remote(self.dir) else 1) as threads:
             self._footers = dict(zip(self.metadata_paths, threads.map(read_footer, self.metadata_paths), strict=True))
@@ -406,40 +406,6 @@ class Pool:
     def footer(self, path: Path) -> pq.FileMetaData:
         """Return what a metadata shard's parquet file says of itself; read once."""
         return self._footers[path] if path in self._footers else read_footer(path)
-
-
-def _near(pool_dir: Path) -> str:
-    """Say which folder may be meant by one that is not a pool: a pool in it, or one with a similar name beside it."""
-    if is_remote(pool_dir):
-        return ""
-    if inside := _pools_in(pool_dir):
-        return f" It holds {_listed(inside)}."
-    if pool_dir.name in ("metadata", "shards") and pool_dir.is_dir():
-        return f" Did you mean {pool_dir.parent}, which it is in?"
-    if pool_dir.is_dir() and (hint := import_hint(pool_dir)):
-        return hint
-    spelt = pool_dir.absolute()
-    while not spelt.parent.is_dir():  # the part of the path that is not there
-        spelt = spelt.parent
-    try:
-        beside = [path for path in spelt.parent.iterdir() if path.is_dir() and path != spelt]
-    except OSError:
-        return ""  # a folder that may not be listed
-    nearest = nearest_name(spelt.name, [path.name for path in beside])
-    if nearest and spelt.name != pool_dir.name:  # a folder above it is mistyped
-        return f"{nearest.removesuffix('?')} in {spelt.parent}?"
-    pools = _pools_in(spelt.parent)
-    return nearest or (f" Beside it are {_listed(pools)}." if pools else "")
-
-
-def _pools_in(folder: Path) -> list[Path]:
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted(path for path in found if any((path / name).is_dir() for name in ("metadata", "shards")))
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - MAX_NEAR} more" if len(paths) > MAX_NEAR else ""
-    return ", ".join(map(str, paths[:MAX_NEAR])) + more
 
 
 def _read_cache(path: Path) -> dict[str, list[Json]]:

@@ -21,7 +21,7 @@ from benchmark.selection.assets import find_assets, find_default
 from benchmark.selection.rules import Rule, one_error
 from benchmark.selection.shard_evaluation import SLICE_FEATURES, SLICE_ROWS
 from benchmark.selection.strategy_calls import call_strategy, failure, file_not_found
-from benchmark.selection.values import common_type
+from benchmark.selection.values import HAS_VALUE, MISSING, RowValues, joined_values
 
 Images = Sequence["Image.Image | None"]
 
@@ -134,19 +134,12 @@ class _FrameScoring:
         step = SLICE_IMAGES if strategy.images else SLICE_FEATURES if strategy.features else SLICE_ROWS
         model = self._model(rule) if strategy.setup is not None and len(rows) else None
         parts = [self._call(rule, table, rows[start : start + step], model) for start in range(0, len(rows), step)]
-        kind = np.dtype(bool)
-        if parts:
-            try:
-                kind = common_type([(values.dtype, bool(has_value.any())) for values, has_value in parts])
-            except ValueError as error:
-                raise UserError(f"{strategy.label} {error}", code="strategy-result") from error
-        found, has_value = np.zeros(len(table), dtype=kind), np.zeros(len(table), dtype=bool)
-        for start, (part, has_part_value) in zip(range(0, len(rows), step), parts, strict=True):
-            found[rows[start : start + step]] = part.astype(kind)
-            has_value[rows[start : start + step]] = has_part_value
-        return _as_column(found, has_value).rename(rule.name)
+        try:
+            return joined_values(parts, len(table)).to_series().rename(rule.name)
+        except ValueError as error:
+            raise UserError(f"{strategy.label} {error}", code="strategy-result") from error
 
-    def _call(self, rule: Rule, table: pd.DataFrame, rows: np.ndarray, model: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _call(self, rule: Rule, table: pd.DataFrame, rows: np.ndarray, model: Any) -> RowValues:
         strategy = rule.strategy
         given: list[Any] = [table.iloc[rows].reset_index(drop=True)]
         if strategy.features:
@@ -156,7 +149,8 @@ class _FrameScoring:
             given.append([image.convert("RGB") for row in rows if (image := self.images[row]) is not None])
         if strategy.setup is not None:
             given.append(model)
-        return call_strategy(rule, given, len(rows), f"the frame, rows from {rows[0]}")
+        values, has_value = call_strategy(rule, given, len(rows), f"the frame, rows from {rows[0]}")
+        return RowValues(rows, values, np.where(has_value, HAS_VALUE, MISSING).astype(np.uint8))
 
     def _model(self, rule: Rule) -> Any:
         strategy = rule.strategy
@@ -172,13 +166,3 @@ class _FrameScoring:
 
 def _is_signal(name: str) -> bool:
     return name in STRATEGIES and STRATEGIES[name].is_signal
-
-
-def _as_column(values: np.ndarray, has_value: np.ndarray) -> pd.Series:
-    """Return values as a column of a frame: bools and whole numbers of the nullable types where any is missing."""
-    if values.dtype == object:
-        return pd.Series(values, dtype="str").where(pd.Series(has_value))
-    series = pd.Series(values)
-    if has_value.all():
-        return series
-    return series.where(has_value) if values.dtype.kind == "f" else series.convert_dtypes().mask(~has_value)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from PIL import Image
 
 from benchmark.pool.images import ImagePlaces, read_images
@@ -275,9 +274,9 @@ class ShardEvaluation:
         parts = {name: self._column(name) for name in rule.columns}
         for name, signal in self.evaluator.signals[number].items():
             if isinstance(signal, UserSignal):
-                parts[name] = _as_series(read_user_signal(signal, self.pool.read_uids(self.path)))
+                parts[name] = read_user_signal(signal, self.pool.read_uids(self.path)).to_series()
             else:
-                parts[name] = _as_series(self.found[signal])
+                parts[name] = self.found[signal].to_series()
         if rule.strategy.planted and self.num_rows:
             planted = _planted_rows(self.pool, self.pool.read_uids(self.path), rule.strategy.planted)
             parts |= {str(name): planted[name] for name in planted}
@@ -309,17 +308,6 @@ def refuse_changed_shard(shard: Shard) -> None:
     for path, state in ((shard.path, shard.state), (shard.npz_path, shard.npz_state)):
         if state is not None and not is_remote(path) and state_of(path) != state:
             raise changed(path)
-
-
-def _as_series(values: Values) -> pd.Series:
-    """Return values as a column of a table, null where a value is missing."""
-    has_value = values.has_value
-    if values.values.dtype == object:
-        return pd.Series(pa.array(values.values, mask=~has_value, type=pa.string()).to_pandas(), dtype="str")
-    if values.values.dtype.kind == "f":
-        return pd.Series(np.where(has_value, values.values, np.array(np.nan, dtype=values.values.dtype)))
-    series = pd.Series(values.values)
-    return series if has_value.all() else series.convert_dtypes().mask(~has_value)
 
 
 def _planted_rows(pool: Pool, uids: np.ndarray, names: Sequence[str]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +26,16 @@ class Values:
     @property
     def has_value(self) -> np.ndarray:
         return self.states == HAS_VALUE
+
+    def to_series(self) -> pd.Series:
+        """Return values as a column of a table, null where a value is missing."""
+        has_value = self.has_value
+        if self.values.dtype == object:
+            return pd.Series(pa.array(self.values, mask=~has_value, type=pa.string()).to_pandas(), dtype="str")
+        if self.values.dtype.kind == "f":
+            return pd.Series(np.where(has_value, self.values, np.array(np.nan, dtype=self.values.dtype)))
+        series = pd.Series(self.values)
+        return series if has_value.all() else series.convert_dtypes().mask(~has_value)
 
 
 @dataclass(frozen=True)

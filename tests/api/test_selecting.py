@@ -90,7 +90,7 @@ def test_a_frame_is_scored_as_the_engine_scores_the_pool(name, pool, pico_pool, 
         images=None if images is None else [images[row] for row in rows],
         **options,
     )
-    values, is_scored = score_pool(pool, wb.rule(name))
+    values, is_scored = score_pool(pool, wb.rule(name).resolve(pool))
     assert list(found.index) == rows.tolist() and found.name == name
     np.testing.assert_array_equal(found.notna().to_numpy(), is_scored[rows])
     kept = found[found.notna()].to_numpy(dtype=values.dtype)
