@@ -1,11 +1,10 @@
-"""Which pool may be meant by a folder that is none: one in it, above it, beside it, or one with a similar name."""
+"""Which pool may be meant by a folder that is not one: one in it, above it, beside it, or one with a similar name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.pool.shards import is_tar_name
 from benchmark.pool.shards_note import import_hint
 from benchmark.runtime.names import nearest_name
 from benchmark.runtime.paths import is_remote
@@ -14,7 +13,7 @@ MAX_NEAR = 5  # other pools that an error names
 
 
 def spell_near(pool_dir: Path) -> str:
-    """Say which folder may be meant by one that is no pool: a pool in it, or one with a similar name beside it."""
+    """Say which folder may be meant by one that is not a pool: a pool in it, or one with a similar name beside it."""
     if is_remote(pool_dir):
         return ""
     if inside := _pools_in(pool_dir):
@@ -23,8 +22,6 @@ def spell_near(pool_dir: Path) -> str:
         return f" Did you mean {pool_dir.parent}, which it is in?"
     if pool_dir.is_dir() and (hint := import_hint(pool_dir)):
         return hint
-    if pool_dir.is_dir() and any(is_tar_name(path.name) for path in pool_dir.iterdir()):
-        return f" It holds tars: `winnow pool import --shards {pool_dir} --out DIR` makes a pool of them."
     spelt = pool_dir.absolute()
     while not spelt.parent.is_dir():  # the part of the path that is not there
         spelt = spelt.parent
