@@ -15,18 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_model
-from test_evaluate import encode_png
 
 from benchmark import registry
 from benchmark.cli.main import main
+from benchmark.evaluation.eval_sets import check_eval_sets, hash_eval_set, read_eval_set
 from benchmark.evaluation.kinds.base import Task, TaskMetrics
 from benchmark.evaluation.results import check_main_metric, metrics_of
 from benchmark.evaluation.tasks import ZeroShotClassification
 from benchmark.models.build import build_model
 from benchmark.pool.tars import write_tar
 from benchmark.registry import load_tasks
-from benchmark.runtime.errors import UserError
 from benchmark.runtime.failures import EXIT_USER
+from tests.conftest import user_error
+from tests.evaluation.test_evaluate import encode_png
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS_DIR = ROOT / "benchmark" / "evaluation" / "kinds"
@@ -130,14 +131,13 @@ def test_a_kind_that_lacks_something_says_so_when_its_file_is_loaded(tmp_path: P
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     path = tmp_path / "lacking.py"
     for gone, told in (
-        ("    set_files = (CLASSNAMES, TEMPLATES)\n", "does not declare set_files"),
+        ("    set_files = (CLASSNAMES, TEMPLATES)\n", "set_files"),
         ('    def known_main_metrics(self):\n        return ["jaccard"]\n', "known_main_metrics"),
     ):
         assert gone in code
         path.write_text(code.replace(gone, ""))
-        with pytest.raises(UserError, match=told) as raised:
+        with user_error("bad-code", match=told):
             load_tasks([path])
-        assert raised.value.code == "bad-code"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +160,8 @@ class _Bare(Task):
 
 
 def test_a_score_of_which_no_error_is_known_is_refused_before_anything_is_encoded() -> None:
-    with pytest.raises(UserError, match="no standard error is known") as raised:
+    with user_error("task-invalid", match="'score'"):
         check_main_metric(_Bare(name="toy/bare", title="Bare"))
-    assert raised.value.code == "task-invalid"
 
 
 def test_a_task_of_any_kind_may_have_no_score() -> None:
@@ -176,9 +175,34 @@ def test_a_task_of_any_kind_may_have_no_score() -> None:
 def test_tables_of_a_new_kind_are_checked_by_what_it_declares() -> None:
     task = _Bare(name="toy/bare", title="Bare", main_metric="")
     for columns in ({"key": ["a", "a"], "score": [0.1, 0.2]}, {"key": ["a", "b"], "score": [0.1, float("nan")]}):
-        with pytest.raises(UserError) as raised:
+        with user_error("results-invalid"):
             metrics_of(task, pa.table(columns, schema=_Bare.schema))
-        assert raised.value.code == "results-invalid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Own(_Bare):
+    """A kind whose set has a list and a label that no shipped kind has."""
+
+    kind = "own"
+    set_files = ("boxes.json",)
+    label_extensions = ("json",)
+
+
+def test_the_files_of_a_new_kind_are_needed_hashed_and_read(tmp_path: Path) -> None:
+    task = _Own(name="toy/own", title="Own")
+    folder = tmp_path / task.folder_name
+    write_tar(folder / "test" / "0.tar", [("a.png", b"picture"), ("a.json", b"[3]"), ("a.txt", b"left out")])
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    with user_error("eval-set-missing", match=r"boxes\.json"):
+        check_eval_sets([task], {task.name: folder}, tmp_path)
+    hashes = set()
+    for text in ("{}", "[]"):
+        (folder / "boxes.json").write_text(text)
+        hashes.add(hash_eval_set(task, folder))
+    assert len(hashes) == 2
+    check_eval_sets([task], {task.name: folder}, tmp_path)
+    (sample,) = read_eval_set(task, folder).samples
+    assert sample.labels == {"json": b"[3]"}
 
 
 def test_every_shipped_kind_says_what_stands_in_its_predictions() -> None:
