@@ -58,7 +58,7 @@ def _hint_of_filters(verb: str, key: str, filters: Sequence[str], close: Sequenc
     if not takes_filters(COMMANDS[verb].verb.config):
         return ""
     first, *rest = key.split(".")
-    if first in STRATEGIES and STRATEGIES[first].kind != "signal":  # the word `filters` was left out
+    if first in STRATEGIES and not STRATEGIES[first].is_signal:  # the word `filters` was left out
         return f" Did you mean 'filters.{key}'?"
     holders = {s.name: f"filters.{s.name}.{key}" for s in known_strategies() if not rest and key in filter_defaults(s)}
     shown = [text for name, text in holders.items() if name in filters]

@@ -125,9 +125,8 @@ def test_stopped_half_way_it_goes_on_with_the_rest(pool_dir, checkpoint, strateg
         path.unlink()
     monkeypatch.setattr(images_module, "SLICE_IMAGES", 3)
     monkeypatch.setattr(cache, "PART_SECONDS", 0.0)
-    monkeypatch.setattr(
-        row_independence, "NUM_REPEATED_COSTLY", 0
-    )  # or the number depends on what ran before in this process
+    # Or the number depends on what ran before in this process.
+    monkeypatch.setattr(row_independence, "NUM_REPEATED_COSTLY", 0)
     encode, seen = Encoder.encode_images, []
 
     def failing(self, images):

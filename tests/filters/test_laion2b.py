@@ -78,7 +78,8 @@ def test_with_cld3_the_language_model_has_no_say(laion2b):
 
 
 def test_the_record_says_which_and_other_rules_say_nothing(strategies, tmp_path):
-    pool = Pool(write_pool(tmp_path / "p", {"uid": [uid(1)]}))
+    columns = {"text": ["a"], "clip_b32_similarity_score": [0.3], "original_width": [9], "original_height": [9]}
+    pool = Pool(write_pool(tmp_path / "p", {"uid": [uid(1)], **columns}))
     assert make_rule("laion2b", {}).resolve(pool).as_json()["packages"] == {"cld3-py": VERSION}
     assert "packages" not in make_rule("basic", {}).resolve(pool).as_json()
 
@@ -92,7 +93,7 @@ def test_the_fall_back_is_told_once_and_recorded(laion2b, tmp_path, monkeypatch,
         assert main([*command, "exp_dir=without"]) == 0
     told = capsys.readouterr().err
     assert told == (
-        "warning: filter 'laion2b': CLD3 is not installed, so fastText finds English and some captions are judged "
+        "warning: filter 'laion2b': CLD3 is not installed, so fastText finds English and some captions are scored "
         "differently; pip install 'winnow-bench[cld3]'\n"
     )
     record = json.loads(Path("without/subset.json").read_text())
