@@ -186,9 +186,7 @@ def _find(pool: Pool, rule: Rule) -> _Found:
     strategy = rule.strategy
     columns = tuple(strategy.needed_columns(rule.options))
     features = tuple(strategy.needed_features(rule.options))
-    missing: list[UserError] = []
-
-    missing += _refused(pool.check_columns, columns, strategy.label)
+    missing = _refused(pool.check_columns, columns, strategy.label)
     missing += _refused(pool.check_features, features, strategy.label)
     options, absent = find_assets(strategy, rule.options, pool.dir)
     missing += absent
@@ -225,17 +223,17 @@ def _find(pool: Pool, rule: Rule) -> _Found:
 
 def _refused(check: Callable[[Sequence[str], str], None], names: Sequence[str], needed_by: str) -> list[UserError]:
     """Return what a check of names refuses: looked at one by one only where it refuses something."""
-    errors = []
     try:
         check(names, needed_by)
-    except UserError:
+    except UserError as first:
+        errors = []
         for name in names:
             try:
                 check([name], needed_by)
             except UserError as error:
                 errors.append(error)
-        assert errors
-    return errors
+        return errors or [first]  # a damaged file is refused without any name
+    return []
 
 
 def one_error(errors: Sequence[UserError]) -> UserError:
@@ -244,7 +242,7 @@ def one_error(errors: Sequence[UserError]) -> UserError:
     if len(sentences) == 1:
         return errors[0]
     lines = "".join(f"\n  - {sentence}" for sentence in sentences)
-    return type(errors[0])(f"{len(sentences)} things are missing for the filters:{lines}", code=errors[0].code)
+    return type(errors[0])(f"{len(sentences)} things keep the filters from running:{lines}", code=errors[0].code)
 
 
 def _resolved(pool: Pool, found: _Found, device: str) -> ResolvedRule:

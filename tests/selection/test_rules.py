@@ -89,7 +89,7 @@ def test_one_error_lists_all_that_is_missing_and_has_the_code_of_the_first(tmp_p
     told = str(raised.value)
     for name in ("'score'", "'image'", "words.txt", "'short_length'", "planted.parquet"):
         assert told.count(name) == 1, name
-    assert told.startswith("5 things are missing")
+    assert told.startswith("5 things ")
 
 
 def test_a_single_missing_thing_is_raised_as_it_is(tmp_path):
@@ -97,6 +97,14 @@ def test_a_single_missing_thing_is_raised_as_it_is(tmp_path):
     with user_error("no-embedded-pool") as raised:
         Rule("planted_clean").resolve(pool)
     assert isinstance(raised.value, NotFoundError) and "\n" not in str(raised.value)
+
+
+def test_a_damaged_file_is_reported_to_a_rule_without_columns_too(tmp_path):
+    pool_dir = pool_at(tmp_path / "damaged", complete=True).dir
+    (path,) = (pool_dir / "metadata").glob("*.parquet")
+    path.write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
+    with user_error("file-damaged"):
+        Rule("r_by_name").resolve(Pool(pool_dir))
 
 
 def test_what_a_pool_lacks_for_a_filter_is_said_whole(tmp_path):
