@@ -41,14 +41,6 @@ def board_agreement(board_name: str, style: str) -> str:
     return render_agreement(agreement, style)
 
 
-def has_pool(board_name: str, fingerprint: str) -> bool:
-    """Tell whether a board has entries on a pool, its own or another drawing of it."""
-    from leaderboard.entries import board_named, read_entries, read_other_pools
-
-    board = board_named(board_name)
-    return any(entry.pool.fingerprint == fingerprint for entry in [*read_entries(board), *read_other_pools(board)])
-
-
 def _table(board_name: str, entry_paths: Sequence[Path]) -> Table:
     from leaderboard.entries import board_named, read_entries, read_entry, read_other_pools
     from leaderboard.table import make_table

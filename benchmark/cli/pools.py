@@ -46,7 +46,7 @@ class PoolOptions:
         is used as it is. Raises NotFoundError where there is no pool.
         """
         if is_remote(self.dir) or (self.dir.is_dir() and not is_writable(self.dir)):
-            if has_file(self.dir / "building.json") and not has_file(self.dir / "pool.json"):
+            if has_file(self.dir / "building.json") and not is_embedded_pool(self.dir):
                 raise UserError(
                     f"{self.dir} is half generated and cannot be written to; finish it with `winnow pool build` first",
                     code="pool-half-drawn",
@@ -58,6 +58,11 @@ class PoolOptions:
         if self.scale.is_embedded and (is_generated or (is_default and not is_other)):
             build_embedded_pool(SCALES[self.scale.pool_scale], self.dir, self.seed, None)
         return self.open()
+
+
+def is_embedded_pool(pool_dir: Path) -> bool:
+    """Tell whether a folder is an embedded pool that was generated to its end."""
+    return has_file(pool_dir / "pool.json")
 
 
 def default_pool_dir(scale: Scale, pool_seed: int) -> Path:

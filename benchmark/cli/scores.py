@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.cli.boards import board_table, has_pool
+from benchmark.cli.boards import board_table
+from benchmark.cli.pools import is_embedded_pool
 from benchmark.evaluation.kinds.base import Task
 from benchmark.evaluation.results import EVAL_FOLDER
 from benchmark.evaluation.tasks import Suite
@@ -124,9 +125,9 @@ def report_experiment(
 
     entry = write_experiment_entry(exp_dir, scale, pool)
     has_table = entry is not None and has_board(scale.name)
-    if entry is not None and has_table:
+    if has_table:
         say("")
-        if not has_pool(scale.name, entry.pool.fingerprint):
+        if scale.is_embedded and not is_embedded_pool(pool.dir):
             say(
                 f"This run used {pool.dir}, which is not a pool of the board below; scores of different pools do not "
                 "compare."

@@ -7,9 +7,12 @@ import pytest
 
 from benchmark.cli import scores
 from benchmark.cli.main import main
+from benchmark.pool.pool import Pool
 from benchmark.registry import SUITES, TASKS, load_tasks
 from benchmark.runtime.errors import UserError
+from benchmark.scales import SCALES
 from tests.cli.test_cli import failing
+from tests.conftest import uid, write_pool
 
 PLUGIN = '''"""A task of somebody's own."""
 from benchmark import register_task
@@ -100,3 +103,14 @@ def test_tasks_of_another_suite_are_shown_by_that_suite(strategies):
     assert scores.shown_suites([tasks["pico/digits"]], "pico") == [SUITES["pico"]]
     (own,) = scores.shown_suites([tasks["mnist"], tasks["nano/digits"]], "pico")
     assert own.tasks == ("mnist", "nano/digits") and own.name == scores.OWN_CHOICE
+
+
+def test_a_run_on_ones_own_pool_is_not_shown_as_one_on_the_embedded_pool(pico_pool, tmp_path, capsys, monkeypatch):
+    """The board's title names the embedded pool."""
+    own = Pool(write_pool(tmp_path / "own", {"uid": [uid(1)]}))
+    monkeypatch.setattr(scores, "board_table", lambda *_: "the board")
+    monkeypatch.setattr(scores, "write_experiment_entry", lambda *_: object())
+    for pool, is_own in ((Pool(pico_pool), False), (own, True)):
+        scores.report_experiment(tmp_path, SCALES["pico"], pool)
+        before = capsys.readouterr().out.split("the board\n")[0]
+        assert (str(pool.dir) in before) == is_own
