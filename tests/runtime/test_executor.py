@@ -101,13 +101,13 @@ def test_errors_are_those_of_the_function(cluster, how):
 
 
 def test_what_is_given_up_is_cancelled(cluster):
-    minutes = "[__import__('time').sleep(0.01) for _ in range(10_000)]"
+    minutes = "[__import__('time').sleep(0.01) for _ in range(100_000)]"
     results = executor.map_items(eval, ["0", minutes, minutes], workers=0, name="test", executor="ray")
     next(results)
     results.close()
     start = time.monotonic()
     assert mapped(operator.neg, [1, 2], "ray") == [-1, -2]
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 500  # of the thousand that each of the others would take
 
 
 def test_workers_bounds_the_tasks_at_once(cluster):

@@ -15,7 +15,10 @@ from benchmark.training.data import TrainingData
 from benchmark.training.step import LossScaler, make_optimizer, train_step
 from tests.training.test_step import build, open_clips
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),
+]
 STEPS = 10
 BRIEF = dataclasses.replace(
     SCALES["pico"], batch_size=64, samples_seen=STEPS * 64, warmup_steps=3, learning_rate=5e-4, device="cuda"
