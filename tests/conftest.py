@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -60,8 +62,15 @@ def pico_pool(tmp_path_factory) -> Path:
     from benchmark.embedded.pool import build_pool
     from benchmark.scales import SCALES
 
-    pool_dir = tmp_path_factory.mktemp("pools") / "pico"
-    build_pool(pool_dir, SCALES["pico"])
+    base = tmp_path_factory.getbasetemp()
+    pool_dir = base / "pools" / "pico"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        build_pool(pool_dir, SCALES["pico"])
+        return pool_dir
+    drawn_dir = base.parent / "pools" / "pico"  # once for all processes of this session; each has a copy of its own
+    with FileLock(base.parent / "pools.lock"):
+        build_pool(drawn_dir, SCALES["pico"])
+        shutil.copytree(drawn_dir, pool_dir)
     return pool_dir
 
 

@@ -19,7 +19,7 @@ import pytest
 from benchmark.cli.main import EXIT_SWEEP, main
 from benchmark.cli.sweep import new_sweep_dir
 from benchmark.pool.uids import UID_DTYPE, parse_uids
-from benchmark.registry import STRATEGIES
+from benchmark.registry import STRATEGIES, SUITES, TASKS
 from benchmark.runtime.failures import EXIT_USER
 from benchmark.runtime.locks import LOCK_NAME
 from tests.conftest import uid, write_pool
@@ -197,20 +197,10 @@ def test_a_plugin_from_anywhere_runs_in_this_process_in_workers_and_in_sweeps(pi
 def test_an_edited_filter_gets_a_folder_of_its_own(pico_pool, tmp_path, capsys):
     plugin = tmp_path / "my_filter.py"
     plugin.write_text(PLUGIN)
-    command = [
-        sys.executable,
-        "-m",
-        "benchmark",
-        "filter",
-        "scale=pico",
-        f"pool_dir={pico_pool}",
-        "plugins=my_filter.py",
-    ]
-    command += ["filters=c_long_captions"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    command = ["filter", "scale=pico", f"pool_dir={pico_pool}", f"plugins={plugin}", "filters=c_long_captions"]
+    assert main(command) == 0
     plugin.write_text(PLUGIN.replace(".astype(float) if", ".astype(float) * -1 if"))
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert main(command) == 0
     assert len(list(Path("experiments/pico").glob("c_long_captions-*"))) == 2
 
 
@@ -511,7 +501,7 @@ def test_released_checkpoints_are_listed(capsys):
     assert max(map(len, [title, *lines])) <= 100
 
 
-def test_scores_of_ones_own_suite_are_compared_with_its_file(tmp_path):
+def test_scores_of_ones_own_suite_are_compared_with_its_file(tmp_path, capsys):
     (tmp_path / "own.py").write_text(
         "from benchmark.registry import register_suite, register_task\n"
         "from benchmark.evaluation.tasks import Suite, ZeroShotClassification\n"
@@ -520,18 +510,18 @@ def test_scores_of_ones_own_suite_are_compared_with_its_file(tmp_path):
     )
     scores = tmp_path / "scores.jsonl"
     scores.write_text('{"key": "own/task", "dataset": "Own", "metrics": {"acc1": 0.5, "main_metric": 0.5}}\n')
-    # Processes of their own: what a plugin registers stays.
-    command = [sys.executable, "-m", "benchmark", "leaderboard", "compare", str(scores)]
-    without, given = (
-        subprocess.run([*command, *more], capture_output=True, text=True)
-        for more in ([], ["--plugins", str(tmp_path / "own.py")])
-    )
-    assert without.returncode == EXIT_USER and "--plugins FILE" in without.stderr
-    assert given.returncode == 0 and given.stdout.startswith("scores: suite own, version 1\n"), given.stderr
-    listed = subprocess.run(
-        [*command[:3], "list", "tasks", "--plugins", str(tmp_path / "own.py")], capture_output=True, text=True
-    )
-    assert "suite own (version 1): 1 task\n" in listed.stdout
+    compare = ["leaderboard", "compare", str(scores)]
+    plugins = ["--plugins", str(tmp_path / "own.py")]
+    try:
+        assert main(compare) == EXIT_USER
+        assert "--plugins FILE" in capsys.readouterr().err
+        assert main([*compare, *plugins]) == 0
+        assert capsys.readouterr().out.startswith("scores: suite own, version 1\n")
+        assert main(["list", "tasks", *plugins]) == 0
+        assert "suite own (version 1): 1 task\n" in capsys.readouterr().out
+    finally:
+        SUITES.pop("own", None)
+        TASKS.pop("own/task", None)
 
 
 def test_seeds_that_saw_different_data_are_not_joined(finished_run, pico_pool, tmp_path, capsys):

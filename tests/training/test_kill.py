@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ FILTERS = ["filters=[basic,clip_score]", "filters.clip_score.fraction=0.6"]
 BUILD = ["pool", "build", "--scale", "pico", "--pool-dir", "pool"]
 OUTSIDE = {"costs.jsonl", ".lock", "output.txt"}
 KILLED = -signal.SIGKILL
+
+pytestmark = pytest.mark.slow
 
 
 class Nursery:
@@ -56,10 +59,15 @@ def command(pico_pool):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nursery, command, tmp_path_factory):
+def undisturbed_dir(nursery, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     assert nursery.run(folder, command) == 0, told(folder)
-    files = tree(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_dir):
+    files = tree(undisturbed_dir)
     assert {
         "exp/subset.npy",
         "exp/seed-0/checkpoint/model.safetensors",
@@ -143,8 +151,8 @@ def test_pool_build_killed_at_renames(nursery, pico_pool, tmp_path):
     same(tree(tmp_path / "pool"), {name: drawn[name] for name in drawn if not name.startswith("signals/")})
 
 
-def test_a_second_run_makes_nothing_anew(nursery, command, undisturbed, tmp_path):
-    assert nursery.run(tmp_path, command) == 0
+def test_a_second_run_makes_nothing_anew(nursery, command, undisturbed_dir, undisturbed, tmp_path):
+    shutil.copytree(undisturbed_dir, tmp_path, dirs_exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name not in OUTSIDE}
     costs = (tmp_path / "exp" / "costs.jsonl").read_text()
     assert nursery.run(tmp_path, command) == 0
