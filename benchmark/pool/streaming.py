@@ -81,8 +81,8 @@ class SamplePlaces:
 
     def read_along(self, rows: np.ndarray) -> Iterator[Sample]:
         """Yield samples that stand tar by tar, in the order of the tars' bytes: each tar is read from front to back."""
-        changes = np.flatnonzero(np.diff(self.tar_number[rows])) + 1
-        for start, stop in pairwise([0, *changes.tolist(), len(rows)]):
+        changes = np.flatnonzero(np.diff(self.tar_number[rows], prepend=-1))  # nothing of no rows
+        for start, stop in pairwise([*changes.tolist(), len(rows)]):
             tar = self.summary.tars[self.tar_number[rows[start]]]
             with open_sequential(tar.path, state=tar.state) as file:
                 for first in range(start, stop, READ_AT_ONCE):

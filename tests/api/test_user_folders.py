@@ -94,4 +94,5 @@ def test_a_package_of_that_name_that_is_loaded_already_is_named(user_dir):
 
 
 def test_the_wheel_has_types(site):
+    assert (site / "benchmark" / "py.typed").is_file()
     assert (site / "winnow.py").is_file() and (site / "winnow-stubs" / "__init__.pyi").is_file()

@@ -16,6 +16,7 @@ from open_clip_train.train import train_one_epoch
 from torch.utils.data import DataLoader
 
 import winnow as wb
+from benchmark.cli.main import main
 from benchmark.models.build import build_model, build_tokenizer
 from benchmark.models.pixels import normalise
 from benchmark.pool.tars import write_tar
@@ -220,10 +221,22 @@ def test_a_pool_of_shards_only_and_other_members(tmp_path):
     found = {sample["__key__"]: sample for sample in pool.to_webdataset(subset, order="webdataset")}
     assert set(found) == {"a1", "c"} and found["a1"]["npz"] == b"array" and found["a1"]["txt"] == b"one"
     assert len(list(pool.to_webdataset(order="webdataset"))) == 3
+    more_workers = DataLoader(pool.to_webdataset(subset, order="webdataset"), batch_size=None, num_workers=5)
+    assert sorted(keys_of(more_workers)) == ["a1", "a1", "c"]
     with user_error("no-samples"):
         pool.to_webdataset(wb.Subset.of(parse_uids([uid(9)])), order="webdataset")
     with user_error("metadata-missing"):
         pool.to_pandas()
+
+
+def test_captions_of_a_field_of_the_json_become_the_txt(tmp_path):
+    (tmp_path / "tars").mkdir()
+    captioned = [part for part in members("a", 1, caption="from the json") if not part[0].endswith("txt")]
+    write_tar(tmp_path / "tars" / "0.tar", captioned)
+    arguments = ["--shards", str(tmp_path / "tars"), "--out", str(tmp_path / "pool"), "--column", "text=caption"]
+    assert main(["pool", "import", *arguments]) == 0
+    (sample,) = wb.open_pool(tmp_path / "pool").to_webdataset(order="webdataset")
+    assert sample["txt"] == b"from the json" and json.loads(sample["json"])["caption"] == "from the json"
 
 
 def test_what_does_not_fit_together_is_refused(pool, subset):
