@@ -62,7 +62,8 @@ def board_sentences(
         sentences.append(_about_columns(board))
     if names := [row.entry.name for row in rows if row.entry.reference]:
         sentences.append(
-            f"{listed(names)} (reference: knows the planted labels): not ranked, cannot be submitted, no ceiling."
+            f"{listed(names)} (reference): an oracle, which knows the planted labels; not ranked, cannot be submitted, "
+            "not an upper bound."
         )
     if left_out:
         sentences.append(f"Left out, because their numbers do not compare: {_by_reason(left_out)}.")
@@ -74,7 +75,7 @@ def board_sentences(
 def _about_columns(board: Board) -> str:
     """Say what the columns are."""
     average = averaged_over(len(board.headline), len(board.development))
-    tuned = ", on which alone rules may be tuned" if board.development else ""
+    tuned = ", the only one that rules may be tuned on" if board.development else ""
     return (
         f"keeps is the share of the pool that the strategy chose; average is the mean over {average}{tuned}; ± is the "
         "standard deviation over so many (training seeds); the other columns are means over all tasks of a group."
@@ -112,7 +113,7 @@ def _about_own_run(own: BoardRow, others: Sequence[BoardRow], board: Board, mode
         warning = f"{counted(len(own.run), 'seed')}: enough to run, {claim}."
         width = max((row.difference.high - row.difference.value for row in others if row.difference), default=None)
         if width is not None:
-            warning += f" With these entries a difference under {score(width)} (95 %) may be seed noise alone."
+            warning += f" With these entries a difference under {score(width)} (95 %) may be mere seed noise."
         sentences.append(warning)
     elif model is not None and others:
         sentences += _claims(own, others, min_seeds)
@@ -151,24 +152,24 @@ def _claims(own: BoardRow, others: Sequence[BoardRow], min_seeds: int) -> list[s
 
 def _about_noise(rows: Sequence[BoardRow], others: Sequence[BoardRow], model: SeedModel, min_seeds: int) -> list[str]:
     entry_seeds = median_low(len(row.run) for row in others)
-    first, *parts = [
-        f"of {score(least_detectable(model.error_of_plan(n, entry_seeds)))} with {counted(n, 'seed')}"
+    detectable = [
+        f"{score(least_detectable(model.error_of_plan(n, entry_seeds)))} with {counted(n, 'seed')}"
         for n in SEEDS_PLANNED
     ]
     sentences = [
-        f"Against an entry of {counted(entry_seeds, 'seed')} a true difference {first} is found 4 times in 5, and one "
-        f"{listed(parts)}.",
+        f"Minimum detectable difference (80 % power) from an entry of {counted(entry_seeds, 'seed')}: "
+        f"{listed(detectable)}.",
         f"Seed noise, by which an average moves with the training seed: sd {score(model.sd)}, of which "
         f"{score(model.shared_sd)} moves all runs of a seed alike; the rest is known with {model.rest_df} degrees of "
         "freedom. Runs that share seeds are compared without the shared part, so a difference need not be that of the "
         f"averages. Intervals and ranks (95 %) go pair by pair; a rank needs {min_seeds} seeds (else -), and runs that "
-        "cannot be told apart share theirs. They cover the training seed alone: another pool or other test samples "
+        "cannot be told apart share theirs. They cover the training seed only: another pool or other test samples "
         "move scores too.",
     ]
     if all(row.is_given for row in rows):
         sentences.append(
-            "No entry of the board has their recipe and pool, so two runs are compared by the noise of their own seeds "
-            "alone."
+            "No entry of the board has their recipe and pool, so two runs are compared by the noise of their own "
+            "seeds only."
         )
     p = unequal_noise([row.run for row in rows])
     if p is not None and p < UNEQUAL_NOISE_P:
@@ -188,12 +189,12 @@ def _about_dev(own: BoardRow | None, rows: Sequence[BoardRow], model: SeedModel)
         if not widths:
             return f"{told}."
         under = f"under {score(max(widths))} (95 %)"
-        return f"{told}; there a difference of {HIGHLIGHT_MARK} from a row {under} may be seed noise alone."
+        return f"{told}; there a difference of {HIGHLIGHT_MARK} from a row {under} may be mere seed noise."
     num_seeds = median_low(len(row.run) for row in rows)
     width = model.error_of_plan(num_seeds, num_seeds).half_width
     return (
         f"{told}; there a difference under {score(width)} (95 %) between runs of the same {counted(num_seeds, 'seed')} "
-        "may be seed noise alone."
+        "may be mere seed noise."
     )
 
 
@@ -227,11 +228,11 @@ def _pool_sentence(names: Sequence[str], model: PoolModel) -> str:
             f"({signed(by_pool.min())} to {signed(by_pool.max())} on single pools)"
         )
     return (
-        f"Over drawings of the pool ({strategies} strategies, {pools} pools, {seeds} training seeds): the sd of a run "
-        f"is {score(model.seed_sd)} from the training seed, {score(model.shared_seed_sd)} of it shared by all "
-        f"strategies ({model.seed_df} degrees of freedom); from the pool's seed it is {score(model.shared_pool_sd)} "
-        f"shared ({model.pool.df}) and {score(model.own_pool_sd)} not shared ({model.strategy_pool.df}). Over pools "
-        f"and training seeds (95 %): {'; '.join(differences)}."
+        f"Over generation seeds of the pool ({strategies} strategies, {pools} pools, {seeds} training seeds): the sd "
+        f"of a run is {score(model.seed_sd)} from the training seed, {score(model.shared_seed_sd)} of it shared by all "
+        f"strategies ({model.seed_df} degrees of freedom); from the generation seed it is "
+        f"{score(model.shared_pool_sd)} shared ({model.pool.df}) and {score(model.own_pool_sd)} not shared "
+        f"({model.strategy_pool.df}). Over pools and training seeds (95 %): {'; '.join(differences)}."
     )
 
 

@@ -58,7 +58,7 @@ class TaskTable:
 
 
 def make_task_table(table: Table) -> TaskTable:
-    """Work out a line per task from the entries of a table, planted references aside."""
+    """Work out a line per task from the entries of a table, oracles aside."""
     board = table.board
     shown = sorted((row for row in table.rows if not row.entry.reference), key=lambda row: row.entry.name)
     given = sorted((row for row in table.rows if row.is_given), key=lambda row: row.number or 0)
@@ -85,10 +85,10 @@ def make_task_table(table: Table) -> TaskTable:
     sentences = ["The board has no entry yet."]
     if rows:
         references = sum(row.entry.reference for row in table.rows)
-        aside = ", references that know the planted labels aside" if references else ""
+        aside = ", without the oracles, which know the planted labels" if references else ""
         sentences = [
             f"lowest and highest are means over training seeds, over {len(shown)} strategies{aside}; seed sd is one "
-            "run's, pooled over them. A task whose range is a few seed sds tells little apart."
+            "run's, pooled over them. A task whose range is only a few seed sds separates few strategies."
         ]
         if told := [f"{each.mark} is {each.name}" for each in rows[0].given]:
             sentences.insert(

@@ -4,7 +4,7 @@
 
 - Shares: what DataComp's baselines keep of CommonPool at small scale, and what they keep here (aim: within 4 points).
 - Gap: clip_score's gain over no_filter in units of the seeds' standard deviation (aim: 15).
-- Headroom: the best strategy's gain over clip_score in units of that gap (aim: 0.8), planted references aside.
+- Headroom: the best strategy's gain over clip_score in units of that gap (aim: 0.8), oracles aside.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     if None not in spreads:
         noise = math.sqrt(sum(spread**2 for spread in spreads if spread is not None) / 2)
         print(f"\ngap {CLIP} - {NOTHING}: {gap:.3f}, {gap / noise:.1f} seed standard deviations of {noise:.4f}")
-    for title, reference in (("best strategy", False), ("planted reference", True)):
+    for title, reference in (("best strategy", False), ("oracle", True)):
         chosen = [entry for entry in entries.values() if entry.reference == reference]
         if chosen:
             best = max(chosen, key=average)

@@ -8,6 +8,6 @@ exp_dir/report/fraction-*.png      what a rule would keep of each kind, or langu
 exp_dir/report/tasks.png           task scores among the board's entries, once a seed has the whole suite
 exp_dir/report/report.json         what all of it was made from
 
-A report is derived: where its inputs changed it is made anew. Planted labels are shown here and never handed to a
+A report is derived: where its inputs changed it is generated again. Planted labels are shown here and never handed to a
 filter. Whatever a stranger typed is escaped, and whatever a stranger drew is decoded and drawn again.
 """

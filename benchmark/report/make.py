@@ -64,7 +64,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
         there = read_record(record_path)
         wanted = Record("report", REPORT_VERSION, inputs, {})
         if there is not None and there.hash == wanted.hash and _has_files(report_dir, there):
-            say(f"report: as before, {page_path}")
+            say(f"report: up to date, skipping ({page_path})")
             return page_path
         with cost(exp_dir, "report"):
             # First of all, so that no record ever stands beside another report's files.
@@ -108,7 +108,7 @@ def report_stage(exp_dir: Path, pool: Pool, scale: Scale) -> Path:
                 result["sample"] = {"rows": survey.num_sampled, "of": survey.num_rows}
             write_record(record_path, Record("report", REPORT_VERSION, inputs, result))
             _keep_if_default(pool, record, subset_path)
-    say(f"report: {page_path}" + ("" if there is None else f" (made anew: {_changes(there, wanted)})"))
+    say(f"report: {page_path}" + ("" if there is None else f" (regenerated: {_changes(there, wanted)})"))
     return page_path
 
 

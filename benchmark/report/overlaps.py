@@ -201,7 +201,7 @@ def _why_not(pool: Pool, strategy: Strategy) -> str:
     if strategy.reference:
         return "a reference"
     if not pool.metadata_paths:
-        return "the pool has shards alone, and filters need metadata"
+        return "the pool has shards only, and filters need metadata"
     required = [option.name for option in strategy.options.values() if option.is_required]
     if required:
         return f"its option {required[0]!r} has no default"

@@ -48,7 +48,7 @@ class Survey:
 def survey_pool(pool: Pool, subset: Subset, rules: Sequence[ResolvedRule] = (), *, is_within: bool = False) -> Survey:
     """Count and show what the subset keeps of the pool.
 
-    Of a pool of shards alone these are its samples and their pictures: there are no columns to count by.
+    Of a pool of shards only these are its samples and their pictures: there are no columns to count by.
 
     `rules` are the filters with a cut that chose it; their scores are computed again. `is_within` says that they chose
     inside an earlier subset, so that the place of a fraction's cut among the pool's scores is not known.
@@ -106,7 +106,7 @@ def survey_pool(pool: Pool, subset: Subset, rules: Sequence[ResolvedRule] = (), 
 
 
 def has_column(pool: Pool, column: str) -> bool:
-    """Tell whether every metadata shard has the column, in a type that can be read; a pool of shards alone has none."""
+    """Tell whether every metadata shard has the column, in a type that can be read; a pool of shards only has none."""
     if not pool.metadata_paths:
         return False
     try:

@@ -462,7 +462,7 @@ def test_the_average_is_the_reporting_half_and_dev_the_other() -> None:
     assert frame.loc["clip", ["average", "dev"]].tolist() == pytest.approx([0.31, 0.51])
     assert frame.loc["clip", ["accuracy", "retrieval"]].tolist() == pytest.approx([0.51, 0.31])
     assert (
-        "average is the mean over the suite's reporting half (1 task), dev the mean over its development half (1), on"
+        "average is the mean over the suite's reporting half (1 task), dev the mean over its development half (1), "
         in (" ".join(table.sentences))
     )
     for text in (render_table(table), render_markdown(table), render_html(table)):
@@ -593,15 +593,15 @@ def test_other_pools_tell_how_differences_hold_on_them() -> None:
     assert [row.entry.name for row in table.rows] == ["clip", "none"]
     # Pools at 0, .01, .02 and .03 have a standard deviation of .0129.
     assert (
-        "Over drawings of the pool (2 strategies, 4 pools, 3 training seeds): the sd of a run is .002 from the "
-        "training seed, .002 of it shared by all strategies (16 degrees of freedom); from the pool's seed it is .013 "
-        "shared (3) and .000 not shared (3). Over pools and training seeds (95 %): clip minus none +.200 "
+        "Over generation seeds of the pool (2 strategies, 4 pools, 3 training seeds): the sd of a run is .002 from the "
+        "training seed, .002 of it shared by all strategies (16 degrees of freedom); from the generation seed it is "
+        ".013 shared (3) and .000 not shared (3). Over pools and training seeds (95 %): clip minus none +.200 "
         "[+.200, +.200] (+.200 to +.200 on single pools)."
     ) in table.sentences
 
 
 def test_nothing_is_said_of_pools_where_there_is_one() -> None:
-    assert "drawings" not in text_under([CLIP, NONE]) and "pools" not in text_under([CLIP, NONE])
+    assert "generation" not in text_under([CLIP, NONE]) and "pools" not in text_under([CLIP, NONE])
 
 
 def test_too_few_entries_of_other_pools_are_told() -> None:
@@ -893,7 +893,7 @@ def test_the_development_half_has_noise_and_intervals_too() -> None:
     half = (least_squares(runs, 2, 0)[2] - least_squares(runs, 2, 0)[1]) / 2
     told = (
         f"On the development half (dev) the seed noise is sd {model.sd:.3f}; there a difference of > from a row "
-        f"under {half:.3f} (95 %) may be seed noise alone."
+        f"under {half:.3f} (95 %) may be mere seed noise."
     )
     assert told.replace("0.", ".") in table.sentences
     assert any("the same 3 seeds may be" in each for each in make_table([CLIP, NONE], halved_board()).sentences)
@@ -916,16 +916,16 @@ comparisons).
 The same holds with Holm's correction for 4 comparisons.
 > minus row is the average of the run marked > less the row's (positive: > scored higher), with its 95 % interval over
 training seeds; `winnow leaderboard compare` gives the same for two experiments.
-Against an entry of 3 seeds a true difference of .012 with 1 seed is found 4 times in 5, and one of .008 with 3 seeds
-and of .008 with 5 seeds.
+Minimum detectable difference (80 % power) from an entry of 3 seeds: .012 with 1 seed, .008 with 3 seeds and .008 with
+5 seeds.
 Seed noise, by which an average moves with the training seed: sd .013, of which .013 moves all runs of a seed alike;
 the rest is known with 8 degrees of freedom. Runs that share seeds are compared without the shared part, so a
 difference need not be that of the averages. Intervals and ranks (95 %) go pair by pair; a rank needs 3 seeds (else
--), and runs that cannot be told apart share theirs. They cover the training seed alone: another pool or other test
+-), and runs that cannot be told apart share theirs. They cover the training seed only: another pool or other test
 samples move scores too.
 keeps is the share of the pool that the strategy chose; average is the mean over all 2 tasks; ± is the standard
 deviation over so many (training seeds); the other columns are means over all tasks of a group.
-planted (reference: knows the planted labels): not ranked, cannot be submitted, no ceiling.
+planted (reference): an oracle, which knows the planted labels; not ranked, cannot be submitted, not an upper bound.
 No evidence about anything else.
 """
 

@@ -273,11 +273,11 @@ def test_a_selector_is_not_run_but_its_experiment_beside_this_one_is_read(folder
     assert main([*choose, "filters=dedup", "exp_dir=here/seeded", "filters.dedup.seed=1"]) == 0
     capsys.readouterr()
     assert overlap_row("dedup", "here/exp") == unknown
-    assert "as before" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out
     assert main([*choose, "filters=dedup", "exp_dir=here/selector"]) == 0
     own, other = (set(np.load(f"here/{name}/subset.npy").tolist()) for name in ("exp", "selector"))
     assert overlap_row("dedup", "here/exp") == ["", *overlap_cells(own, other)]
-    assert "made anew: compared changed" in capsys.readouterr().out
+    assert "regenerated: compared changed" in capsys.readouterr().out
 
     assert overlap_row("dedup", "elsewhere/exp") == unknown
     report(exp="here/selector")
@@ -358,11 +358,11 @@ def test_a_report_that_fits_is_left_alone_and_a_lost_or_changed_one_is_made_anew
     before = page.stat().st_mtime_ns
     capsys.readouterr()
     report(pool=pico_pool)
-    assert capsys.readouterr().out == "report: as before, exp/report/index.html\n"
+    assert capsys.readouterr().out == "report: up to date, skipping (exp/report/index.html)\n"
     assert page.stat().st_mtime_ns == before
     page.write_bytes(b"mine")
     report(pool=pico_pool)
-    assert "report: exp/report/index.html (made anew: its files were changed or lost)" in capsys.readouterr().out
+    assert "report: exp/report/index.html (regenerated: its files were changed or lost)" in capsys.readouterr().out
     assert page.read_bytes() == data
 
 
@@ -389,7 +389,7 @@ def test_scored_seeds_stand_on_the_board_and_make_the_report_anew(reported, pico
     write_entry(Path("exp/entry.json"), entry)
     capsys.readouterr()
     page = report(pool=pico_pool)
-    assert "(made anew: entry, board changed)" in capsys.readouterr().out
+    assert "(regenerated: entry, board changed)" in capsys.readouterr().out
     assert '<td class="left">&gt; mine</td>' in page and ".500 ± .000 (2)" in page
     assert board.rules.note in html.unescape(page)
     average = "Average over the suite's reporting half (8 tasks) 0.500 ± 0.000 (2 seeds)."
@@ -619,5 +619,5 @@ def test_a_pool_of_shards_alone_has_a_report_of_its_samples(folder, capsys):
     assert {path.name for path in Path("exp/report").glob("*.png")} == {"sheet-kept.png", "sheet-dropped.png"}
     before = Path("exp/report/report.json").read_bytes()
     capsys.readouterr()
-    assert main(["report", *options]) == 0 and "as before" in capsys.readouterr().out
+    assert main(["report", *options]) == 0 and "up to date" in capsys.readouterr().out
     assert Path("exp/report/report.json").read_bytes() == before
