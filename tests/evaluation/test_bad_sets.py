@@ -151,7 +151,7 @@ def test_on_ranks_one_says_which_sets_are_bad_and_all_end(source, place):
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python"]
     winnow = [sys.executable, "-m", "benchmark", *command(source, place)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run([*torchrun, *winnow], env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.run([*torchrun, *winnow], env=environment, capture_output=True, text=True, timeout=600)
     assert process.returncode != 0
     lines = [line for line in process.stderr.splitlines() if "2 of 8 evaluation sets cannot be read" in line]
     assert len([line for line in lines if line.startswith("winnow: ")]) == 1

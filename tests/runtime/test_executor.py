@@ -47,7 +47,7 @@ def patient(rows, *, notes_dir: str):
     """Score by a column."""
     notes, shard = Path(notes_dir), rows["shard"].iloc[0]
     (notes / f"{shard}.{ray.get_runtime_context().get_node_id()}").touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while shard >= 6 and not (notes / "go").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -99,10 +99,10 @@ def test_a_second_process_waits_for_the_lock(tmp_path, capsys):
     started = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, started, 0.3))
     process.start()
-    assert started.wait(10)
+    assert started.wait(600)
     with locked(tmp_path):
         assert process.exitcode is not None or not process.is_alive() or process.join(0.2) is None
-    process.join(10)
+    process.join(600)
     assert "another process is at work here" in capsys.readouterr().out
 
 
@@ -118,11 +118,11 @@ def test_threads_of_one_process_take_turns_without_a_word(tmp_path, capsys):
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
     threads[0].start()
-    assert inside.wait(10)
+    assert inside.wait(600)
     for thread in threads[1:]:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(600)
     assert order[:2] == ["a begins", "a ends"] and len(order) == 6
     assert [line[0] for line in order[::2]] == [line[0] for line in order[1::2]]
     assert capsys.readouterr().out == ""

@@ -203,7 +203,7 @@ def test_processes_share_the_blocks_and_ask_for_each_once(server, s3):
     for process in processes:
         process.start()
     for _ in processes:
-        assert b"".join(results.get(timeout=60)) == DATA
+        assert b"".join(results.get(timeout=600)) == DATA
     for process in processes:
         process.join()
     assert len(server.since(before, "GET")) == 19

@@ -269,7 +269,7 @@ def test_what_another_thread_reads_meanwhile_is_not_counted(place, monkeypatch):
     asked, done = threading.Event(), threading.Event()
 
     def read():
-        asked.wait(10)
+        asked.wait(600)
         Path("words.txt").read_text()
         done.set()
 
@@ -277,7 +277,7 @@ def test_what_another_thread_reads_meanwhile_is_not_counted(place, monkeypatch):
         steps = STRATEGIES["u_waits"].function.__wrapped__.__globals__["STEPS"]
         thread = threading.Thread(target=read)
         thread.start()
-        steps += [asked.set, lambda: done.wait(10)]
+        steps += [asked.set, lambda: done.wait(600)]
         assert len(run_filters(Pool(place / "pool"), [Rule("u_waits")]).subset) == 4
         thread.join()
         assert done.is_set() and not Rule("u_waits").undeclared(Pool(place / "pool"))

@@ -316,7 +316,7 @@ def test_a_run_that_is_stopped_ends_at_once_and_is_gone_on_with(hub, tmp_path, n
     ):
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.wait(10) == status
+    assert process.wait(600) == status
     hub.hold.set()
     assert not (tmp_path / "sets" / FOLDER / "test" / "nshards.txt").exists()
     hub.asked.clear()

@@ -165,7 +165,7 @@ def run_script(*arguments, **variables):
     """Run the program as a user does; the hub's client reads its variables when it is imported."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", **variables}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -444,7 +444,7 @@ def is_alive(pid):
         return False
 
 
-def wait_until(claim, seconds=60):
+def wait_until(claim, seconds=600):
     end = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < end

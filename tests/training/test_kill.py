@@ -43,7 +43,7 @@ class Nursery:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(600)
 
 
 @pytest.fixture(scope="module")

@@ -197,7 +197,7 @@ def start(ranks, pico_pool, exp_dir, *options, scale="pico", before=()):
     )
 
 
-def finish(process, seconds=90):
+def finish(process, seconds=600):
     try:
         return process.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
@@ -216,7 +216,7 @@ def losses(exp_dir):
     return [json.loads(line)["loss"] for line in lines]
 
 
-def wait_for(is_so, process, seconds=60):
+def wait_for(is_so, process, seconds=600):
     until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until and process.poll() is None, finish(process)
