@@ -148,6 +148,11 @@ def chosen(place: Path, environment: dict[str, str], *options: str) -> tuple[int
     return json.loads((place / "exp" / "subset.json").read_text())["result"]["size"], done.stdout + done.stderr
 
 
+def undeclared_of(rule, pool_dir):
+    """What a rule and its signals are known to read undeclared in this process."""
+    return [read for each in rule.resolve(Pool(pool_dir)).with_signals for read in each.strategy.undeclared()]
+
+
 @pytest.mark.parametrize("how", READERS)
 def test_a_list_that_changed_gives_the_new_answer_and_is_named(place, how):
     (place / "by.py").write_text(HEAD + textwrap.dedent(READERS[how]))
@@ -229,7 +234,7 @@ def test_a_declared_asset_is_no_undeclared_file(place, monkeypatch):
         rule = Rule("u_asset", {"words": "words.parquet"})
         assert len(run_filters(Pool(place / "pool"), [rule]).subset) == 4
         assert len(list((place / "pool" / "signals").glob("u_asset-*/*.parquet"))) == 2
-        assert not rule.undeclared(Pool(place / "pool"))
+        assert not undeclared_of(rule, place / "pool")
 
 
 def test_what_it_writes_itself_and_what_lies_in_packages_is_not_counted(place, monkeypatch):
@@ -250,7 +255,7 @@ def test_what_it_writes_itself_and_what_lies_in_packages_is_not_counted(place, m
     monkeypatch.chdir(place)
     with loaded_plugin(place / "u_writes.py", code):
         assert len(run_filters(Pool(place / "pool"), [Rule("u_writes")]).subset) == 4
-        assert not Rule("u_writes").undeclared(Pool(place / "pool"))
+        assert not undeclared_of(Rule("u_writes"), place / "pool")
 
 
 def test_what_another_thread_reads_meanwhile_is_not_counted(place, monkeypatch):
@@ -280,7 +285,7 @@ def test_what_another_thread_reads_meanwhile_is_not_counted(place, monkeypatch):
         steps += [asked.set, lambda: done.wait(600)]
         assert len(run_filters(Pool(place / "pool"), [Rule("u_waits")]).subset) == 4
         thread.join()
-        assert done.is_set() and not Rule("u_waits").undeclared(Pool(place / "pool"))
+        assert done.is_set() and not undeclared_of(Rule("u_waits"), place / "pool")
 
 
 def test_a_server_that_is_asked_is_named(place, monkeypatch):
@@ -300,7 +305,7 @@ def test_a_server_that_is_asked_is_named(place, monkeypatch):
         port = server.getsockname()[1]
         with loaded_plugin(place / f"u_asks_{port}.py", code):
             run_filters(Pool(place / "pool"), [Rule("u_asks")])
-            (found,) = Rule("u_asks").undeclared(Pool(place / "pool"))["u_asks"]
+            (found,) = undeclared_of(Rule("u_asks"), place / "pool")
     assert found == Undeclared("server", f"127.0.0.1:{port}")
 
 
@@ -323,7 +328,7 @@ def test_a_signal_that_declares_its_server_is_kept(place, monkeypatch):
         name = f"u_answers_{server.getsockname()[1]}.py"
         with loaded_plugin(place / name, code):
             assert len(run_filters(Pool(place / "pool"), [Rule("u_by_answers")]).subset) == 4
-            assert not Rule("u_by_answers").undeclared(Pool(place / "pool"))
+            assert not undeclared_of(Rule("u_by_answers"), place / "pool")
             assert len(list((place / "pool" / "signals").glob("u_answers-*/*.parquet"))) == 2
         (place / "u_other.py").write_text(
             code.replace("SOME_API_KEY", "WORDS").replace("u_answers", "v_answers").replace("u_by", "v_by")
@@ -466,7 +471,7 @@ def test_no_shipped_strategy_is_taken_for_one_that_reads_undeclared(strategies, 
             continue
         rule = make_rule(name, filter_defaults(strategies[name]))
         run_filters(pool, [rule])
-        assert not any(each.strategy.undeclared() for each in rule.resolve(pool).with_signals), name
+        assert not undeclared_of(rule, pool.dir), name
 
 
 def test_a_filter_of_a_script_runs_here_is_registered_again_and_keeps_nothing(tmp_path, capsys):
