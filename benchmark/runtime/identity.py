@@ -51,6 +51,7 @@ REQUIRED_PACKAGES = frozenset(
         "filelock",
         "fsspec",
         "hydra",
+        "jinja2",
         "matplotlib",
         "numpy",
         "omegaconf",
