@@ -169,7 +169,7 @@ def test_slurm_gets_one_array_with_the_settings_given(pico_pool, cluster, monkey
         (["-m", "hydra/launcher=submitit_slurm"], 'Could not detect "srun"'),
         (["-m", "hydra.sweep.dir=here"], "hydra.sweep.dir is fixed"),
         (["-m", "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"], "a job of a sweep is one process"),
-        (["-m", "--cfg=job"], "leave -m out"),
+        (["-m", "--cfg=job"], "leave out -m"),
     ],
 )
 def test_wrong_use_is_met_by_one_sentence_and_leaves_no_sweep(arguments, message, capsys, monkeypatch):

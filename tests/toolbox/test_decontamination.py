@@ -137,12 +137,12 @@ def test_embeddings_of_a_model_may_be_compared_instead(pool_dir, strategies):
 
 
 def test_the_record_holds_what_was_compared_with(pool_dir, strategies, tmp_path):
-    first = Rule("decontaminated", OPTIONS).as_json(Pool(pool_dir))
+    first = Rule("decontaminated", OPTIONS).resolve(Pool(pool_dir)).as_json()
     (pool_dir / "eval").rename(tmp_path / "elsewhere")
     moved = OPTIONS | {"eval_dir": str(tmp_path / "elsewhere")}
-    assert Rule("decontaminated", moved).as_json(Pool(pool_dir)) == first
+    assert Rule("decontaminated", moved).resolve(Pool(pool_dir)).as_json() == first
     write_set(tmp_path / "elsewhere", "c", [picture(200)])
-    assert Rule("decontaminated", moved).as_json(Pool(pool_dir)) != first
+    assert Rule("decontaminated", moved).resolve(Pool(pool_dir)).as_json() != first
 
 
 def test_sets_that_are_missing_or_damaged_are_named(pool_dir, strategies, tmp_path):
