@@ -22,8 +22,9 @@ from scipy import stats
 from benchmark.registry import STRATEGIES, load_strategies
 from benchmark.runtime.errors import UserError
 from benchmark.runtime.text_tables import averaged_over, markdown_table, page, score, signed, text_table
+from leaderboard.board import BOARDS_DIR
 from leaderboard.board_rows import BoardRow
-from leaderboard.entries import BOARDS_DIR, Entry, Finite, Score, StrategyUsed, read_strictly
+from leaderboard.entries import Entry, Finite, Score, StrategyUsed, read_strictly
 from leaderboard.statistics import CONFIDENCE
 from leaderboard.table import Table
 

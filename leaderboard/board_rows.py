@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leaderboard.entries import Board, Entry
+from leaderboard.board import Board
+from leaderboard.entries import Entry
 from leaderboard.peers import Peers, seed_scores_of
 from leaderboard.statistics import RankRange, Run, RunDifference, SeedModel, mean, sd
 

@@ -10,8 +10,9 @@ from statistics import median_low
 import numpy as np
 
 from benchmark.runtime.text_tables import averaged_over, counted, listed, listed_some, score, signed
+from leaderboard.board import Board
 from leaderboard.board_rows import BESIDE_MARK, HIGHLIGHT_MARK, BoardRow, Standings, common_frame
-from leaderboard.entries import Board, Entry
+from leaderboard.entries import Entry
 from leaderboard.statistics import (
     CONFIDENCE,
     PoolModel,

@@ -17,7 +17,8 @@ from benchmark.registry import SUITES, load_tasks
 from benchmark.runtime.errors import UnknownNameError, UserError
 from benchmark.runtime.names import nearest_name
 from benchmark.runtime.text_tables import aligned, score
-from leaderboard.entries import BOARDS_DIR, Score, read_strictly
+from leaderboard.board import BOARDS_DIR
+from leaderboard.entries import Score, read_strictly
 
 CHECKPOINTS_PATH = BOARDS_DIR / "published" / "checkpoints.json"
 SUITE = "datacomp"

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from leaderboard.entries import Board, Entry
+from leaderboard.board import Board
+from leaderboard.entries import Entry
 from leaderboard.statistics import Run, RunDifference, SeedModel, fit_seed_model
 
 

@@ -15,7 +15,7 @@ from benchmark.evaluation.results import normalised, read_predictions
 from benchmark.evaluation.tasks import Suite, Task
 from benchmark.evaluation.uncertainty import difference, error_of_mean
 from benchmark.runtime.text_tables import shortened
-from leaderboard.entries import Board, board_named, has_board, read_entries, read_other_pools
+from leaderboard.board import Board, board_named, has_board, read_entries, read_other_pools
 from leaderboard.peers import Peers, SeedScores, entries_on, seed_scores_of
 from leaderboard.score_sets import ScoreSet
 from leaderboard.statistics import RunDifference

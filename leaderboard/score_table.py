@@ -22,7 +22,7 @@ from benchmark.runtime.text_tables import (
     signed,
     text_table,
 )
-from leaderboard.entries import Board, board_named
+from leaderboard.board import Board, board_named
 from leaderboard.score_cells import (
     change_text,
     group_cells,

@@ -24,9 +24,10 @@ from benchmark.runtime.text_tables import (
     signed,
     text_table,
 )
+from leaderboard.board import Board, check_entry
 from leaderboard.board_rows import HIGHLIGHT_MARK, BoardRow, Standings, common_frame, left_out_by_reason
 from leaderboard.board_sentences import board_sentences, pool_sentences
-from leaderboard.entries import Board, Entry, check_entry
+from leaderboard.entries import Entry
 from leaderboard.peers import Peers, entries_on, is_on
 from leaderboard.statistics import (
     RankRange,

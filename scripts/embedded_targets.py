@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 
-from leaderboard.entries import BOARDS_DIR, Entry, read_board, read_entries
+from leaderboard.board import BOARDS_DIR, read_board, read_entries
+from leaderboard.entries import Entry
 from leaderboard.statistics import mean, sd
 
 PUBLISHED_SHARES = {  # size over 12.8 million (DataComp, Table 3)

@@ -25,7 +25,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmark.runtime.names import nearest_name
-from leaderboard.entries import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME, read_entry, write_entry
+from leaderboard.board import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME
+from leaderboard.entries import read_entry, write_entry
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from benchmark.runtime.context import Context
 from benchmark.runtime.files import digest
 from benchmark.scales import SCALES
 from benchmark.selection.rules import Rule, make_rule, resolve_rules
-from leaderboard.entries import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME, Entry, StrategyUsed, read_entry, write_entry
+from leaderboard.board import BOARDS_DIR, ENTRIES_NAME, OTHER_POOLS_NAME
+from leaderboard.entries import Entry, StrategyUsed, read_entry, write_entry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from benchmark.registry import load_tasks
 from benchmark.runtime.costs import read_costs
 from benchmark.runtime.errors import NotFoundError, UnknownNameError
 from benchmark.runtime.names import nearest_name
-from leaderboard.entries import board_named, read_entries, read_other_pools
+from leaderboard.board import board_named, read_entries, read_other_pools
 from leaderboard.score_rows import Evaluation
 from leaderboard.score_sets import ScoreSet
 from leaderboard.score_table import evaluation_of, spell_evaluation, to_frame

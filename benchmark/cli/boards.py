@@ -42,7 +42,8 @@ def board_agreement(board_name: str, style: str) -> str:
 
 
 def _table(board_name: str, entry_paths: Sequence[Path]) -> Table:
-    from leaderboard.entries import board_named, read_entries, read_entry, read_other_pools
+    from leaderboard.board import board_named, read_entries, read_other_pools
+    from leaderboard.entries import read_entry
     from leaderboard.table import make_table
 
     board = board_named(board_name)

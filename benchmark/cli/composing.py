@@ -95,9 +95,9 @@ class HydraCommand:
 
     def _check(self, parsed: list[Any]) -> None:
         """Check what can be checked before Hydra composes: names, sweeps, and which filters there are."""
+        from benchmark.cli.command_table import COMMANDS
         from benchmark.cli.names import check_override_name
         from benchmark.cli.options import takes_filters
-        from benchmark.cli.table import COMMANDS
         from benchmark.scales import get_scale
 
         filters = [str(name) for name in _flat_values(parsed, "filters")] or default_filters(self.verb)
@@ -133,7 +133,7 @@ class HydraCommand:
     def _compose_and_run(self) -> int:
         from hydra.core.config_store import ConfigStore
 
-        from benchmark.cli.table import COMMANDS
+        from benchmark.cli.command_table import COMMANDS
         from benchmark.selection.rules import filter_defaults, known_strategies
 
         store = ConfigStore.instance()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.cli.command_table import COMMANDS
 from benchmark.cli.options import describe_options, takes_filters
-from benchmark.cli.table import COMMANDS
 
 if TYPE_CHECKING:
     from benchmark.runtime.strategies import Strategy

@@ -76,7 +76,7 @@ class Job:
         return plain
 
     def _work(self, config: Any) -> int:
-        from benchmark.cli.table import COMMANDS
+        from benchmark.cli.command_table import COMMANDS
         from benchmark.registry import load_strategies
 
         load_strategies(self.plugins)  # a process of its own knows none yet

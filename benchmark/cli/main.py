@@ -28,8 +28,8 @@ def entry_point() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    from benchmark.cli.command_table import COMMANDS
     from benchmark.cli.help import winnow_help
-    from benchmark.cli.table import COMMANDS
 
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(winnow_help(), end="")

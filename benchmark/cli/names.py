@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from benchmark.cli.command_table import COMMANDS
 from benchmark.cli.options import option_names, takes_filters
-from benchmark.cli.table import COMMANDS
 from benchmark.registry import STRATEGIES, get_chooser
 from benchmark.runtime.errors import UnknownNameError
 from benchmark.runtime.names import nearest_name

@@ -121,7 +121,7 @@ def report_experiment(
     Where there is no board, or a reference is named, it prints the scores by group, against the reference; and so those
     of `tasks` that are not in the scale's suite.
     """
-    from leaderboard.entries import has_board
+    from leaderboard.board import has_board
 
     entry = write_experiment_entry(exp_dir, scale, pool)
     has_table = entry is not None and has_board(scale.name)

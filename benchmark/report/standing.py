@@ -16,7 +16,8 @@ from benchmark.scales import Scale
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from leaderboard.entries import Board, Entry
+    from leaderboard.board import Board
+    from leaderboard.entries import Entry
     from leaderboard.table import Table
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
@@ -77,7 +78,8 @@ def find_standing(exp_dir: Path, record: Record, scale: Scale) -> Standing:
 
     Raises ValueError where the entry is about another subset than the experiment's.
     """
-    from leaderboard.entries import BOARDS_DIR, has_board, read_board, read_entries, read_entry, read_other_pools
+    from leaderboard.board import BOARDS_DIR, has_board, read_board, read_entries, read_other_pools
+    from leaderboard.entries import read_entry
     from leaderboard.table import make_table, render_html
 
     entry_path = exp_dir / ENTRY_NAME

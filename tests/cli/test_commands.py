@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli import commands
+from benchmark.cli.command_table import COMMANDS, VERB_NAMES
 from benchmark.cli.help import winnow_help
 from benchmark.cli.options import describe_options, option_names
-from benchmark.cli.table import COMMANDS, VERB_NAMES
 
 
 def test_every_command_is_a_file_and_a_row_of_the_table():

@@ -24,7 +24,8 @@ from leaderboard.agreement import (
     render_agreement,
     shares_in_the_same_order,
 )
-from leaderboard.entries import BOARDS_DIR, StrategyUsed, read_board, read_entries
+from leaderboard.board import BOARDS_DIR, read_board, read_entries
+from leaderboard.entries import StrategyUsed
 from leaderboard.table import make_table
 from tests.conftest import user_error
 

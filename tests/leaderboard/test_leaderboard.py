@@ -21,22 +21,8 @@ from benchmark.evaluation.tasks import Retrieval, ZeroShotClassification
 from benchmark.registry import SUITES
 from benchmark.runtime.errors import UserError
 from benchmark.scales import SCALES
-from leaderboard.entries import (
-    BOARDS_DIR,
-    Board,
-    Entry,
-    PoolUsed,
-    Rules,
-    StrategyUsed,
-    SubsetUsed,
-    SuiteName,
-    board_names,
-    read_board,
-    read_entries,
-    read_entry,
-    read_other_pools,
-    write_entry,
-)
+from leaderboard.board import BOARDS_DIR, Board, Rules, board_names, read_board, read_entries, read_other_pools
+from leaderboard.entries import Entry, PoolUsed, StrategyUsed, SubsetUsed, SuiteName, read_entry, write_entry
 from leaderboard.peers import Peers, SeedScores
 from leaderboard.statistics import (
     RankRange,

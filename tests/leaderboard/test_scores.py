@@ -28,17 +28,9 @@ from benchmark.runtime.records import Record, read_record, write_record
 from benchmark.runtime.text_tables import score, signed
 from benchmark.scales import SCALES
 from benchmark.training.train import CHECKPOINT_RECORD_NAME as TRAINED_NAME
+from leaderboard.board import read_board, read_entries
 from leaderboard.curve import curve_frame, plot_curve, render_curve
-from leaderboard.entries import (
-    Entry,
-    PoolUsed,
-    SubsetUsed,
-    SuiteName,
-    read_board,
-    read_entries,
-    read_entry,
-    write_entry,
-)
+from leaderboard.entries import Entry, PoolUsed, SubsetUsed, SuiteName, read_entry, write_entry
 from leaderboard.score_folders import TRAINED_PATH, read_over_seeds
 from leaderboard.score_rows import ScoreEstimate
 from leaderboard.score_sets import SampleCounts, ScoreSet, TaskCost

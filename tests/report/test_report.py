@@ -30,7 +30,8 @@ from benchmark.runtime.failures import EXIT_USER
 from benchmark.selection.engine import run_filters
 from benchmark.selection.rules import Cut, Rule
 from benchmark.selection.scoring import top_fraction
-from leaderboard.entries import BOARDS_DIR, Entry, PoolUsed, SubsetUsed, SuiteName, read_board, write_entry
+from leaderboard.board import BOARDS_DIR, read_board
+from leaderboard.entries import Entry, PoolUsed, SubsetUsed, SuiteName, write_entry
 from leaderboard.table import make_table
 from tests.conftest import jpeg, members, uid, write_pool
 

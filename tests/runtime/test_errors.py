@@ -18,11 +18,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch.utils.data import DataLoader, Dataset
 
+from benchmark.cli.command_table import COMMANDS, VERB_NAMES
 from benchmark.cli.commands import filter as filter_command
 from benchmark.cli.job import Job
 from benchmark.cli.main import main
 from benchmark.cli.options import option_names
-from benchmark.cli.table import COMMANDS, VERB_NAMES
 from benchmark.registry import STRATEGIES
 from benchmark.runtime import errors, failures
 from benchmark.runtime.errors import NotFoundError, UnknownNameError, UserError

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.cli.command_table import COMMANDS
 from benchmark.cli.main import EXIT_SWEEP, main
 from benchmark.cli.options import option_names
-from benchmark.cli.table import COMMANDS
 from benchmark.registry import STRATEGIES
 from benchmark.runtime.failures import EXIT_USER
 from tests import fake_slurm

@@ -1,1 +1,1 @@
-"""A file for each command of `winnow`; `cli/table.py` lists them."""
+"""A file for each command of `winnow`; `cli/command_table.py` lists them."""
