@@ -131,7 +131,7 @@ def crop_and_resize(pixels: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     """Cut a crop out and resize it (bicubic, antialiased) to (size, size, 3) uint8.
 
     By torch, on bytes: Pillow's resizing, whose pixels differ in a fiftieth of all at most, and hardly, takes two
-    thirds of the time that a sample takes (`scripts/perf/README.md`).
+    thirds of the time that a sample takes (docs/performance.md).
     """
     cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     image = torch.from_numpy(cut).permute(2, 0, 1)[None]

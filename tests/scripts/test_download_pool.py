@@ -530,10 +530,12 @@ def test_metadata_comes_from_the_hub_flat_and_only_what_is_missing(hub, tmp_path
     assert (out / "metadata" / "part_1_aa.npz").read_bytes() == b"features of part_1/aa.parquet"
 
 
-def test_the_commands_of_the_readme_run_in_their_order(hub, img2dataset, tmp_path, monkeypatch):
+def test_the_commands_of_the_page_run_in_their_order(hub, img2dataset, tmp_path, monkeypatch):
     """On a hub of three pairs whose links are dead."""
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"^python scripts/download_pool\.py (.*)$", (ROOT / "README.md").read_text(), re.M)
+    lines = re.findall(
+        r"^python scripts/download_pool\.py (.*)$", (ROOT / "docs/guides/commonpool.md").read_text(), re.M
+    )
     assert [line.split()[-1] for line in lines] == ["--dry-run", "--make-venv", "pools/small", "--retry", "--report"]
     variables = {**hub.variables, "WINNOW_CACHE_DIR": str(img2dataset.parents[2])}
     for line in lines:

@@ -21,7 +21,7 @@ from benchmark.runtime.failures import EXIT_USER
 from tests import fake_slurm
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/guides/cluster.md").read_text()
 FILES = sorted((ROOT / "scripts" / "slurm").iterdir())
 VERBS = ("filter", "train", "evaluate")
 PLUGIN = '''"""Filters that end their process, or wait for a signal as training does."""
@@ -140,10 +140,10 @@ def test_ctrl_c_stops_the_jobs_and_ends_in_one_sentence(pico_pool, folder):
 
 
 def test_slurm_gets_one_array_with_the_settings_given(pico_pool, cluster, monkeypatch, capsys):
-    """The README's command, with another verb, which takes less time."""
+    """The page's command, with another verb, which takes less time."""
     for name, value in cluster.items():
         monkeypatch.setenv(name, value)
-    (command,) = [line for line in README.splitlines() if "submitit_slurm" in line]
+    (command,) = [line for line in PAGE.splitlines() if "submitit_slurm" in line]
     arguments = ["filter", *command.split()[2:], "scale=pico", f"pool_dir={pico_pool}"]
     assert main([*arguments, "+hydra.launcher.additional_parameters.reservation=night"]) == 0
     assert "2 of 2 jobs succeeded" in capsys.readouterr().out
@@ -187,9 +187,9 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
     assert not Path("experiments").exists()
 
 
-def test_the_readmes_submission_is_taken(cluster):
+def test_the_pages_submission_is_taken(cluster):
     stand_in(cluster, 'test "$2" = --cfg=job')
-    (command,) = [line for line in README.splitlines() if line.startswith("scripts/slurm/submit.sh ")]
+    (command,) = [line for line in PAGE.splitlines() if line.startswith("scripts/slurm/submit.sh ")]
     done = submit(cluster, *shlex.split(command)[1:])
     assert done.returncode == 0, done.stderr
     assert len(fake_slurm.submissions(cluster)) == 3
