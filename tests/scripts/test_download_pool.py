@@ -533,9 +533,8 @@ def test_metadata_comes_from_the_hub_flat_and_only_what_is_missing(hub, tmp_path
 def test_the_commands_of_the_page_run_in_their_order(hub, img2dataset, tmp_path, monkeypatch):
     """On a hub of three pairs whose links are dead."""
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(
-        r"^python scripts/download_pool\.py (.*)$", (ROOT / "docs/guides/commonpool.md").read_text(), re.M
-    )
+    page = (ROOT / "docs/guides/commonpool.md").read_text()
+    lines = re.findall(r"^python scripts/download_pool\.py (.*)$", page, re.M)
     assert [line.split()[-1] for line in lines] == ["--dry-run", "--make-venv", "pools/small", "--retry", "--report"]
     variables = {**hub.variables, "WINNOW_CACHE_DIR": str(img2dataset.parents[2])}
     for line in lines:
