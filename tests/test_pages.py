@@ -44,7 +44,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # Pages whose programs have tests of their own.
 ELSEWHERE = {
     "docs/performance.md": "tests/scripts/test_perf.py runs the measuring programs on small pools",
-    "docs/python.md": "tests/api/test_docs.py runs its code",
+    "docs/python.md": "tests/api/test_python_page.py runs its code",
     "docs/evaluation.md": "tests/evaluation/test_kinds.py runs the new kind of task",
     "docs/shards.md": "tests/pool/test_pool_import.py runs the code that writes tars",
 }
