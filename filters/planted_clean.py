@@ -1,4 +1,4 @@
-"""The planted labels of the embedded pool, as a reference: what knowing each pair's noise would keep. No ceiling."""
+"""The planted labels of the embedded pool, an oracle: what knowing each pair's noise would keep; not an upper bound."""
 
 import pandas as pd
 
@@ -7,5 +7,5 @@ from benchmark import register_filter
 
 @register_filter(planted=["is_clean"], reference=True)
 def planted_clean(rows: pd.DataFrame) -> pd.Series:
-    """Keep the pairs that were drawn clean."""
+    """Keep the pairs that were generated clean."""
     return rows["is_clean"]

@@ -87,7 +87,7 @@ class Entry:
     within: Hash | None = None  # sha256 of the subset file that the strategy filtered inside
     given_subset: Hash | None = None  # sha256 of a subset file that was taken instead of a strategy
     chance: dict[str, Score] = field(default_factory=dict)  # task -> what guessing gets; older entries do not say
-    comparable: bool = True  # False: trained by a scale of one's own
+    comparable: bool = True  # False: trained by a custom scale
     format_version: Literal[0] = 0
 
     @pydantic.field_validator("seeds")

@@ -76,7 +76,7 @@ def strategy_lines(strategies: Sequence[Strategy]) -> list[str]:
     for strategy in strategies:
         # A signal takes the options of the filter that uses it.
         prefix = "" if strategy.is_signal else f"filters.{strategy.name}."
-        kind = strategy.kind + (", reference: cannot be submitted" if strategy.reference else "")
+        kind = strategy.kind + (", oracle: cannot be submitted" if strategy.reference else "")
         lines += [f"  {strategy.name} ({kind}): {strategy.summary}", f"      {strategy.paper}"]
         if strategy.has_cut:
             cut = (

@@ -166,7 +166,7 @@ def _experiments_beside(exp_dir: Path) -> list[tuple[Path, Record]]:
 
 
 def _cache_key(pool: Pool, rule: ResolvedRule) -> dict[str, Json]:
-    """Return what a default subset hangs on; also what is in metadata and features, not in the fingerprint."""
+    """Return what a default subset depends on; also what is in metadata and features, not in the fingerprint."""
     return {
         "pool": pool.compute_fingerprint(),
         "rule": without_sources(rule.as_json()),

@@ -486,7 +486,7 @@ def test_help_and_lists(capsys):
         "DataComp",
     ):
         assert words in out
-    assert "planted_clean (filter, reference: cannot be submitted)" in out
+    assert "planted_clean (filter, oracle: cannot be submitted)" in out
     assert re.search(r"seeds +training seeds, such as 0 or \[0,1,2\]; each has a folder of its own \(default: 0\)", out)
 
 
