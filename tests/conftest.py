@@ -48,6 +48,28 @@ def _no_strategy_outlives_its_test():
                 del registered[name]
 
 
+@pytest.fixture
+def own_registry():
+    """The registered tasks and suites, as they were again after the test: in place, as modules hold them by name."""
+    from benchmark.registry import SUITES, TASKS, load_tasks
+
+    load_tasks()
+    before = [(each, dict(each)) for each in (TASKS, SUITES)]
+    yield TASKS, SUITES
+    for each, of_before in before:
+        each.clear()
+        each.update(of_before)
+
+
+# Few tests that take long, of which one alone may keep a process busy while others have nothing left: begun first.
+LONG = ("test_pages", "test_kill", "test_ranks", "test_slurm", "test_restamp", "test_executor", "test_webdataset")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest; the option --no-loadscope-reorder has xdist keep that order."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def strategies():
     """The shipped strategies, loaded."""

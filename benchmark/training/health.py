@@ -76,7 +76,7 @@ class WandbRun:
                 id=digest([str(self.exp_dir.resolve()), self.seed])[:16],
                 name=f"{self.exp_dir.name} seed {self.seed}",
                 group=self.exp_dir.name,
-                dir=str(logs_dir),
+                dir=str(logs_dir.resolve()),  # its own process keeps the folder that it was started in
                 mode="offline" if self.mode == "offline" else "online",
                 resume="allow",
                 config=dict(config),

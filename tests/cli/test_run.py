@@ -8,7 +8,7 @@ import pytest
 from benchmark.cli import scores
 from benchmark.cli.main import main
 from benchmark.pool.pool import Pool
-from benchmark.registry import SUITES, TASKS, load_tasks
+from benchmark.registry import SUITES, load_tasks
 from benchmark.runtime.errors import UserError
 from benchmark.scales import SCALES
 from tests.cli.test_cli import failing
@@ -70,9 +70,7 @@ def test_workers_reach_the_evaluation(pico_pool, monkeypatch, capsys, given, exp
     assert calls[0][0][-1].workers == expected
 
 
-def test_scores_of_tasks_of_ones_own_are_shown_beside_those_of_the_suite(pico_pool, tmp_path, capsys, monkeypatch):
-    load_tasks()
-    monkeypatch.setattr("benchmark.registry.TASKS", dict(TASKS))
+def test_scores_of_tasks_of_ones_own_are_shown_beside_those_of_the_suite(pico_pool, tmp_path, capsys, own_registry):
     (tmp_path / "phd.py").write_text(PLUGIN)
     shutil.copytree(pico_pool / "eval", tmp_path / "sets")
     shutil.copytree(tmp_path / "sets" / "wds_pico-digits_test", tmp_path / "sets" / "wds_phd_test")

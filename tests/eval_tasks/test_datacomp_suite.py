@@ -138,8 +138,7 @@ register_suite(Suite(name="{name}", version=1, tasks=("hidden/{name}",)))
 '''
 
 
-def test_a_hidden_suite_is_a_file_and_a_folder_outside(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("benchmark.registry.TASKS", dict(TASKS))
+def test_a_hidden_suite_is_a_file_and_a_folder_outside(place, tmp_path, capsys, own_registry):
     plugin = tmp_path / "hidden.py"
     plugin.write_text(HIDDEN.format(name="secret"))
     (tmp_path / "wds_hidden-secret_test").symlink_to(place / "sets" / "wds_mnist_test")
@@ -152,15 +151,6 @@ def test_a_hidden_suite_is_a_file_and_a_folder_outside(place, tmp_path, capsys, 
     finally:
         TASKS.pop("hidden/secret", None)
         SUITES.pop("secret", None)
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    """What a test registers is forgotten after it."""
-    load_tasks()
-    monkeypatch.setattr("benchmark.registry.TASKS", tasks := dict(TASKS))
-    monkeypatch.setattr("benchmark.registry.SUITES", suites := dict(SUITES))
-    return tasks, suites
 
 
 def test_a_suite_of_datacomps_tasks_is_listed_beside_datacomps(own_registry, tmp_path, capsys):
