@@ -21,7 +21,7 @@ import torch
 
 from benchmark.cli.main import main
 from benchmark.models.build import build_model
-from benchmark.registry import STRATEGIES, SUITES, TASKS, load_tasks, tasks_named
+from benchmark.registry import tasks_named
 from benchmark.scales import SCALES, get_scale
 from tests.datacomp_sets import write_datacomp_sets
 
@@ -128,19 +128,14 @@ def name_of(path):
 
 
 @pytest.fixture
-def registered():
-    """Forget what a page registered."""
-    load_tasks()  # what is shipped stays
-    before = [(each, dict(each)) for each in (STRATEGIES, TASKS, SUITES)]
+def ray_ends():
+    """Stop Ray, which executor=ray starts."""
     yield
-    ray.shutdown()  # started by executor=ray
-    for each, of_before in before:
-        each.clear()
-        each.update(of_before)
+    ray.shutdown()
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if has_code(path)], ids=name_of)
-def test_what_a_page_says_runs(path, tmp_path, monkeypatch, strategies, pico_pool, registered):
+def test_what_a_page_says_runs(path, tmp_path, monkeypatch, strategies, pico_pool, own_registry, ray_ends):
     monkeypatch.chdir(tmp_path)
     blocks = blocks_of(path)
     if any(commands_of(block) for block in blocks):

@@ -144,13 +144,9 @@ def test_a_hidden_suite_is_a_file_and_a_folder_outside(place, tmp_path, capsys, 
     (tmp_path / "wds_hidden-secret_test").symlink_to(place / "sets" / "wds_mnist_test")
     options = command(place, "hidden", "tasks=secret", f"plugins={plugin}", strict=True)
     options[3] = f"eval_dir={tmp_path}"
-    try:
-        assert main(options) == 0
-        assert set(lines_of(place / "hidden")) == {"hidden/secret"}
-        assert "Hidden digits" in (place / "hidden" / "eval_results.jsonl").read_text()
-    finally:
-        TASKS.pop("hidden/secret", None)
-        SUITES.pop("secret", None)
+    assert main(options) == 0
+    assert set(lines_of(place / "hidden")) == {"hidden/secret"}
+    assert "Hidden digits" in (place / "hidden" / "eval_results.jsonl").read_text()
 
 
 def test_a_suite_of_datacomps_tasks_is_listed_beside_datacomps(own_registry, tmp_path, capsys):
